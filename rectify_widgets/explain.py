@@ -1,0 +1,377 @@
+"""Input attribution maps through captum: which input values speak for a class.  Imports the engine.
+
+`attribute` is the one way in.  Each method is a small function on one chunk of inputs, with its
+options in a dataclass of `explain_options`; captum does the calculation.  The model that a method
+sees is a `_Probe`: it runs the real model on a copy of the inputs, so that in-place operations
+harm nothing, and asks before every forward pass whether to stop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, TypeAlias
+
+import torch
+from captum.attr import (
+    InputXGradient,
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, nn
+
+from rectify_widgets.engine.checks import (
+    check_choice,
+    check_inputs,
+    check_int,
+    check_labels,
+    nearest,
+)
+from rectify_widgets.engine.inspection import inspecting, model_device, model_dtype, predict
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.explain_options import (
+    GradCamOptions,
+    InputXGradientOptions,
+    IntegratedGradientsOptions,
+    OcclusionOptions,
+    SaliencyOptions,
+    SmoothGradOptions,
+)
+
+IMAGE_DIMENSIONS = 4
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    method: str = "integrated-gradients",
+    target: int | Tensor | None = None,
+    layer: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attribution of one class's score to the values of each input.
+
+    Args:
+        model: maps ``N × C × H × W`` inputs to ``N × classes`` scores.  It is run in evaluation
+            mode and left as it was: flags, hooks, gradients and the random state.
+        inputs: ``N × C × H × W``, floating point, in the model's input space.
+        method: ``"integrated-gradients"``, ``"saliency"``, ``"input-x-gradient"``,
+            ``"smoothgrad"``, ``"grad-cam"`` or ``"occlusion"``.
+        target: the class to explain, one number for all or ``N`` numbers; ``None`` means the
+            class that the model itself predicts for each input.
+        layer: dotted name of the layer that Grad-CAM looks at; other methods take none.
+        batch_size: most inputs in one forward pass; it changes memory and time, not the result.
+        seed: of SmoothGrad's noise.
+        progress: called with the fraction done and a message.
+        cancel: asked before every forward pass.
+        **options: of the method; see the ``…Options`` class of each.
+
+    Returns:
+        ``N × C × H × W``, or ``N × 1 × H × W`` for Grad-CAM (bilinear), with the dtype and on the
+        device of ``inputs``.
+
+    Raises:
+        TypeError: an option that the method does not have, or an argument of the wrong kind.
+        ValueError: inputs, targets, layer names or numbers that cannot be used.
+        Cancelled: ``cancel`` answered ``True``.
+
+    Example:
+        >>> maps = attribute(model, images, method="occlusion", window=5)
+        >>> maps.shape == images.shape
+        True
+    """
+    explain, chosen = _prepare(method, layer, options)
+    images = check_images(inputs)
+    check_int("batch_size", batch_size, low=1)
+    check_int("seed", seed, low=0)
+    monitor = Monitor(progress, cancel)
+    with inspecting(model) as module:
+        probe = _Probe(module, monitor, batch_size, seed)
+        if method == "grad-cam":
+            probe.layer = find_layer(module, layer)
+        count, parts = len(images), []
+        targets = _targets(probe, images, target)
+        for start in range(0, count, batch_size):
+            chunk = probe.place(images[start : start + batch_size])
+            probe.enter(start, count, len(chunk), method)
+            classes = targets[start : start + batch_size]
+            if target is None:
+                classes = probe.forward(chunk).argmax(dim=1)
+            with torch.enable_grad():
+                maps = explain(probe, chunk, classes, chosen)
+            parts.append(maps.detach().to(device=images.device, dtype=images.dtype))
+    monitor.report(1.0, f"{method}: {count} of {count}")
+    result = torch.cat(parts)
+    if not bool(torch.isfinite(result).all()):
+        raise ValueError(
+            f"model: its {method} map has NaN or infinite values; check that its scores and "
+            "weights are finite, or try it in float32"
+        )
+    return result
+
+
+class _Probe:
+    """The model as captum sees it, and where in the work it is called."""
+
+    def __init__(self, model: nn.Module, monitor: Monitor, batch_size: int, seed: int) -> None:
+        self.model = model
+        self.layer: nn.Module | None = None
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first, self.count = 0, 0
+        self._monitor = monitor
+        self._message = ""
+        self._span = (0.0, 1.0)
+        self._passes = 0
+        self._expected = 1
+
+    def place(self, chunk: Tensor) -> Tensor:
+        """An own copy of a chunk, on the model's device and in its floating-point type."""
+        place = chunk.detach().to(
+            device=model_device(self.model), dtype=model_dtype(self.model), copy=True
+        )
+        return place.requires_grad_()
+
+    def enter(self, start: int, count: int, size: int, method: str) -> None:
+        """Begin the chunk that starts at input ``start`` of ``count``."""
+        self.first, self.count = start, count
+        self._span = (start / count, size / count)
+        self._message = f"{method}: {start} of {count}"
+        self._passes, self._expected = 0, 1
+
+    def expect(self, passes: int) -> None:
+        """Say how many forward passes the chunk takes, for the progress report."""
+        self._passes, self._expected = 0, max(passes, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores ``N × classes`` of a copy of ``inputs``."""
+        start, share = self._span
+        done = min(self._passes / self._expected, 1.0)
+        self._monitor.report(start + share * done, self._message)
+        self._passes += 1
+        return predict(self.model, inputs.clone())
+
+    def forward_around_layer(self, inputs: Tensor) -> Tensor:
+        """Like `forward`, but what follows the layer gets a copy of the layer's output.
+
+        The hook is registered for the length of the call only, hence after captum's own, which
+        therefore keeps a tensor that no later in-place operation changes.
+        """
+        assert self.layer is not None
+        handle = self.layer.register_forward_hook(_copy_output)
+        try:
+            return self.forward(inputs)
+        finally:
+            handle.remove()
+
+
+def _copy_output(_: nn.Module, __: object, output: object) -> object:
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def _integrated_gradients(
+    probe: _Probe, inputs: Tensor, target: Tensor, options: IntegratedGradientsOptions
+) -> Tensor:
+    rows = max(probe.batch_size // len(inputs), 1)
+    probe.expect(math.ceil(options.steps / rows))
+    maps: Tensor = IntegratedGradients(probe.forward).attribute(
+        inputs,
+        baselines=_baseline(probe, inputs, options.baseline),
+        target=target,
+        n_steps=options.steps,
+        internal_batch_size=max(probe.batch_size, len(inputs)),
+    )
+    return maps
+
+
+def _saliency(probe: _Probe, inputs: Tensor, target: Tensor, options: SaliencyOptions) -> Tensor:
+    maps: Tensor = Saliency(probe.forward).attribute(inputs, target=target, abs=options.absolute)
+    return maps
+
+
+def _input_x_gradient(
+    probe: _Probe, inputs: Tensor, target: Tensor, _: InputXGradientOptions
+) -> Tensor:
+    maps: Tensor = InputXGradient(probe.forward).attribute(inputs, target=target)
+    return maps
+
+
+def _smoothgrad(
+    probe: _Probe, inputs: Tensor, target: Tensor, options: SmoothGradOptions
+) -> Tensor:
+    probe.expect(options.samples)
+    plain = inputs.detach()
+    flat = plain.flatten(1)
+    spread = options.noise * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
+    generators = [
+        torch.Generator().manual_seed(probe.seed + probe.first + row) for row in range(len(plain))
+    ]
+    total = torch.zeros_like(plain)
+    gradient = Saliency(probe.forward)
+    for _ in range(options.samples):
+        noise = torch.stack([torch.randn(plain.shape[1:], generator=g) for g in generators])
+        noisy = plain + spread * noise.to(plain)
+        total += gradient.attribute(noisy.requires_grad_(), target=target, abs=False)
+    mean = total / options.samples
+    return mean.abs() if options.absolute else mean
+
+
+def _grad_cam(probe: _Probe, inputs: Tensor, target: Tensor, options: GradCamOptions) -> Tensor:
+    assert probe.layer is not None
+    sizes: list[tuple[int, ...]] = []
+    with _watching(probe.layer, lambda output: sizes.append(tuple(output.shape))):
+        probe.forward(inputs)
+    if len(sizes) != 1 or len(sizes[0]) != IMAGE_DIMENSIONS:
+        found = f"outputs of shape {sizes[0]}" if sizes else "no output: the model never calls it"
+        if len(sizes) > 1:
+            found = f"{len(sizes)} outputs in one forward pass"
+        raise ValueError(
+            f"layer: this one has {found}, want one output of N × C × H × W; name a convolution"
+        )
+    maps = LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
+        inputs, target=target, relu_attributions=options.relu
+    )
+    shape = tuple(inputs.shape[-2:])
+    upsampled: Tensor = LayerAttribution.interpolate(maps, shape, interpolate_mode="bilinear")
+    return upsampled
+
+
+def _occlusion(probe: _Probe, inputs: Tensor, target: Tensor, options: OcclusionOptions) -> Tensor:
+    channels, height, width = inputs.shape[1:]
+    window = options.window or max(min(height, width) // 7, options.stride or 1)
+    if window > min(height, width):
+        raise ValueError(
+            f"window: got {window} for images of {height} × {width}, want at most "
+            f"{min(height, width)}"
+        )
+    stride = options.stride or max(window // 2, 1)
+    places = math.prod(math.ceil((side - window) / stride) + 1 for side in (height, width))
+    together = max(probe.batch_size // len(inputs), 1)
+    probe.expect(math.ceil(places / together) + 1)
+    maps: Tensor = Occlusion(probe.forward).attribute(
+        inputs.detach(),
+        sliding_window_shapes=(channels, window, window),
+        strides=(channels, stride, stride),
+        baselines=_baseline(probe, inputs, options.baseline),
+        target=target,
+        perturbations_per_eval=together,
+    )
+    return maps
+
+
+_Explain: TypeAlias = Callable[[_Probe, Tensor, Tensor, Any], Tensor]
+
+_METHODS: Mapping[str, tuple[_Explain, type]] = {
+    "integrated-gradients": (_integrated_gradients, IntegratedGradientsOptions),
+    "saliency": (_saliency, SaliencyOptions),
+    "input-x-gradient": (_input_x_gradient, InputXGradientOptions),
+    "smoothgrad": (_smoothgrad, SmoothGradOptions),
+    "grad-cam": (_grad_cam, GradCamOptions),
+    "occlusion": (_occlusion, OcclusionOptions),
+}
+
+METHODS: tuple[str, ...] = tuple(_METHODS)
+"""Names of the attribution methods."""
+
+
+def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> tuple[_Explain, Any]:
+    """The function of a method and its checked options."""
+    explain, kind = _METHODS[check_choice("method", method, METHODS)]
+    known = [field.name for field in fields(kind)]
+    for name in options:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "has none"
+            raise TypeError(
+                f"attribute() got an option {name!r} that method {method!r} does not have; it "
+                f"{has}{nearest(name, known)}"
+            )
+    if layer is not None and method != "grad-cam":
+        raise ValueError(f"layer: method {method!r} has no layer, want method='grad-cam' or None")
+    return explain, kind(**options)
+
+
+def check_images(inputs: object) -> Tensor:
+    """``inputs`` if they are a finite, floating ``N × C × H × W`` batch."""
+    images = check_inputs("inputs", inputs)
+    if images.ndim != IMAGE_DIMENSIONS:
+        raise ValueError(
+            f"inputs: got shape {tuple(images.shape)}, want N × C × H × W"
+            + ("; add the batch dimension with [None]" if images.ndim < IMAGE_DIMENSIONS else "")
+        )
+    return images
+
+
+def find_layer(model: nn.Module, name: str | None) -> nn.Module:
+    """The module of that dotted name; without a name the last convolution.
+
+    Raises:
+        TypeError: the name is not a string.
+        ValueError: no module of that name, or no convolution where none was named.
+    """
+    if name is None:
+        convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+        if not convolutions:
+            raise ValueError("layer: the model has no convolution, want the name of a layer")
+        return convolutions[-1]
+    if not isinstance(name, str):
+        raise TypeError(f"layer: got {type(name).__name__}, want a dotted module name or None")
+    parts: dict[str, nn.Module] = dict(model.named_modules())
+    if not name or name not in parts:
+        raise ValueError(
+            f"layer: the model has no module {name!r}{nearest(name, list(parts)[1:])}; "
+            "dict(model.named_modules()) lists them"
+        )
+    return parts[name]
+
+
+def _targets(probe: _Probe, inputs: Tensor, target: int | Tensor | None) -> Tensor:
+    """One class number an input, checked against the model's scores (zeros where none is given)."""
+    if target is None:
+        return torch.zeros(len(inputs), dtype=torch.int64, device=model_device(probe.model))
+    classes = int(probe.forward(probe.place(inputs[:1])).shape[1])
+    if isinstance(target, int) and not isinstance(target, bool):
+        target = torch.full((len(inputs),), target)
+    return check_labels("target", target, count=len(inputs), classes=classes).to(
+        model_device(probe.model)
+    )
+
+
+def _baseline(probe: _Probe, inputs: Tensor, baseline: float | Tensor) -> Tensor:
+    """The baseline as a tensor of the chunk's shape."""
+    if not isinstance(baseline, Tensor):
+        return torch.full_like(inputs, float(baseline), requires_grad=False)
+    value = baseline.detach().to(inputs)
+    if value.ndim == inputs.ndim and len(value) == probe.count:
+        value = value[probe.first : probe.first + len(inputs)]
+    try:
+        return value.expand_as(inputs).contiguous()
+    except RuntimeError:
+        raise ValueError(
+            f"baseline: got shape {tuple(baseline.shape)}, want one that broadcasts to the inputs' "
+            f"N × {' × '.join(map(str, inputs.shape[1:]))}"
+        ) from None
+
+
+@contextmanager
+def _watching(layer: nn.Module, callback: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``callback(output)`` for each of the layer's outputs while the block runs."""
+
+    def hook(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            callback(output)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
