@@ -1,0 +1,1 @@
+"""Find, show and mend the layer behind an unreliable behaviour of an image classifier."""

@@ -1,0 +1,346 @@
+"""The rank-one edit of one layer in closed form, and applying it, taking it back, keeping it.
+
+Imports torch and safetensors.  In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped
+convolution is edited group by group, rank one within each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rectify_widgets.engine.checks import check_module, nearest
+from rectify_widgets.engine.inspection import unwrap, working_dtype
+from rectify_widgets.engine.layers import EditableLayer
+from rectify_widgets.engine.solver import Solver
+from rectify_widgets.engine.statistics import weight_bytes
+
+DIRECTIONS = ("contrast", "key")
+_FORMAT = "rectify_widgets.edits.1"
+
+
+class Unreached(ValueError):
+    """The corruption does not reach the layer, so that no edit of it can help."""
+
+
+# --- the closed form -----------------------------------------------------------------------------
+
+
+def edit_direction(
+    layer: EditableLayer, solver: Solver, corrupted: Tensor, clean: Tensor, kind: str, ridge: float
+) -> Tensor:
+    """Edit direction ``d``, ``G × K``, from keys ``N × G × K × P``.
+
+    ``"key"`` is ``C⁻¹ Σ w_p k̃_p`` (Yang et al. 2026), ``"contrast"`` is ``C⁻¹ Σ w_p (k̃_p − k_p)``,
+    with ``w_p = ‖k̃_p − k_p‖`` normalised to sum 1 over samples and positions.
+
+    Raises:
+        Unreached: the keys of the pairs do not differ, or the weighted sum vanishes.
+    """
+    change = corrupted - clean
+    weights = change.norm(dim=2)
+    sums = weights.sum(dim=(0, 2))
+    if float(sums.max()) <= 0.0:
+        raise Unreached(f"layer: the corruption of the pairs does not reach layer {layer.name!r}")
+    weights = weights / sums.clamp_min(torch.finfo(weights.dtype).tiny).reshape(1, -1, 1)
+    source = corrupted if kind == "key" else change
+    mean = torch.einsum("ngp,ngkp->gk", weights, source)
+    longest = float(torch.einsum("ngp,ngp->g", weights, source.norm(dim=2)).max())
+    if float(mean.norm()) <= 1e-6 * longest:
+        raise Unreached(
+            f"layer: the {kind} direction of layer {layer.name!r} vanishes: the changes of its "
+            "keys cancel out over the positions"
+        )
+    return solver.solve(mean, ridge)
+
+
+def closed_form(layer: EditableLayer, direction: Tensor, corrupted: Tensor, clean: Tensor) -> Tensor:
+    """``Λ``, ``G × O/G``, the least-squares optimum for one direction ``G × K``.
+
+    It minimises ``Σ_p ‖v_p − (W + Λ dᵀ) k̃_p‖²``: ``Λ = Σ s_p (v_p − ṽ_p) / Σ s_p²`` with
+    ``s_p = dᵀ k̃_p``.
+    """
+    response = torch.einsum("gk,ngkp->ngp", direction, corrupted)
+    missing = layer.values(clean - corrupted)
+    energy = response.square().sum(dim=(0, 2)).unsqueeze(1)
+    moved = torch.einsum("ngp,ngop->go", response, missing)
+    return torch.where(energy > 0, moved / energy.clamp_min(torch.finfo(energy.dtype).tiny), 0.0)
+
+
+def closed_form_channel(
+    layer: EditableLayer, direction: Tensor, corrupted: Tensor, missing: Tensor
+) -> Tensor:
+    """``Λ``, ``G × O/G × kh·kw``, in the channel key space (Bau et al. 2020).
+
+    Args:
+        layer: a convolution.
+        direction: ``G × C_in/G``.
+        corrupted: the layer's corrupted input, ``N × C_in × H × W``.
+        missing: ``v − ṽ``, ``N × G × O/G × P``.
+
+    With ``s = ⟨d, k⟩`` as a one-channel image, ``conv(k, W + Λ d) − conv(k, W) = conv(s, Λ)``, so
+    ``Λ`` is a least-squares problem with ``kh·kw`` unknowns for each output channel.
+    """
+    conv = layer.module
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - linear layers have one key space
+    samples, _, height, width = corrupted.shape
+    grouped = corrupted.reshape(samples, layer.groups, -1, height, width)
+    image = torch.einsum("gc,ngchw->nghw", direction, grouped)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = functional.pad(image, conv._reversed_padding_repeated_twice, mode=mode)
+    patches = functional.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)
+    patches = patches.reshape(samples, layer.groups, -1, patches.shape[-1])
+    rows = patches.permute(1, 0, 3, 2).flatten(1, 2)
+    targets = missing.permute(1, 0, 3, 2).flatten(1, 2)
+    return (torch.linalg.pinv(rows) @ targets).transpose(1, 2)
+
+
+# --- the edit as a thing to keep -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RankOneEdit:
+    """A rank-one change of one layer's weight, solved for one particular weight.
+
+    Attributes:
+        layer: dotted name of the layer.
+        left: ``Λ``; ``O``, or ``O × kh·kw`` in the channel key space.
+        right: ``d``; ``K`` (``G × K`` where the layer has groups).
+        shape: shape of the weight.
+        direction, ridge, key_space: how it was solved.
+        solved_for: digest of the weight that it was solved for.
+    """
+
+    layer: str
+    left: Tensor
+    right: Tensor
+    shape: tuple[int, ...]
+    direction: str
+    ridge: float
+    key_space: str
+    solved_for: str
+    _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.shape))
+        return (
+            f"RankOneEdit({self.layer!r}, weight {shape}, {self.direction} direction, "
+            f"ridge {self.ridge:g})"
+        )
+
+    @property
+    def delta(self) -> Tensor:
+        """``Λ dᵀ`` in the shape of the weight."""
+        right = self.right.reshape(-1, self.right.shape[-1])
+        left = self.left.reshape(len(right), -1, *self.left.shape[1:])
+        if self.key_space == "channel" and len(self.shape) > 2:  # noqa: PLR2004 - a convolution
+            whole = torch.einsum("gop,gc->gocp", left, right)
+        else:
+            whole = torch.einsum("go,gk->gok", left, right)
+        return whole.reshape(self.shape)
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> None:
+        """Add the edit to the layer's weight, in place.
+
+        Args:
+            model: the model that the edit was solved for, or a copy of it.
+            force: apply it to a layer whose weight is another than the one it was solved for.
+
+        Raises:
+            TypeError: ``model`` is not a module.
+            ValueError: no such layer, another shape, or other weights without ``force``.
+        """
+        weight = self._weight(model)
+        if not force and digest(weight) != self.solved_for:
+            raise ValueError(
+                f"model: the weight of layer {self.layer!r} is not the one that this edit was "
+                "solved for; apply it to that model, in the order of solving, or pass force=True"
+            )
+        before = weight.detach().clone()
+        precise = before.to(working_dtype(weight.dtype))
+        after = (precise + self.delta.to(precise)).to(weight.dtype)
+        if not bool(torch.isfinite(after).all()):
+            raise ValueError(
+                f"model: the edit makes the weight of layer {self.layer!r} infinite or NaN in "
+                f"{weight.dtype}"
+            )
+        with torch.no_grad():
+            weight.copy_(after)
+        self._before[digest(weight)] = before
+        _APPLIED.setdefault(unwrap(model), []).append(self)
+
+    def revert(self, model: nn.Module) -> None:
+        """Put the weight back as it was before `apply`, to the bit.
+
+        Raises:
+            TypeError: ``model`` is not a module.
+            ValueError: the edit is not applied to ``model``, or a later one must go first.
+        """
+        weight = self._weight(model)
+        stack = _APPLIED.get(unwrap(model), [])
+        position = max((i for i, edit in enumerate(stack) if edit is self), default=-1)
+        later = [edit for edit in stack[position + 1 :] if edit.is_applied(model)]
+        if position >= 0 and later:
+            raise ValueError(
+                f"model: the edit of layer {later[-1].layer!r} was applied after this one of layer "
+                f"{self.layer!r}; revert the later edit first"
+            )
+        before = self._before.get(digest(weight))
+        if before is None:
+            raise ValueError(
+                f"model: this edit of layer {self.layer!r} is not applied to it as the last one; "
+                "revert later edits first, or apply this one before reverting it"
+            )
+        with torch.no_grad():
+            weight.copy_(before)
+        if position >= 0:
+            del stack[position:]
+
+    def is_applied(self, model: nn.Module) -> bool:
+        """Whether the layer's weight is just what `apply` left behind."""
+        return digest(self._weight(model)) in self._before
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit as a safetensors file; see `load_edits`."""
+        save_edits([self], path)
+
+    def _weight(self, model: nn.Module) -> Tensor:
+        modules = dict(unwrap(check_module("model", model)).named_modules())
+        weight = getattr(modules.get(self.layer), "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"model: it has no layer {self.layer!r}{nearest(self.layer, modules)}, which this "
+                "edit changes"
+            )
+        if tuple(weight.shape) != tuple(self.shape):
+            raise ValueError(
+                f"model: the weight of layer {self.layer!r} has shape {tuple(weight.shape)}, "
+                f"this edit wants {tuple(self.shape)}"
+            )
+        return weight
+
+
+_APPLIED: weakref.WeakKeyDictionary[nn.Module, list[RankOneEdit]] = weakref.WeakKeyDictionary()
+"""Edits in the order in which they were applied to each model, to refuse reverting out of order."""
+
+
+def digest(weight: Tensor) -> str:
+    """Digest of a weight's values, the same in every memory format and on every device."""
+    kind = f"{weight.dtype}{tuple(weight.shape)}".encode()
+    return hashlib.blake2b(kind + weight_bytes(weight), digest_size=16).hexdigest()
+
+
+class Edits(Sequence[RankOneEdit]):
+    """Edits in the order in which they are applied."""
+
+    def __init__(self, edits: Sequence[RankOneEdit] = ()) -> None:
+        self._edits = tuple(edits)
+
+    @overload
+    def __getitem__(self, index: int) -> RankOneEdit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Edits: ...
+    def __getitem__(self, index: int | slice) -> RankOneEdit | Edits:
+        return Edits(self._edits[index]) if isinstance(index, slice) else self._edits[index]
+
+    def __iter__(self) -> Iterator[RankOneEdit]:
+        return iter(self._edits)
+
+    def __len__(self) -> int:
+        return len(self._edits)
+
+    def __repr__(self) -> str:
+        return f"Edits([{', '.join(map(repr, self._edits))}])"
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> None:
+        """Apply all edits in order; where one is refused, those before it are taken back.
+
+        Raises:
+            TypeError, ValueError: as `RankOneEdit.apply`.
+        """
+        done: list[RankOneEdit] = []
+        try:
+            for edit in self:
+                edit.apply(model, force=force)
+                done.append(edit)
+        except BaseException:
+            for edit in reversed(done):
+                edit.revert(model)
+            raise
+
+    def revert(self, model: nn.Module) -> None:
+        """Take all edits back, last first, to the bit.
+
+        Raises:
+            TypeError, ValueError: as `RankOneEdit.revert`.
+        """
+        for edit in reversed(self._edits):
+            edit.revert(model)
+
+    def save(self, path: str | Path) -> None:
+        """Write the edits as one safetensors file; see `load_edits`."""
+        save_edits(self, path)
+
+
+def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
+    """Write edits, in order, as one safetensors file (a few kilobytes; no weight of the model)."""
+    tensors: dict[str, Tensor] = {}
+    about = []
+    for number, edit in enumerate(edits):
+        tensors[f"{number}.left"] = edit.left.detach().cpu().contiguous()
+        tensors[f"{number}.right"] = edit.right.detach().cpu().contiguous()
+        about.append(
+            {
+                "layer": edit.layer,
+                "shape": list(edit.shape),
+                "direction": edit.direction,
+                "ridge": edit.ridge,
+                "key_space": edit.key_space,
+                "solved_for": edit.solved_for,
+            }
+        )
+    save_file(tensors, path, {"format": _FORMAT, "edits": json.dumps(about)})
+
+
+def load_edits(path: str | Path) -> Edits:
+    """Read edits written by `RankOneEdit.save`, `save_edits` or ``Rectification.save``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no edits.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: no file {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"path: {str(path)!r} holds no edits")
+            return Edits(
+                [
+                    RankOneEdit(
+                        layer=str(item["layer"]),
+                        left=file.get_tensor(f"{number}.left"),
+                        right=file.get_tensor(f"{number}.right"),
+                        shape=tuple(int(size) for size in item["shape"]),
+                        direction=str(item["direction"]),
+                        ridge=float(item["ridge"]),
+                        key_space=str(item["key_space"]),
+                        solved_for=str(item["solved_for"]),
+                    )
+                    for number, item in enumerate(json.loads(metadata["edits"]))
+                ]
+            )
+    except SafetensorError as error:
+        raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None

@@ -1,0 +1,296 @@
+"""Which layers of a model can be edited, and a layer seen as keys and values.  Imports torch only.
+
+A layer multiplies its weight with one *key* at each *position* and adds the bias: a `Linear` has
+one position for each token, a `Conv2d` one for each output pixel, whose key is the unfolded input
+patch.  Everything else in the engine works on ``N × G × K × P`` keys (samples, groups, key size,
+positions) and ``N × G × O/G × P`` values and need not know which kind of layer it has before it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from rectify_widgets.engine.checks import check_inputs, check_module, nearest
+from rectify_widgets.engine.inspection import (
+    capturing,
+    inspecting,
+    model_device,
+    model_dtype,
+    predict,
+    unwrap,
+    working_dtype,
+)
+
+KEY_SPACES = ("patch", "channel")
+
+
+@dataclass(frozen=True)
+class EditableLayer:
+    """One editable layer: its dotted name and what is needed to see it as keys and values."""
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution, each with keys of its own; 1 for a linear layer."""
+        return self.module.groups if isinstance(self.module, nn.Conv2d) else 1
+
+    @property
+    def outputs(self) -> int:
+        """Output channels (convolution) or features (linear)."""
+        return int(self.module.weight.shape[0])
+
+    @property
+    def key_size(self) -> int:
+        """Numbers in one patch key: ``C_in / groups · kh · kw`` or the input features."""
+        return prod(self.module.weight.shape[1:])
+
+    @property
+    def kind(self) -> str:
+        """``"Conv2d 3×3"``, ``"Linear"`` and the like, for people."""
+        if not isinstance(self.module, nn.Conv2d):
+            return "Linear"
+        kernel = "×".join(map(str, self.module.kernel_size))
+        grouped = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"Conv2d {kernel}{grouped}"
+
+    def keys(self, inputs: Tensor, samples: int) -> Tensor:
+        """Keys ``N × G × K × P`` of the layer's ``inputs``, as float32 or better.
+
+        ``samples`` is the number of model inputs ``N``; a linear layer inside windows sees more
+        rows than that, which are then positions of their sample.
+        """
+        inputs = inputs.detach().to(working_dtype(inputs.dtype))
+        if isinstance(self.module, nn.Conv2d):
+            return self._unfold(self.module, inputs)
+        return inputs.reshape(samples, -1, 1, inputs.shape[-1]).permute(0, 2, 3, 1)
+
+    def pixels(self, inputs: Tensor, samples: int) -> Tensor:
+        """Channel keys ``N × G × C/G × P`` of the layer's inputs, one position an input pixel."""
+        if not isinstance(self.module, nn.Conv2d):
+            return self.keys(inputs, samples)
+        inputs = inputs.detach().to(working_dtype(inputs.dtype))
+        return inputs.reshape(samples, self.groups, inputs.shape[1] // self.groups, -1)
+
+    def values(self, keys: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``W k`` as ``N × G × O/G × P``, without the bias, with the layer's weight or another."""
+        flat = self.flat(self.module.weight if weight is None else weight).to(keys.dtype)
+        return torch.einsum("gok,ngkp->ngop", flat, keys)
+
+    def flat(self, weight: Tensor) -> Tensor:
+        """The weight as ``G × O/G × K``."""
+        return weight.detach().reshape(self.groups, self.outputs // self.groups, -1)
+
+    def positions(self, outputs: Tensor, samples: int) -> Tensor:
+        """Anything shaped like the layer's output as ``N × G × O/G × P``, as float32 or better."""
+        outputs = outputs.detach().to(working_dtype(outputs.dtype))
+        if isinstance(self.module, nn.Conv2d):
+            return outputs.reshape(samples, self.groups, self.outputs // self.groups, -1)
+        return outputs.reshape(samples, -1, 1, self.outputs).permute(0, 2, 3, 1)
+
+    def _unfold(self, conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+        before_after = conv._reversed_padding_repeated_twice
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        padded = functional.pad(inputs, before_after, mode=mode)
+        keys = functional.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)
+        return keys.reshape(inputs.shape[0], self.groups, self.key_size, -1)
+
+
+@dataclass(frozen=True)
+class LayerCatalog:
+    """The layers of a model: those that can be edited and those that cannot, with the reason.
+
+    Both are in network order: the order of the forward pass where the model has been run, else the
+    order in which the modules were registered.
+    """
+
+    editable: Mapping[str, EditableLayer]
+    refused: Mapping[str, str]
+    upstream: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """For each editable layer the modules that began to run before it."""
+
+    def __iter__(self) -> Iterator[EditableLayer]:
+        return iter(self.editable.values())
+
+    def __len__(self) -> int:
+        return len(self.editable)
+
+    def __getitem__(self, name: str) -> EditableLayer:
+        return self.get("layer", name)
+
+    def get(self, argument: str, name: object) -> EditableLayer:
+        """The layer of that name; a `ValueError` naming ``argument`` says why there is none."""
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}: got {name!r}, want the dotted name of a layer")
+        if name in self.editable:
+            return self.editable[name]
+        if name in self.refused:
+            raise ValueError(f"{argument}: {name!r} cannot be edited: {self.refused[name]}")
+        raise ValueError(
+            f"{argument}: no layer {name!r} in the model{nearest(name, self.editable)}; "
+            f"editable layers: {', '.join(self.editable) or 'none'}"
+        )
+
+    def select(self, argument: str, names: object) -> dict[str, EditableLayer]:
+        """The named layers in network order, all of them for ``None``; at least one."""
+        if names is None:
+            chosen = dict(self.editable)
+        else:
+            if isinstance(names, str):
+                names = [names]
+            if not isinstance(names, list | tuple | set | frozenset):
+                raise TypeError(f"{argument}: got {names!r}, want a list of layer names or None")
+            wanted = {self.get(argument, name).name for name in names}
+            chosen = {name: layer for name, layer in self.editable.items() if name in wanted}
+        if not chosen:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.refused.items())
+            raise ValueError(
+                f"{argument}: no editable layer; want at least one Conv2d or Linear"
+                + (f" ({reasons})" if reasons else "")
+            )
+        return chosen
+
+    def after(self, name: str) -> list[str]:
+        """The editable layers whose keys may depend on the output of layer ``name``."""
+        return [other for other, before in self.upstream.items() if name in before]
+
+
+def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCatalog:
+    """Find the editable layers of ``model``.
+
+    Args:
+        model: any torch module.
+        example: inputs ``N × C × H × W``.  With them the model runs once on the first, so that
+            layers which are never called, called more than once, or which do not answer ``W k + b``
+            are refused as well, and the order is that of the forward pass.
+
+    Raises:
+        TypeError, ValueError: ``model`` is not a module, or ``example`` is not a batch for it.
+    """
+    root = unwrap(check_module("model", model))
+    editable: dict[str, EditableLayer] = {}
+    refused: dict[str, str] = {}
+    owners = _parameter_owners(root)
+    for name, module in root.named_modules():
+        if reason := _why_not(module, owners):
+            refused[name] = reason
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            editable[name] = EditableLayer(name, module)
+    if example is None:
+        return LayerCatalog(editable, refused)
+    return _run(root, editable, refused, check_inputs("example", example)[:1])
+
+
+def _run(
+    model: nn.Module, editable: dict[str, EditableLayer], refused: dict[str, str], example: Tensor
+) -> LayerCatalog:
+    """Watch one forward pass: order, number of calls, and whether outputs are ``W k + b``."""
+    calls: Counter[str] = Counter()
+    started: dict[str, int] = {}
+    wrong: dict[str, str] = {}
+
+    def check(name: str, inputs: Tensor, output: Tensor) -> None:
+        calls[name] += 1
+        if reason := _mismatch(editable[name], inputs, output):
+            wrong[name] = reason
+
+    handles = []
+    with inspecting(model) as module:
+        try:
+            for name, part in module.named_modules():
+
+                def begin(_: nn.Module, __: object, name: str = name) -> None:
+                    started.setdefault(name, len(started))
+
+                handles.append(part.register_forward_pre_hook(begin))
+            modules = {name: layer.module for name, layer in editable.items()}
+            with capturing(modules, check):
+                predict(module, example.to(device=model_device(module), dtype=model_dtype(module)))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    order = sorted(editable, key=lambda name: started.get(name, len(started)))
+    kept: dict[str, EditableLayer] = {}
+    for name in order:
+        if calls[name] == 0:
+            refused[name] = "the forward pass does not call it (its weight may be used directly)"
+        elif calls[name] > 1:
+            refused[name] = f"used {calls[name]} times in one forward pass"
+        elif name in wrong:
+            refused[name] = wrong[name]
+        else:
+            kept[name] = editable[name]
+    upstream = {
+        name: tuple(sorted((m for m in started if started[m] < started[name]), key=started.get))  # type: ignore[arg-type]
+        for name in kept
+    }
+    return LayerCatalog(kept, refused, upstream)
+
+
+def _parameter_owners(model: nn.Module) -> dict[tuple[int, int], list[str]]:
+    """Names of the parameters by where their data lies, to find weights used in two places."""
+    owners: dict[tuple[int, int], list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not nn.parameter.is_lazy(parameter) and parameter.numel():
+            where = (parameter.untyped_storage().data_ptr(), parameter.storage_offset())
+            owners.setdefault(where, []).append(name)
+    return owners
+
+
+def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str | None:
+    """Why a module that has a weight of its own cannot be edited; None for all others."""
+    family = type(module).__module__
+    if ".quantized" in family and hasattr(module, "weight"):
+        return "quantised: its weight is packed integers; edit the float model, then quantise"
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        if any(p.ndim > 1 for p in module.parameters(recurse=False) if not _lazy(p)):
+            return f"{type(module).__name__}: only Conv2d and Linear have the key/value form"
+        return None
+    if any(_lazy(p) for p in module.parameters(recurse=False)):
+        return "lazy: run the model once so that its weight gets a shape"
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed from other parameters (parametrised, normalised or pruned)"
+    weight = module.weight
+    if weight.is_meta:
+        return "its weight is on the meta device and holds no data"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    if weight.is_inference():
+        return "its weight was made in inference mode and cannot be changed"
+    shared = owners[weight.untyped_storage().data_ptr(), weight.storage_offset()]
+    if len(shared) > 1:
+        return f"its weight is shared by {' and '.join(shared)}"
+    return None
+
+
+def _lazy(parameter: Tensor) -> bool:
+    return nn.parameter.is_lazy(parameter)
+
+
+def _mismatch(layer: EditableLayer, inputs: Tensor, output: Tensor) -> str | None:
+    """Why the layer's output is not ``W k + b`` at every position; None where it is."""
+    expected_ndim = 4 if isinstance(layer.module, nn.Conv2d) else None
+    if expected_ndim and inputs.ndim != expected_ndim:
+        return f"its input has shape {tuple(inputs.shape)}, not N × C × H × W"
+    keys = layer.keys(inputs, samples=inputs.shape[0])
+    values = layer.values(keys)
+    if layer.module.bias is not None:
+        bias = layer.module.bias.detach().to(values.dtype)
+        values = values + bias.reshape(1, layer.groups, -1, 1)
+    if values.numel() != output.numel():
+        return "its output has another shape than W k + b (a subclass with a forward of its own?)"
+    actual = layer.positions(output, samples=inputs.shape[0])
+    tolerance = max(1e-3, 8 * torch.finfo(output.dtype).eps) * float(values.abs().max() + 1e-12)
+    if values.shape != actual.shape or float((values - actual).abs().max()) > tolerance:
+        return "its output is not W k + b (a hook or a subclass with a forward of its own?)"
+    return None

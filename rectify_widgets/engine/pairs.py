@@ -1,0 +1,206 @@
+"""Pairs of corrupted and cleansed samples, and putting their corruption onto other inputs.
+
+Imports torch only.  A corruption is modelled as ``x̃ = x + a (t − x)`` on the values that it
+touches: a pattern ``t`` of opacity ``a``.  Put onto a reference ``r`` it gives
+
+    r̃ = r + (x̃ − x) − a (r − x),
+
+which is a replacement for ``a = 1`` and a plain residual for ``a = 0``.  One pair does not tell
+``a`` and ``t`` apart, but the data range bounds ``a`` from below: no ``t`` may lie outside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rectify_widgets.engine.checks import check_inputs, check_labels, check_number
+
+SMALL = 0.25
+"""Share of the input values up to which a corruption counts as a patch rather than a full image."""
+
+
+@dataclass(frozen=True, eq=False)
+class SamplePairs:
+    """Corrupted inputs and their cleansed counterparts.
+
+    Args:
+        corrupted: ``N × C × H × W`` (any sample shape), in the model's input space.
+        clean: the same inputs without the corruption, same shape.
+        labels: ``N`` class numbers; ``None`` means the model's predictions on ``clean``.
+
+    Raises:
+        TypeError: not floating-point tensors, or labels that are not whole numbers.
+        ValueError: shapes that differ, no samples, NaN, or a pair whose two inputs are identical.
+    """
+
+    corrupted: Tensor
+    clean: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        corrupted = check_inputs("corrupted", self.corrupted)
+        clean = check_inputs("clean", self.clean, like=corrupted)
+        if corrupted.shape != clean.shape:
+            raise ValueError(
+                f"clean: got {clean.shape[0]} samples for {corrupted.shape[0]} corrupted ones, "
+                "want one clean counterpart for each"
+            )
+        clean = clean.to(device=corrupted.device, dtype=corrupted.dtype)
+        same = (corrupted == clean).flatten(1).all(dim=1)
+        if bool(same.any()):
+            raise ValueError(
+                f"corrupted: pair {int(same.nonzero()[0])} has identical corrupted and clean "
+                "inputs, want the corruption on one of them"
+            )
+        object.__setattr__(self, "corrupted", corrupted)
+        object.__setattr__(self, "clean", clean)
+        if self.labels is not None:
+            labels = check_labels("labels", self.labels, count=len(self))
+            object.__setattr__(self, "labels", labels.to(corrupted.device))
+
+    def __len__(self) -> int:
+        return int(self.corrupted.shape[0])
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> SamplePairs:
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index: got {index}, want one of {len(self)} pairs")
+            index = [index]
+        labels = None if self.labels is None else self.labels[index]
+        return SamplePairs(self.corrupted[index], self.clean[index], labels)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.corrupted.shape[1:]))
+        given = "given" if self.labels is not None else "from the model"
+        return f"SamplePairs({len(self)} of {shape}, labels {given})"
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> SamplePairs:
+        """The same pairs on a device and in a floating-point type."""
+        return SamplePairs(
+            self.corrupted.to(device=device, dtype=dtype),
+            self.clean.to(device=device, dtype=dtype),
+            None if self.labels is None else self.labels.to(device),
+        )
+
+
+def data_range(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each channel, shaped to broadcast over a sample."""
+    channels = inputs.movedim(1, 0).flatten(1)
+    shape = (-1,) + (1,) * (inputs.ndim - 2)
+    return channels.amin(dim=1).reshape(shape), channels.amax(dim=1).reshape(shape)
+
+
+def covered(pairs: SamplePairs) -> Tensor:
+    """Share of the input values that each pair's corruption changes, one number a pair."""
+    return (pairs.corrupted != pairs.clean).flatten(1).float().mean(dim=1)
+
+
+def touched(pairs: SamplePairs) -> Tensor:
+    """Mask ``N × C × H × W`` of the values that belong to each pair's corruption.
+
+    A patch may agree with the clean input at some of its values by chance (a dark square on a dark
+    background), so a compact corruption counts as its bounding box.
+    """
+    mask = pairs.corrupted != pairs.clean
+    if mask.ndim != 4:  # noqa: PLR2004 - a box needs height and width
+        return mask
+    spots = mask.any(dim=1)
+    rows, columns = spots.any(dim=2), spots.any(dim=1)
+    box = _between(rows).unsqueeze(2) & _between(columns).unsqueeze(1)
+    filled = (spots & box).flatten(1).sum(dim=1) >= 0.5 * box.flatten(1).sum(dim=1)
+    return mask | (box & filled.reshape(-1, 1, 1)).unsqueeze(1)
+
+
+def _between(line: Tensor) -> Tensor:
+    """``True`` from the first to the last ``True`` of each row."""
+    forward = line.int().cummax(dim=1).values
+    backward = line.flip(1).int().cummax(dim=1).values.flip(1)
+    return (forward * backward).bool()
+
+
+def least_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
+    """For each pair the least opacity whose pattern stays within ``low..high``, in 0..1.
+
+    It is the true opacity wherever the pattern reaches an end of the range at some value.
+    """
+    change = pairs.corrupted - pairs.clean
+    room = torch.where(change > 0, high - pairs.clean, pairs.clean - low)
+    needed = torch.where(change == 0, 0.0, change.abs() / room.clamp_min(1e-12))
+    return needed.flatten(1).amax(dim=1).clamp(0.0, 1.0)
+
+
+def common_opacity(pairs: SamplePairs) -> float | None:
+    """Opacity of a corruption that two or more pairs share, by least squares; else None.
+
+    Two pairs with the same pattern differ by ``δ_i − δ_j = −a (x_i − x_j)`` where both are
+    touched.  None where the pairs do not fit one pattern and one opacity.
+    """
+    if len(pairs) < 2:  # noqa: PLR2004 - one pair has no difference
+        return None
+    change = pairs.corrupted - pairs.clean
+    touched = (change != 0).float().mean(dim=0) > 0.5  # noqa: PLR2004 - by most pairs
+    if not bool(touched.any()):
+        return None
+    change, clean = change[:, touched], pairs.clean[:, touched]
+    change, clean = change - change.mean(dim=0), clean - clean.mean(dim=0)
+    energy = float((clean * clean).sum())
+    if energy < 1e-6 * clean.numel():
+        return None
+    opacity = -float((change * clean).sum()) / energy
+    left = float((change + opacity * clean).square().sum())
+    if left > 0.1 * energy or not -0.05 <= opacity <= 1.05:  # noqa: PLR2004 - no single pattern
+        return None
+    return min(max(opacity, 0.0), 1.0)
+
+
+def transplant(
+    pairs: SamplePairs, inputs: Tensor, *, opacity: float | None = None, seed: int = 0
+) -> Tensor:
+    """Put the pairs' corruption onto ``inputs``; each input takes that of one pair, in turn.
+
+    Args:
+        pairs: where the corruption comes from.
+        inputs: ``M × C × H × W`` of the same sample shape.
+        opacity: 1 replaces the values that the corruption touches, 0 adds the residual, and
+            numbers between mix as a semi-transparent pattern does.  ``None`` finds it out: from
+            several pairs by least squares; from one pair a corruption of a small part is taken as
+            opaque, and one of most of the input has the least opacity that its range allows.
+        seed: which pair goes with which input, where there are several.
+
+    Returns:
+        ``M × C × H × W`` within the range of ``inputs`` and the pairs, on the inputs' device.
+
+    Raises:
+        TypeError, ValueError: inputs of another shape, or an opacity outside 0..1.
+    """
+    inputs = check_inputs("inputs", inputs, like=pairs.corrupted)
+    pairs = pairs.to(inputs.device, inputs.dtype)
+    low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
+    if opacity is not None:
+        alpha = torch.full((len(pairs),), check_number("opacity", opacity, low=0.0, high=1.0))
+        alpha = alpha.to(inputs)
+    else:
+        alpha = estimate_opacity(pairs, low, high)
+    turn = torch.arange(len(inputs)) % len(pairs)
+    if len(pairs) > 1:
+        turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
+    turn = turn.to(inputs.device)
+    clean, corrupted = pairs.clean[turn], pairs.corrupted[turn]
+    alpha = alpha[turn].reshape(-1, *(1,) * (inputs.ndim - 1))
+    carried = inputs + (corrupted - clean) - alpha * (inputs - clean)
+    carried = torch.where(alpha == 1, corrupted, carried)
+    result = torch.where(touched(pairs)[turn], carried, inputs)
+    return torch.minimum(torch.maximum(result, low), high)
+
+
+def estimate_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
+    """The opacity that `transplant` takes for each pair where none is given."""
+    least = least_opacity(pairs, low, high)
+    shared = common_opacity(pairs)
+    if shared is not None:
+        return torch.full_like(least, shared)
+    return torch.where(covered(pairs) <= SMALL, torch.ones_like(least), least)

@@ -1,0 +1,74 @@
+"""Progress and cancellation hooks that every long call of the engine takes.  Imports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+
+class Event(Protocol):
+    """Anything with ``is_set``, such as ``threading.Event``."""
+
+    def is_set(self) -> bool: ...
+
+
+Progress: TypeAlias = Callable[[float, str], None]
+"""Called with the fraction done (0 to 1) and a short message."""
+
+Cancel: TypeAlias = Callable[[], bool] | Event
+"""Asked between chunks of work; the work stops when it answers ``True``."""
+
+
+class Cancelled(Exception):  # noqa: N818 - a request that was granted is not an error
+    """A long call was stopped by its ``cancel`` hook."""
+
+
+class Monitor:
+    """One object that carries both hooks through the engine.
+
+    ``part(start, stop)`` gives a monitor whose 0..1 is the slice ``start..stop`` of this one, so
+    that a room reports its own progress without knowing who called it.
+    """
+
+    def __init__(
+        self,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        *,
+        _span: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if progress is not None and not callable(progress):
+            raise TypeError(
+                f"progress: got {type(progress).__name__}, want a function of (fraction, message)"
+            )
+        if cancel is not None and not callable(cancel) and not hasattr(cancel, "is_set"):
+            raise TypeError(
+                f"cancel: got {type(cancel).__name__}, want a function that answers True to stop, "
+                "or an object with is_set() such as threading.Event"
+            )
+        self._progress = progress
+        self._cancel = cancel
+        self._span = _span
+
+    def part(self, start: float, stop: float) -> Monitor:
+        """Monitor for the slice ``start..stop`` of this one's work."""
+        low, high = self._span
+        width = high - low
+        return Monitor(
+            self._progress, self._cancel, _span=(low + start * width, low + stop * width)
+        )
+
+    def report(self, fraction: float, message: str) -> None:
+        """Tell how far the work is; raise `Cancelled` where it is to stop."""
+        self.check()
+        if self._progress is not None:
+            low, high = self._span
+            self._progress(low + min(max(fraction, 0.0), 1.0) * (high - low), message)
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the ``cancel`` hook says so."""
+        cancel = self._cancel
+        if cancel is None:
+            return
+        if cancel() if callable(cancel) else cancel.is_set():
+            raise Cancelled("cancelled")

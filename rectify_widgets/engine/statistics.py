@@ -1,0 +1,313 @@
+"""Second moments of the keys of every editable layer, from one streaming pass.
+
+Imports torch, numpy (bytes of weights) and safetensors (files).  Memory is constant in the number
+of references; two halves merge to the whole.  Statistics remember the weights upstream of each
+layer, so that stale ones are refused by name instead of being used in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
+from rectify_widgets.engine.inspection import (
+    capturing,
+    inspecting,
+    model_device,
+    model_dtype,
+    predict,
+    unwrap,
+)
+from rectify_widgets.engine.layers import KEY_SPACES, EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+
+POSITIONS_PER_INPUT = 64
+POSITIONS_PER_KEY = 8
+_FORMAT = "rectify_widgets.key_statistics.1"
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Sums over the positions of one layer's reference keys."""
+
+    total: Tensor
+    """``G × K × K``, the sum of ``k kᵀ``."""
+    positions: int
+    """Positions that went into the sum."""
+    fingerprint: str
+    """Digest of all weights and buffers upstream of the layer."""
+
+    @property
+    def moment(self) -> Tensor:
+        """Second moment ``C = E[k kᵀ]``, ``G × K × K``."""
+        return self.total / max(self.positions, 1)
+
+    def merge(self, name: str, other: LayerStatistics) -> LayerStatistics:
+        """Statistics of both sets of references together."""
+        if self.total.shape != other.total.shape:
+            raise ValueError(
+                f"other: layer {name!r} has keys of shape {tuple(other.total.shape)}, "
+                f"want {tuple(self.total.shape)}"
+            )
+        if self.fingerprint != other.fingerprint:
+            raise ValueError(
+                f"other: layer {name!r} was collected with other weights upstream of it; "
+                "collect both halves with the same model"
+            )
+        total = self.total + other.total.to(self.total)
+        return LayerStatistics(total, self.positions + other.positions, self.fingerprint)
+
+
+class KeyStatistics(Mapping[str, LayerStatistics]):
+    """`LayerStatistics` by layer name, in network order."""
+
+    def __init__(
+        self, layers: Mapping[str, LayerStatistics], *, key_space: str, references: int
+    ) -> None:
+        self._layers = dict(layers)
+        self.key_space = check_choice("key_space", key_space, KEY_SPACES)
+        self.references = references
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return (
+            f"KeyStatistics({len(self)} layers, {self.references} references, "
+            f"{self.key_space} keys)"
+        )
+
+    @classmethod
+    def collect(
+        cls,
+        model: nn.Module,
+        reference: Inputs,
+        layers: Iterable[str] | None = None,
+        *,
+        key_space: str = "patch",
+        positions: int | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> KeyStatistics:
+        """Stream the references through the model once and sum ``k kᵀ`` of the named layers.
+
+        Args:
+            model: the classifier; left as it was.
+            reference: unlabelled inputs (a tensor, a data set or a loader; labels are ignored).
+            layers: dotted names; ``None`` means every editable layer.
+            key_space: ``"patch"`` (unfolded input patches) or ``"channel"`` (per-pixel channels).
+            positions: positions taken at random from each input; ``None`` takes 64, or as many as
+                give eight positions for each number of the key where references are few.
+            batch_size: inputs in one forward pass (a loader brings its own).
+            seed: of the sampling of positions.
+            progress, cancel: hooks, see `rectify_widgets.engine.progress`.
+
+        Raises:
+            TypeError, ValueError: bad input, or a layer that cannot be edited.
+            Cancelled: ``cancel`` said so.
+        """
+        check_choice("key_space", key_space, KEY_SPACES)
+        check_int("batch_size", batch_size, low=1)
+        if positions is not None:
+            check_int("positions", positions, low=1)
+        monitor = Monitor(progress, cancel)
+        example = next(batches("reference", reference, batch_size))
+        catalog = editable_layers(model, example)
+        names = list(layers) if layers is not None and not isinstance(layers, str) else layers
+        chosen = catalog.select("layers", names)
+        return collect(
+            model, reference, catalog, chosen, key_space, positions, batch_size, seed, monitor
+        )
+
+    def merge(self, other: KeyStatistics) -> KeyStatistics:
+        """Statistics of two disjoint sets of references as if collected in one pass.
+
+        Raises:
+            TypeError, ValueError: other layers, key space, shapes or upstream weights.
+        """
+        if not isinstance(other, KeyStatistics):
+            raise TypeError(f"other: got {type(other).__name__}, want KeyStatistics")
+        if self.key_space != other.key_space:
+            raise ValueError(f"other: got {other.key_space!r} keys, want {self.key_space!r}")
+        if set(self) != set(other):
+            raise ValueError(
+                f"other: got layers {sorted(other)}, want the same layers {sorted(self)}"
+            )
+        merged = {name: part.merge(name, other[name]) for name, part in self.items()}
+        return KeyStatistics(
+            merged, key_space=self.key_space, references=self.references + other.references
+        )
+
+    def updated(self, newer: KeyStatistics) -> KeyStatistics:
+        """These statistics with the layers of ``newer`` in place of their own."""
+        return KeyStatistics(
+            {**self._layers, **newer._layers},
+            key_space=self.key_space,
+            references=self.references,
+        )
+
+    def check(self, model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) -> None:
+        """Refuse statistics that are missing, of another shape, or stale for ``names``.
+
+        Raises:
+            ValueError: naming the layers.
+        """
+        names = list(names)
+        if missing := [name for name in names if name not in self]:
+            raise ValueError(
+                f"statistics: none for layer {', '.join(map(repr, missing))}; "
+                "collect them with layers=None or with these names"
+            )
+        current = fingerprints(model, catalog, names)
+        stale = [name for name in names if self[name].fingerprint != current[name]]
+        if stale:
+            raise ValueError(
+                f"statistics: stale for layer {', '.join(map(repr, stale))}, since weights upstream "
+                "have changed (an edit, or another model); collect them anew for this model"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        tensors = {name: part.total.contiguous().cpu() for name, part in self.items()}
+        about = {
+            name: {"positions": part.positions, "fingerprint": part.fingerprint}
+            for name, part in self.items()
+        }
+        metadata = {
+            "format": _FORMAT,
+            "key_space": self.key_space,
+            "references": str(self.references),
+            "layers": json.dumps(about),
+        }
+        save_file(tensors, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> KeyStatistics:
+        """Read a file written by `save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not one of key statistics.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path: no file {str(path)!r}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"path: {str(path)!r} holds no key statistics")
+                about = json.loads(metadata["layers"])
+                layers = {
+                    name: LayerStatistics(
+                        file.get_tensor(name), int(item["positions"]), str(item["fingerprint"])
+                    )
+                    for name, item in about.items()
+                }
+        except SafetensorError as error:
+            raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
+        return cls(
+            layers, key_space=metadata["key_space"], references=int(metadata["references"])
+        )
+
+
+def collect(
+    model: nn.Module,
+    reference: Inputs,
+    catalog: LayerCatalog,
+    chosen: Mapping[str, EditableLayer],
+    key_space: str,
+    positions: int | None,
+    batch_size: int,
+    seed: int,
+    monitor: Monitor,
+) -> KeyStatistics:
+    """The streaming pass behind `KeyStatistics.collect`, on layers that are already found."""
+    total_inputs = count_inputs(reference)
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(chosen, 0)
+    done = 0
+
+    def add(name: str, inputs: Tensor, _: Tensor) -> None:
+        monitor.check()
+        layer = chosen[name]
+        keys = (layer.keys if key_space == "patch" else layer.pixels)(inputs, samples)
+        size, available = keys.shape[2], keys.shape[3]
+        wanted = positions or max(
+            POSITIONS_PER_INPUT, math.ceil(POSITIONS_PER_KEY * size / (total_inputs or batch_size))
+        )
+        if available > wanted:
+            kept = torch.randperm(available, generator=generator)[:wanted]
+            keys = keys[..., kept.to(keys.device)]
+        rows = keys.permute(1, 2, 0, 3).flatten(2)
+        part = rows @ rows.transpose(1, 2)
+        sums[name] = part if name not in sums else sums[name].add_(part)
+        counts[name] += rows.shape[2]
+
+    with inspecting(model) as module:
+        device, dtype = model_device(module), model_dtype(module)
+        found = fingerprints(module, catalog, chosen)
+        with capturing({name: layer.module for name, layer in chosen.items()}, add):
+            for batch in batches("reference", reference, batch_size):
+                monitor.report(done / total_inputs if total_inputs else 0.0, "collecting keys")
+                samples = len(batch)
+                predict(module, batch.to(device=device, dtype=dtype))
+                done += samples
+    monitor.report(1.0, "collected keys")
+    layers = {name: LayerStatistics(sums[name], counts[name], found[name]) for name in chosen}
+    for name, layer_statistics in layers.items():
+        if not bool(torch.isfinite(layer_statistics.total).all()):
+            raise ValueError(
+                f"model: the inputs of layer {name!r} are NaN or infinite on the references; "
+                "want a model with finite activations"
+            )
+    return KeyStatistics(layers, key_space=key_space, references=done)
+
+
+def fingerprints(model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) -> dict[str, str]:
+    """Digest of everything upstream of each named layer."""
+    module = unwrap(model)
+    digests = {
+        name: _digest((*part._parameters.values(), *part._buffers.values()))
+        for name, part in module.named_modules()
+    }
+    result = {}
+    for name in names:
+        upstream = hashlib.blake2b(digest_size=16)
+        for part in catalog.upstream[name]:
+            upstream.update(part.encode() + digests[part])
+        result[name] = upstream.hexdigest()
+    return result
+
+
+def _digest(tensors: Iterable[Tensor | None]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if tensor is not None and not nn.parameter.is_lazy(tensor):
+            digest.update(weight_bytes(tensor))
+    return digest.digest()
+
+
+def weight_bytes(tensor: Tensor) -> bytes:
+    """The values of a tensor as bytes, whatever its type, device or memory format."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
