@@ -125,7 +125,7 @@ class _Probe:
 
     def __init__(self, model: nn.Module, monitor: Monitor, batch_size: int, seed: int) -> None:
         self.model = model
-        self.layer: nn.Module | None = None
+        self.layer = model  # for Grad-CAM, the layer to look at
         self.batch_size = batch_size
         self.seed = seed
         self.first, self.count = 0, 0
@@ -167,7 +167,6 @@ class _Probe:
         The hook is registered for the length of the call only, hence after captum's own, which
         therefore keeps a tensor that no later in-place operation changes.
         """
-        assert self.layer is not None
         handle = self.layer.register_forward_hook(_copy_output)
         try:
             return self.forward(inputs)
@@ -227,7 +226,6 @@ def _smoothgrad(
 
 
 def _grad_cam(probe: _Probe, inputs: Tensor, target: Tensor, options: GradCamOptions) -> Tensor:
-    assert probe.layer is not None
     sizes: list[tuple[int, ...]] = []
     with _watching(probe.layer, lambda output: sizes.append(tuple(output.shape))):
         probe.forward(inputs)

@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 from captum.attr import (
     InputXGradient,
     IntegratedGradients,
@@ -17,6 +16,7 @@ from captum.attr import (
     Saliency,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.explain import METHODS, attribute
@@ -40,18 +40,20 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm(self.first(x)))
         y = self.second(x)
-        x = F.relu_(y.add_(x)) if self.inplace else F.relu(y + x)
-        return self.head(self.drop(x).mean(dim=(2, 3)))
+        x = functional.relu_(y.add_(x)) if self.inplace else functional.relu(y + x)
+        scores: Tensor = self.head(self.drop(x).mean(dim=(2, 3)))
+        return scores
 
 
 def twins(channels: int = 1) -> tuple[Net, Net]:
     """The same network written with and without in-place operations, in training mode."""
     torch.manual_seed(0)
     inplace, plain = Net(inplace=True, channels=channels), Net(inplace=False, channels=channels)
-    for module in inplace.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    for name, buffer in inplace.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
     plain.load_state_dict(inplace.state_dict())
     return inplace, plain
 
@@ -178,7 +180,9 @@ def test_the_model_and_the_inputs_are_left_untouched(method: str) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [p.requires_grad for p in model.parameters()].count(False) == 1
     assert not any(part._forward_hooks or part._backward_hooks for part in model.modules())
-    assert x.grad is None and x.requires_grad and torch.equal(x.detach(), images())
+    assert x.grad is None
+    assert x.requires_grad
+    assert torch.equal(x.detach(), images())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,10 +210,8 @@ def test_dtypes_and_layouts(method: str, kind: str) -> None:
     model, _ = twins(channels=3)
     x = images(3)
     if kind == "channels_last":
-        model, x = (
-            model.to(memory_format=torch.channels_last),
-            x.to(memory_format=torch.channels_last),
-        )
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.to(memory_format=torch.channels_last)
     elif kind == "inference":
         with torch.inference_mode():
             x = x * 1.0
@@ -219,30 +221,29 @@ def test_dtypes_and_layouts(method: str, kind: str) -> None:
         model, x = model.to(dtype), x.to(dtype)
     reference = attribute(twins(channels=3)[0], images(3), method=method, target=1)
     maps = attribute(model, x, method=method, target=1)
-    assert maps.dtype == x.dtype and not maps.requires_grad
+    assert maps.dtype == x.dtype
+    assert not maps.requires_grad
     if kind != "bfloat16":
         torch.testing.assert_close(maps.float(), reference, atol=1e-6, rtol=1e-4)
     elif method != "occlusion":  # whose differences of scores are below bfloat16's resolution
-        assert float(F.cosine_similarity(maps.float().ravel(), reference.ravel(), dim=0)) > 0.98
+        assert (
+            float(functional.cosine_similarity(maps.float().ravel(), reference.ravel(), dim=0))
+            > 0.98
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_cancel_stops_before_the_next_forward_pass(method: str) -> None:
     model, _ = twins()
-    asked = []
+    answers = iter([False, False])
     with pytest.raises(Cancelled):
-        attribute(
-            model,
-            images(),
-            method=method,
-            batch_size=2,
-            cancel=lambda: len(asked) > 1 or asked.append(None) is not None,
-        )
+        attribute(model, images(), method=method, batch_size=2, cancel=lambda: next(answers, True))
     event = threading.Event()
     event.set()
     with pytest.raises(Cancelled):
         attribute(model, images(), method=method, cancel=event)
-    assert model.training and not any(part._forward_hooks for part in model.modules())
+    assert model.training
+    assert not any(part._forward_hooks for part in model.modules())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -255,7 +256,9 @@ def test_progress_rises_to_one(method: str) -> None:
         batch_size=2,
         progress=lambda fraction, message: seen.append(fraction),
     )
-    assert seen == sorted(seen) and seen[0] == 0.0 and seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert seen[0] == 0.0
+    assert seen[-1] == 1.0
 
 
 class Broken(nn.Module):
@@ -281,7 +284,7 @@ BAD: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("NaN", {"inputs": torch.full((1, 1, 9, 11), float("nan"))}, ValueError, "finite"),
     ("target too large", {"target": 4}, ValueError, "0 to 3"),
     ("target of another length", {"target": torch.tensor([1, 2])}, ValueError, r"\(5,\)"),
-    ("target not whole", {"target": 1.5}, (TypeError, ValueError), "target"),
+    ("target not whole", {"target": 1.5}, TypeError, "whole"),
     ("unknown layer", {"method": "grad-cam", "layer": "secnd"}, ValueError, "'second'"),
     ("layer of another kind", {"method": "grad-cam", "layer": 3}, TypeError, "dotted"),
     ("layer for saliency", {"method": "saliency", "layer": "first"}, ValueError, "grad-cam"),
@@ -317,4 +320,5 @@ def test_bad_input_is_named(
     arguments: dict[str, object] = {"model": model, "inputs": images(), "batch_size": 2} | changes
     with pytest.raises(kind, match=message):
         attribute(**arguments)  # type: ignore[arg-type]
-    assert model.training and not any(part._forward_hooks for part in model.modules())
+    assert model.training
+    assert not any(part._forward_hooks for part in model.modules())
