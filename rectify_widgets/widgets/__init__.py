@@ -1,0 +1,1 @@
+"""The widgets: worker sessions, pure renderers, and one file for each widget."""
