@@ -143,7 +143,7 @@ def test_every_dependency_says_why(repository: Path) -> None:
     arrays = text[text.index("dependencies = [") : text.index("[tool.hatch")]
     lines = re.findall(r'^    "(?!rectify_widgets\[).*$', arrays, re.MULTILINE)
     assert len(lines) > 10
-    bare = [line.strip() for line in lines if not re.search(r'",\s+# \w.{9,}$', line)]
+    bare = [line.strip() for line in lines if not re.search(r'",\s+# \S.{9,}$', line)]
     assert not bare, f"no comment says why: {bare}"
 
 

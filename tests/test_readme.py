@@ -1,0 +1,66 @@
+"""What the README prints is what a reader gets: its example runs, its links lead somewhere.
+
+The two commands are tried elsewhere: `.ci/run` takes the test command from the README itself.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+
+
+def test_two_commands_set_up_everything(readme: str) -> None:
+    commands = blocks(readme, "bash")
+    assert len(commands) == 2
+    for command in commands:
+        assert command.count("\n") == 1, "one line to copy"
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+
+
+def test_example_is_short_and_runs(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rectify_widgets as rw
+
+    (example,) = blocks(readme, "python")
+    statements = [line for line in example.splitlines() if line.strip()]
+    assert len(statements) <= 10
+
+    case = rw.cases.load("trojan")
+    x, y = case.clean
+    triggered, _ = case.corrupted
+    given = {
+        "model": case.model,
+        "x_bad": case.pairs.corrupted[:1],
+        "x_good": case.pairs.clean[:1],
+        "reference": case.reference[:128],
+        "x": x[:500],
+        "y": y[:500],
+        "x_triggered": triggered[:500],
+    }
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), given)  # noqa: S102  # our own README
+    assert (tmp_path / "fix.safetensors").stat().st_size > 0
+
+
+def test_links_lead_somewhere(readme: str, repository: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
+    local = [t.partition("#")[0] for t in targets if not t.startswith(("http", "#"))]
+    assert local
+    missing = [target for target in local if not (repository / target).exists()]
+    assert not missing
+
+
+def test_nothing_is_left_to_do(readme: str) -> None:
+    assert "TODO" not in readme
