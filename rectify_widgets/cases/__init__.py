@@ -1,0 +1,43 @@
+"""Unreliable behaviours on data that ships with the package.  Imports the engine only.
+
+``load("trojan")`` gives a `Case`: a trained network, pairs, references and test data.  Loading
+reads the package's own files and never a network; ``python -m rectify_widgets.cases.build`` made
+them and makes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+import torch
+
+from rectify_widgets.cases import trojan
+from rectify_widgets.cases.case import Case
+from rectify_widgets.engine.checks import check_choice
+
+__all__ = ["Case", "load", "names"]
+
+_CASES: dict[str, Callable[..., Case]] = {"trojan": trojan.read}
+
+
+def names() -> tuple[str, ...]:
+    """Names that `load` knows."""
+    return tuple(_CASES)
+
+
+def load(name: str, *, device: str | torch.device = "cpu") -> Case:
+    """The case called ``name``, with model and data on ``device``.
+
+    Every call reads the files anew, so what is done to one case's model touches no other.
+
+    Raises:
+        ValueError: there is no case of that name.
+
+    Example:
+        >>> case = load("trojan")
+        >>> case.reference.shape
+        torch.Size([1800, 1, 28, 28])
+    """
+    read = _CASES[check_choice("name", name, _CASES)]
+    return read(files(__name__) / "data", device=device)

@@ -1,0 +1,55 @@
+"""Triggers: what an attacker, or an artefact, does to an image.  Imports torch only.
+
+A trigger is called on images in [0, 1] and returns changed copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A small picture put on a fixed place of every image.
+
+    Args:
+        pattern: ``C × h × w`` (or ``1 × h × w`` for all channels), in [0, 1].
+        row, column: place of its upper left pixel; negative counts from the far edge.
+        opacity: 1 replaces the image there, less lets it shine through.
+    """
+
+    pattern: Tensor
+    row: int
+    column: int
+    opacity: float = 1.0
+
+    def where(self, shape: Sequence[int]) -> tuple[slice, slice]:
+        """Rows and columns that the patch covers in an image of ``shape`` (``… × H × W``)."""
+        height, width = self.pattern.shape[-2:]
+        top = self.row % shape[-2]
+        left = self.column % shape[-1]
+        if top + height > shape[-2] or left + width > shape[-1]:
+            raise ValueError(
+                f"images: got {shape[-2]}×{shape[-1]} pixels, want room for a {height}×{width} "
+                f"patch at row {top}, column {left}; move the patch or take larger images"
+            )
+        return slice(top, top + height), slice(left, left + width)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``N × C × H × W`` in [0, 1] to a copy with the patch on."""
+        rows, columns = self.where(images.shape)
+        pattern = self.pattern.to(images)
+        stamped = images.clone()
+        under = images[..., rows, columns]
+        stamped[..., rows, columns] = (1 - self.opacity) * under + self.opacity * pattern
+        return stamped
+
+
+def checkerboard(size: int = 3) -> Tensor:
+    """A ``1 × size × size`` pattern of alternating white and black pixels, white corners first."""
+    index = torch.arange(size)
+    return ((index[:, None] + index[None, :]) % 2 == 0).float()[None]
