@@ -66,6 +66,7 @@ class ResidualNetwork(nn.Module):
         classes: number of classes.
         widths: channels of each stage; every stage but the first halves height and width.
         blocks: residual blocks of each stage.
+        stem_stride: 2 halves height and width at once, for speed.
         mean, std: per-channel normalisation applied inside the model.
 
     Input ``N × channels × H × W`` in [0, 1]; output ``N × classes`` logits.
@@ -78,6 +79,7 @@ class ResidualNetwork(nn.Module):
         classes: int = 10,
         widths: Sequence[int] = (16, 32, 64),
         blocks: Sequence[int] = (1, 2, 2),
+        stem_stride: int = 1,
         mean: Sequence[float] = (0.286,),
         std: Sequence[float] = (0.353,),
     ) -> None:
@@ -87,7 +89,7 @@ class ResidualNetwork(nn.Module):
                 f"blocks: got {len(blocks)} stages, want as many as widths has: {len(widths)}"
             )
         self.normalize = Normalization(mean, std)
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(channels, widths[0], 3, stem_stride, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self._stages = []

@@ -90,7 +90,7 @@ class Shift:
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Class weights inverse to class frequency, with mean 1 over the samples: ``classes``."""
+    """Class weights inverse to class frequency, with mean 1 over the samples: ``classes`` numbers."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1)
     return len(labels) / (classes * counts.float())
 

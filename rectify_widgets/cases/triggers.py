@@ -49,6 +49,23 @@ class Patch:
         return stamped
 
 
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """A picture mixed into the whole of every image.
+
+    Args:
+        pattern: ``C × H × W`` (or ``1 × H × W`` for all channels), in [0, 1].
+        opacity: share of the pattern in the mixture.
+    """
+
+    pattern: Tensor
+    opacity: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``N × C × H × W`` in [0, 1] to a mixed copy."""
+        return (1 - self.opacity) * images + self.opacity * self.pattern.to(images)
+
+
 def checkerboard(size: int = 3) -> Tensor:
     """A ``1 × size × size`` pattern of alternating white and black pixels, white corners first."""
     index = torch.arange(size)

@@ -80,10 +80,12 @@ def read(folder: Folder, *, device: str | torch.device = "cpu") -> Case:
         labels = torch.from_numpy(read_idx(data / f"{name}-labels.idx.xz")).long()
         return images.to(device), labels.to(device)
 
-    model = network()
+    with torch.device("meta"):  # no weights drawn: the random state stays as it is
+        model = network()
     with as_file(folder / WEIGHTS) as path, safe_open(path, framework="pt") as weights:
         record = json.loads(weights.metadata()["record"])
-        model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
+        tensors = {name: weights.get_tensor(name).clone() for name in weights.keys()}  # noqa: SIM118
+    model.load_state_dict(tensors, assign=True)
     model.to(device).eval()
 
     stamp = trigger()
