@@ -245,6 +245,21 @@ class Job(Generic[T]):
         """A progress hook whose 0..1 is the slice ``start..stop`` of this job."""
         return lambda fraction, message: self.progress(start + (stop - start) * fraction, message)
 
+    def call(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called on the notebook's loop while the work goes on.
+
+        It is dropped if the job is superseded; what it raises becomes the job's exception.
+        """
+
+        def safely() -> None:
+            try:
+                if not self._superseded:
+                    callback()
+            except Exception as error:  # noqa: BLE001 - raised where the job is waited for
+                self._exception = self._exception or error
+
+        self._mailbox.post(safely)
+
     def seconds_left(self) -> float | None:
         """Estimate of the time left, from the share that is done; None while that is too small."""
         spent = time.monotonic() - self._started
@@ -267,7 +282,7 @@ class Job(Generic[T]):
             self._finish(error=error)
         else:
             self._answer.append(answer)
-            self._finish(error=None)
+            self._finish(error=self._exception)
 
     def _claim(self) -> Callable[[Job[T]], T] | None:
         """The work, for the first who asks."""

@@ -33,6 +33,9 @@ class Session:
 
     The thread is started by the first job and ended by `close`, or with the last reference to the
     session.  It is a daemon, so that a notebook's kernel can always end.
+
+    Attributes:
+        latest: the job submitted last; when it is done, so is all that was submitted before.
     """
 
     def __init__(self, *, synchronous: bool = False, name: str = "rectify-widgets") -> None:
@@ -44,6 +47,7 @@ class Session:
         self._lanes: dict[str, Job[Any]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.latest: Job[Any] | None = None
         self._end = weakref.finalize(self, self._queue.put, None)
 
     def __repr__(self) -> str:
@@ -82,6 +86,7 @@ class Session:
             raise RuntimeError("this widget is closed; make a new one")
         self._mailbox.find_loop()
         job = Job(self._mailbox, work, label=label, on_progress=on_progress, on_done=on_done)
+        self.latest = job
         if lane is not None:
             earlier = self._lanes.get(lane)
             self._lanes[lane] = job
@@ -122,6 +127,7 @@ class Session:
         self._mailbox.clear()
         self._under_way.clear()
         self._lanes.clear()
+        self.latest = None
 
 
 def _work(jobs: queue.SimpleQueue[Job[Any] | None]) -> None:

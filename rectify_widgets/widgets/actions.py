@@ -1,0 +1,87 @@
+"""What the dashboard's buttons have done in the background.  Imports the engine and the jobs.
+
+Each function is the work of one job: it takes the job's hooks, calls the engine, and returns what
+the widget shows.  None of them touches a widget, and none changes the model that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rectify_widgets.engine.editing import RankOneEdit, save_edits, solve_edit
+from rectify_widgets.engine.localization import Localization, localize
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.rectification import Rectification, rectify
+from rectify_widgets.widgets.jobs import Job
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A model with one more group of edits.
+
+    Attributes:
+        model: a copy with all edits so far; None where none is left.
+        edits: the group that was added, empty after an undo.
+    """
+
+    model: nn.Module | None
+    edits: tuple[RankOneEdit, ...]
+
+
+def locate(
+    job: Job[Any],
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    span: tuple[float, float] = (0.0, 1.0),
+    **options: Any,
+) -> Localization:
+    """Score every layer; ``span`` is the slice of the job's progress that it takes."""
+    return localize(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
+
+
+def edit_layer(
+    job: Job[Any], model: nn.Module, pairs: SamplePairs, layer: str | None, **options: Any
+) -> Edited:
+    """Solve the edit of one layer and apply it to a copy of the model."""
+    job.progress(0.0, f"solving the edit of {layer}" if layer else "choosing the layer")
+    edit = solve_edit(model, pairs, layer=layer, **options)
+    job.check()
+    edited = copy.deepcopy(model)
+    edit.apply(edited)
+    return Edited(edited, (edit,))
+
+
+def rectify_model(
+    job: Job[Any],
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    span: tuple[float, float] = (0.0, 1.0),
+    **options: Any,
+) -> Rectification:
+    """Edit until the target is reached; ``span`` is the slice of the job's progress."""
+    return rectify(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
+
+
+def replay(_: Job[Any], model: nn.Module, edits: Iterable[RankOneEdit]) -> Edited:
+    """A copy of the model with these edits applied in order."""
+    remaining = list(edits)
+    if not remaining:
+        return Edited(None, ())
+    edited = copy.deepcopy(model)
+    for edit in remaining:
+        edit.apply(edited)
+    return Edited(edited, ())
+
+
+def save(_: Job[Any], edits: Iterable[RankOneEdit], path: Path) -> Path:
+    """Write the edits to a safetensors file."""
+    save_edits(list(edits), path)
+    return path

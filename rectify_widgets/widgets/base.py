@@ -1,0 +1,217 @@
+"""What every widget shares: a session, a status, an error in place, and an end.
+
+Imports ipywidgets, the session and the style sheet.  A `Panel` is a box of smaller widgets with
+documented traits; panels that are part of a larger one share its session.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import ipywidgets as ipw
+import traitlets
+from IPython.display import display
+from torch import Tensor
+
+from rectify_widgets.engine.checks import check_int, nearest
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.explain import check_images
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.style import STYLE
+
+T = TypeVar("T")
+
+
+class Panel(ipw.VBox):
+    """A widget made of widgets, with a worker of its own or a shared one.
+
+    Callbacks of controls check and submit; what takes time runs in the session.
+    """
+
+    status = traitlets.Unicode("", read_only=True)
+    """What the widget is doing or has done, one line."""
+
+    progress = traitlets.Float(0.0, read_only=True)
+    """Share of the work under way that is done, 0 to 1."""
+
+    error = traitlets.Instance(BaseException, allow_none=True, read_only=True)
+    """What went wrong last; None again as soon as something new is begun."""
+
+    job: Job[Any] | None = None
+    """The work begun last: ``await widget.job`` or ``widget.job.wait()``."""
+
+    def __init__(self, session: Session | None) -> None:
+        if session is not None and not isinstance(session, Session):
+            raise TypeError(f"session: got {type(session).__name__}, want a Session or None")
+        super().__init__()
+        self.session = session if session is not None else Session()
+        self._owns_session = session is None
+        self._undo_links: list[Callable[[], None]] = []
+        self.add_class("rw-panel")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.status or 'ready'})"
+
+    def fill(self, children: Sequence[ipw.Widget]) -> None:
+        """Show the children, with the style sheet before them."""
+        style = ipw.HTML(STYLE)
+        style.add_class("rw-style")
+        self.children = (style, *children)
+
+    def static_html(self) -> str:
+        """The current view as HTML without scripts; each widget says what it shows."""
+        return ""
+
+    def settle(self) -> None:
+        """Wait for the view that is being computed; its failure shows in the view itself."""
+        if self.job is not None and not self.job.done:
+            with suppress(Exception):
+                self.job.wait()
+
+    def snapshot(self) -> None:
+        """Display the current view as a static output.
+
+        It stays readable when the kernel is gone, in a notebook on a web page, and in an export.
+        A view that is still being computed is waited for.
+        """
+        self.settle()
+        page = f'{STYLE}<div class="rw-static">{self.static_html()}</div>'
+        display({"text/html": page, "text/plain": repr(self)}, raw=True)
+
+    def sample_slider(self, count: int) -> ipw.IntSlider:
+        """A slider for the trait ``index``; hidden where there is one sample."""
+        slider = ipw.IntSlider(
+            min=0,
+            max=count - 1,
+            description="Sample",
+            continuous_update=False,
+            layout=ipw.Layout(width="100%", display="none" if count == 1 else None),
+            style={"description_width": "56px"},
+        )
+        self.link("index", slider, "value")
+        return slider
+
+    def listen(
+        self, widget: traitlets.HasTraits, handler: Callable[[Any], None], names: Any
+    ) -> None:
+        """Observe until this panel is closed."""
+        widget.observe(handler, names=names)
+        self._undo_links.append(lambda: widget.unobserve(handler, names=names))
+
+    def link(self, name: str, other: traitlets.HasTraits, its_name: str | None = None) -> None:
+        """Keep a trait equal to one of another widget until this panel is closed."""
+        link = traitlets.link((self, name), (other, its_name or name))
+        self._undo_links.append(link.unlink)
+
+    def begin(
+        self,
+        work: Callable[[Job[T]], T],
+        *,
+        lane: str,
+        label: str,
+        on_done: Callable[[Job[T]], None],
+        on_progress: Callable[[Job[T]], None] | None = None,
+    ) -> Job[T]:
+        """Submit work; its failure is kept in `error`, and ``on_done`` sees successes only."""
+        self.set_trait("error", None)
+
+        def settle(job: Job[T]) -> None:
+            if job.exception is None:
+                on_done(job)
+            else:
+                self.failed(job)
+
+        job = self.session.submit(
+            work, lane=lane, label=label, on_done=settle, on_progress=on_progress
+        )
+        self.job = job
+        return job
+
+    def failed(self, job: Job[Any]) -> None:
+        """Take note of work that failed or was cancelled."""
+        if job.was_cancelled:
+            self.set_trait("status", f"{job.label}: cancelled")
+            return
+        self.set_trait("error", job.exception)
+        self.set_trait("status", f"{job.label}: failed")
+
+    def close(self) -> None:
+        """Cancel what is under way, and free the worker, the comms, the pictures and the models."""
+        if self._owns_session:
+            self.session.close()
+        for undo in self._undo_links:
+            undo()
+        self._undo_links.clear()
+        self.unobserve_all()
+        children, self.children = self.children, ()
+        for child in children:
+            close_tree(child)
+        _close_parts(self)
+        super().close()
+
+
+def close_tree(widget: ipw.Widget) -> None:
+    """Close a widget with all that is inside, and with its layout and style."""
+    if isinstance(widget, Panel):
+        widget.close()
+        return
+    for child in getattr(widget, "children", ()):
+        close_tree(child)
+    _close_parts(widget)
+    widget.close()
+
+
+def _close_parts(widget: ipw.Widget) -> None:
+    for part in ("layout", "style"):
+        piece = getattr(widget, part, None)
+        if isinstance(piece, ipw.Widget):
+            piece.close()
+
+
+def refuse_unknown(owner: type, unknown: Mapping[str, object]) -> None:
+    """Raise a `TypeError` for the first unknown keyword, naming the closest known one."""
+    known = [
+        name
+        for name, parameter in inspect.signature(owner).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for name in unknown:
+        raise TypeError(
+            f"{owner.__name__}() got an unexpected keyword argument {name!r}"
+            f"{nearest(name, known)}; it takes {', '.join(known)}"
+        )
+
+
+def check_samples(argument: str, samples: object) -> dict[str, Tensor]:
+    """Columns of samples to show: one for a tensor, two for pairs."""
+    if isinstance(samples, SamplePairs):
+        return {
+            "Clean": check_images(samples.clean),
+            "Corrupted": check_images(samples.corrupted),
+        }
+    if not isinstance(samples, Tensor):
+        raise TypeError(
+            f"{argument}: got {type(samples).__name__}, want SamplePairs or a tensor N × C × H × W"
+        )
+    return {"Input": check_images(samples)}
+
+
+def check_index(index: object, count: int) -> int:
+    """``index`` if it is one of ``count`` samples."""
+    number = check_int("index", index, low=0)
+    if number >= count:
+        raise ValueError(f"index: got {number}, want 0 to {count - 1}: one of {count} samples")
+    return number
+
+
+def check_classes(classes: object) -> tuple[str, ...] | None:
+    """Class names, by number, or None."""
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TypeError(f"classes: got {type(classes).__name__}, want a list of class names")
+    return tuple(str(name) for name in classes)
