@@ -66,7 +66,7 @@ class Lab:
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Lab:  # noqa: PYI034 - Self needs Python 3.11
         names = {
             "HOME": "home",
             "IPYTHONDIR": "ipython",

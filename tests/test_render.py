@@ -1,0 +1,215 @@
+"""The pure renderers: right colours, small pictures, escaped text, and sense without a style sheet."""
+
+from __future__ import annotations
+
+import io
+import re
+from base64 import b64decode
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rectify_widgets.widgets import markup, render
+from rectify_widgets.widgets.style import STYLE
+
+
+def decode(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def lightness(colour: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
+    return float(colour.astype(float) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_png_is_lossless_for_small_pictures() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 30, 3), dtype=np.uint8)
+    data = render.png(pixels)
+    assert data.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(decode(data), pixels)
+
+
+@pytest.mark.parametrize("side", [224, 512, 1500])
+def test_no_picture_takes_more_than_100_kb_on_the_wire(side: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    tag = render.image_tag(noise, "noise", width=120)
+    assert len(tag) < 100_000
+
+
+def test_long_pictures_keep_their_proportions() -> None:
+    tag = render.image_tag(np.zeros((40, 100, 3), np.uint8), "wide", width=200)
+    assert 'width="200" height="80"' in tag
+    assert decode(render.png(np.zeros((100, 1000, 3), np.uint8))).shape == (26, 256, 3)
+
+
+def test_images_of_every_kind() -> None:
+    grey = torch.linspace(0, 1, 12).reshape(1, 3, 4)
+    assert render.to_rgb(grey).shape == (3, 4, 3)
+    assert render.to_rgb(grey)[0, 0].tolist() == [0, 0, 0]
+    assert render.to_rgb(grey)[-1, -1].tolist() == [255, 255, 255]
+    colour = torch.zeros(3, 2, 2)
+    colour[0] = 1.0
+    assert render.to_rgb(colour)[0, 0].tolist() == [255, 0, 0]
+    assert render.to_rgb(torch.rand(5, 2, 2)).shape == (2, 2, 3)
+    stretched = render.to_rgb(torch.tensor([[[-2.0, 2.0]]], dtype=torch.float64))
+    assert stretched[0, :, 0].tolist() == [0, 255]
+    normalised = (colour - 0.5) / 0.25
+    undone = render.to_rgb(normalised, mean=[0.5] * 3, std=[0.25] * 3)
+    np.testing.assert_array_equal(undone, render.to_rgb(colour))
+    assert render.to_rgb(torch.full((1, 2, 2), 0.5, dtype=torch.bfloat16)).max() == 128
+
+
+def test_colours_darken_to_both_ends_and_differ_in_hue() -> None:
+    values = np.linspace(-1, 1, 21, dtype=np.float32)
+    ramp = render.colours(values)
+    light = [lightness(colour) for colour in ramp]
+    assert light[:11] == sorted(light[:11])
+    assert light[10:] == sorted(light[10:], reverse=True)
+    assert ramp[0, 2] > ramp[0, 0]
+    assert ramp[-1, 0] > ramp[-1, 2]
+    np.testing.assert_array_equal(render.colours(values * 5)[[0, -1]], ramp[[0, -1]])
+
+
+def test_one_scale_for_all_maps() -> None:
+    weak = np.full((10, 10), 0.1, np.float32)
+    strong = np.full((10, 10), -2.0, np.float32)
+    assert render.shared_scale([weak, strong]) == pytest.approx(2.0)
+    assert render.shared_scale([]) == 1.0
+    assert render.shared_scale([np.zeros((2, 2), np.float32)]) == 1.0
+    lonely = np.zeros((100, 100), np.float32)
+    lonely[0, 0] = 3.0
+    assert render.shared_scale([lonely]) == pytest.approx(3.0)
+
+
+def test_planes_add_channels() -> None:
+    attribution = torch.tensor([1.0, -3.0]).reshape(2, 1, 1)
+    assert render.to_plane(attribution).tolist() == [[-2.0]]
+    assert render.to_plane(attribution, signed=False).tolist() == [[4.0]]
+
+
+def test_overlay_shows_the_image_alone_at_no_opacity() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    plane = np.ones((6, 5), np.float32)
+    np.testing.assert_array_equal(render.overlay(image, plane, 1.0, opacity=0.0), image)
+    orange = render.overlay(image, plane, 1.0, opacity=1.0)
+    blue = render.overlay(image, -plane, 1.0, opacity=1.0)
+    np.testing.assert_array_equal(orange[0, 0], render.colours(np.float32([1.0]))[0])
+    np.testing.assert_array_equal(blue[0, 0], render.colours(np.float32([-1.0]))[0])
+
+
+def test_the_legend_has_numbers_and_words() -> None:
+    signed, absolute = render.legend_tag(1.234), render.legend_tag(0.5, signed=False)
+    assert "−1.2" in signed
+    assert "+1.2" in signed
+    assert "against" in signed
+    assert "−" not in re.sub('src="[^"]*"', "", absolute)
+    assert 'alt="Colour scale from 0' in absolute
+
+
+def test_bars_are_pictures_of_the_right_length() -> None:
+    assert 'width="50"' in render.bar_tag(0.5, width=100)
+    assert 'width="100"' in render.bar_tag(7.0, width=100)
+    assert render.bar_tag(-1.0, width=100) == ""
+    data = b64decode(re.findall('base64,([^"]+)', render.bar_tag(1.0, width=9))[0])
+    assert decode(data).tolist() == [[[0x3B, 0x78, 0xB0]]]
+
+
+def test_percent_and_duration_read_well() -> None:
+    assert [markup.percent(x) for x in (0.0, 1.0, 0.004, 0.9994, float("nan"))] == [
+        "0 %",
+        "100 %",
+        "0.4 %",
+        "99.9 %",
+        "–",
+    ]
+    assert [markup.duration(s) for s in (0.2, 42.4, 75.0)] == ["1 s", "42 s", "1 min 15 s"]
+
+
+NASTY = "<script>alert('x')</script>"
+
+
+@dataclass
+class FakeStep:
+    round: int = 1
+    layer: str = NASTY
+    direction: str = "contrast"
+    gap_before: float = 1.0
+    gap_after: float = 0.12
+    degradation_after: float = 0.004
+    accepted: bool = False
+    reason: str = NASTY
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        markup.heading(NASTY, NASTY),
+        markup.status_line(NASTY),
+        markup.error_box(ValueError(NASTY)),
+        markup.prediction_table(NASTY, [0.2, 0.8], [0.9, 0.1], label=0, classes=[NASTY, NASTY]),
+        markup.share_table({NASTY: [0.5]}, 3),
+        markup.map_grid([NASTY], [(NASTY, [("", NASTY)])], ""),
+        markup.score_table({NASTY: 0.5}, [NASTY], edited=[NASTY], unit=NASTY),
+        markup.refused_list({NASTY: NASTY}),
+        markup.steps_table([FakeStep()]),  # type: ignore[list-item]
+        render.image_tag(np.zeros((2, 2, 3), np.uint8), NASTY + '"', width=3),
+    ],
+)
+def test_everything_from_outside_is_escaped(html: str) -> None:
+    assert "<script" not in html
+    assert html.count('"') % 2 == 0
+
+
+def test_predictions_carry_signs_and_numbers() -> None:
+    html = markup.prediction_table(
+        "Corrupted input", [0.05, 0.9, 0.05], [0.97, 0.02, 0.01], label=0, classes=["coat", "shirt"]
+    )
+    assert "shirt ✗ → coat ✓" in html
+    assert "<b>90.0 ✗</b>" in html
+    assert "<b>97.0 ✓</b>" in html
+    assert "class 2" in html
+    assert html.index("coat</td>") < html.index("shirt</td>")
+    unknown = markup.prediction_table("Input", [0.1, 0.9], None)
+    assert "●" in unknown
+    assert "After" not in unknown
+
+
+def test_steps_say_what_was_kept_without_colour() -> None:
+    steps = [FakeStep(layer="conv1", accepted=True), FakeStep(layer="head", reason="no gain")]
+    html = markup.steps_table(steps)  # type: ignore[arg-type]
+    assert "✓ kept" in html
+    assert "↺ rolled back: no gain" in html
+    assert "100 % → 12.0 %" in html
+
+
+def test_scores_mark_the_best_and_the_edited() -> None:
+    html = markup.score_table({"b": 0.8, "a": -0.1}, ["a", "b"], edited=["a"])
+    assert html.index("<code>a</code>") < html.index("<code>b</code>")
+    assert "★ best" in html
+    assert "● edited" in html
+    assert "0.80" in html
+
+
+def test_every_picture_has_a_text_alternative() -> None:
+    grid = markup.map_grid(
+        ["Clean"],
+        [
+            (
+                "Map",
+                [(render.image_tag(np.zeros((2, 2, 3), np.uint8), "a map", width=9), "for coat")],
+            )
+        ],
+        render.legend_tag(1.0),
+    )
+    images = re.findall("<img [^>]*>", grid)
+    assert images
+    assert all(re.search('alt="[^"]+"', image) for image in images)
+
+
+def test_colours_of_text_and_surfaces_are_the_themes() -> None:
+    assert STYLE.count("{") == STYLE.count("}")
+    assert "http" not in STYLE
+    for name in ("--jp-ui-font-color1", "--jp-border-color2", "--jp-layout-color2"):
+        assert f"var({name}, " in STYLE
