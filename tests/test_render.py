@@ -95,8 +95,8 @@ def test_overlay_shows_the_image_alone_at_no_opacity() -> None:
     np.testing.assert_array_equal(render.overlay(image, plane, 1.0, opacity=0.0), image)
     orange = render.overlay(image, plane, 1.0, opacity=1.0)
     blue = render.overlay(image, -plane, 1.0, opacity=1.0)
-    np.testing.assert_array_equal(orange[0, 0], render.colours(np.float32([1.0]))[0])
-    np.testing.assert_array_equal(blue[0, 0], render.colours(np.float32([-1.0]))[0])
+    np.testing.assert_array_equal(orange[0, 0], render.colours(np.ones(1, np.float32))[0])
+    np.testing.assert_array_equal(blue[0, 0], render.colours(-np.ones(1, np.float32))[0])
 
 
 def test_the_legend_has_numbers_and_words() -> None:
@@ -153,7 +153,7 @@ class FakeStep:
         markup.map_grid([NASTY], [(NASTY, [("", NASTY)])], ""),
         markup.score_table({NASTY: 0.5}, [NASTY], edited=[NASTY], unit=NASTY),
         markup.refused_list({NASTY: NASTY}),
-        markup.steps_table([FakeStep()]),  # type: ignore[list-item]
+        markup.steps_table([FakeStep()]),
         render.image_tag(np.zeros((2, 2, 3), np.uint8), NASTY + '"', width=3),
     ],
 )
@@ -178,7 +178,7 @@ def test_predictions_carry_signs_and_numbers() -> None:
 
 def test_steps_say_what_was_kept_without_colour() -> None:
     steps = [FakeStep(layer="conv1", accepted=True), FakeStep(layer="head", reason="no gain")]
-    html = markup.steps_table(steps)  # type: ignore[arg-type]
+    html = markup.steps_table(steps)
     assert "✓ kept" in html
     assert "↺ rolled back: no gain" in html
     assert "100 % → 12.0 %" in html

@@ -195,6 +195,38 @@ def test_jobs_run_one_at_a_time_in_order(session: Session) -> None:
     assert [job.wait() for job in jobs] == list(range(10)) == order
 
 
+def test_short_jobs_pass_a_long_one(session: Session) -> None:
+    order: list[str] = []
+    started = threading.Event()
+
+    def long(job: Job[None]) -> None:
+        order.append("long begins")
+        while "short 1" not in order:
+            started.set()
+            job.check()
+            time.sleep(0.001)
+        job.check()
+        order.append("long ends")
+
+    def short(name: str, *, fail: bool = False) -> Job[None]:
+        def work(_: Job[None]) -> None:
+            order.append(name)
+            if fail:
+                raise ValueError(name)
+
+        return session.submit(work, short=True)
+
+    job = session.submit(long)
+    assert started.wait(5)
+    failing, other = short("short 0", fail=True), short("short 1")
+    other.wait(5)
+    with pytest.raises(ValueError, match="short 0"):
+        failing.wait(5)
+    job.wait(5)
+    short("short 2").wait(5)
+    assert order == ["long begins", "short 0", "short 1", "long ends", "short 2"]
+
+
 def test_a_job_that_waits_for_its_own_session_is_refused(session: Session) -> None:
     def work(_: Job[None]) -> None:
         session.submit(lambda job: None).wait()

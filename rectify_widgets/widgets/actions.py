@@ -1,7 +1,8 @@
 """What the dashboard's buttons have done in the background.  Imports the engine and the jobs.
 
 Each function is the work of one job: it takes the job's hooks, calls the engine, and returns what
-the widget shows.  None of them touches a widget, and none changes the model that it is given.
+the widget shows.  None of them touches a widget, and none changes the model that it is given: they
+work on a copy, so that maps of the model can be drawn meanwhile (see `session`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rectify_widgets.engine.editing import RankOneEdit, save_edits, solve_edit
@@ -43,7 +45,9 @@ def locate(
     **options: Any,
 ) -> Localization:
     """Score every layer; ``span`` is the slice of the job's progress that it takes."""
-    return localize(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
+    return localize(
+        copy.deepcopy(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options
+    )
 
 
 def edit_layer(
@@ -51,9 +55,9 @@ def edit_layer(
 ) -> Edited:
     """Solve the edit of one layer and apply it to a copy of the model."""
     job.progress(0.0, f"solving the edit of {layer}" if layer else "choosing the layer")
-    edit = solve_edit(model, pairs, layer=layer, **options)
-    job.check()
     edited = copy.deepcopy(model)
+    edit = solve_edit(edited, pairs, layer=layer, **options)
+    job.check()
     edit.apply(edited)
     return Edited(edited, (edit,))
 
@@ -67,7 +71,9 @@ def rectify_model(
     **options: Any,
 ) -> Rectification:
     """Edit until the target is reached; ``span`` is the slice of the job's progress."""
-    return rectify(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
+    return rectify(
+        copy.deepcopy(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options
+    )
 
 
 def replay(_: Job[Any], model: nn.Module, edits: Iterable[RankOneEdit]) -> Edited:
@@ -85,3 +91,20 @@ def save(_: Job[Any], edits: Iterable[RankOneEdit], path: Path) -> Path:
     """Write the edits to a safetensors file."""
     save_edits(list(edits), path)
     return path
+
+
+def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:
+    """Pairs followed by further pairs of the same sample shape."""
+    if first.clean.shape[1:] != second.clean.shape[1:]:
+        raise ValueError(
+            f"examples: got samples of shape {tuple(second.clean.shape[1:])}, want "
+            f"{tuple(first.clean.shape[1:])} as in pairs"
+        )
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels.to(first.labels)])
+    return SamplePairs(
+        torch.cat([first.corrupted, second.corrupted.to(first.corrupted)]),
+        torch.cat([first.clean, second.clean.to(first.clean)]),
+        labels,
+    )

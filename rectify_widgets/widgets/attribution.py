@@ -207,7 +207,9 @@ class AttributionViewer(Panel):
             self.set_trait("status", f"{method} of sample {index}")
             self.draw()
 
-        return self.begin(work, lane=f"maps {id(self)}", label="Attribution maps", on_done=show)
+        return self.begin(
+            work, lane=f"maps {id(self)}", label="Attribution maps", short=True, on_done=show
+        )
 
     def failed(self, job: Job[object]) -> None:
         """Show the failure where the maps would be."""

@@ -41,20 +41,26 @@ class Panel(ipw.VBox):
     error = traitlets.Instance(BaseException, allow_none=True, read_only=True)
     """What went wrong last; None again as soon as something new is begun."""
 
-    job: Job[Any] | None = None
-    """The work begun last: ``await widget.job`` or ``widget.job.wait()``."""
-
     def __init__(self, session: Session | None) -> None:
         if session is not None and not isinstance(session, Session):
             raise TypeError(f"session: got {type(session).__name__}, want a Session or None")
         super().__init__()
         self.session = session if session is not None else Session()
         self._owns_session = session is None
+        self._job: Job[Any] | None = None
         self._undo_links: list[Callable[[], None]] = []
         self.add_class("rw-panel")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.status or 'ready'})"
+
+    @property
+    def job(self) -> Job[Any] | None:
+        """The work begun last, by a button or by looking at something else.
+
+        ``await widget.job`` and ``widget.job.wait()`` give its result or raise what it raised.
+        """
+        return self.session.latest
 
     def fill(self, children: Sequence[ipw.Widget]) -> None:
         """Show the children, with the style sheet before them."""
@@ -68,9 +74,9 @@ class Panel(ipw.VBox):
 
     def settle(self) -> None:
         """Wait for the view that is being computed; its failure shows in the view itself."""
-        if self.job is not None and not self.job.done:
+        if self._job is not None:
             with suppress(Exception):
-                self.job.wait()
+                self._job.wait()
 
     def snapshot(self) -> None:
         """Display the current view as a static output.
@@ -80,7 +86,7 @@ class Panel(ipw.VBox):
         """
         self.settle()
         page = f'{STYLE}<div class="rw-static">{self.static_html()}</div>'
-        display({"text/html": page, "text/plain": repr(self)}, raw=True)
+        display({"text/html": page, "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
 
     def sample_slider(self, count: int) -> ipw.IntSlider:
         """A slider for the trait ``index``; hidden where there is one sample."""
@@ -113,6 +119,7 @@ class Panel(ipw.VBox):
         *,
         lane: str,
         label: str,
+        short: bool = False,
         on_done: Callable[[Job[T]], None],
         on_progress: Callable[[Job[T]], None] | None = None,
     ) -> Job[T]:
@@ -126,9 +133,9 @@ class Panel(ipw.VBox):
                 self.failed(job)
 
         job = self.session.submit(
-            work, lane=lane, label=label, on_done=settle, on_progress=on_progress
+            work, lane=lane, label=label, short=short, on_done=settle, on_progress=on_progress
         )
-        self.job = job
+        self._job = job
         return job
 
     def failed(self, job: Job[Any]) -> None:

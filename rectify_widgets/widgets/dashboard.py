@@ -23,20 +23,13 @@ from rectify_widgets.engine.rectification import Rectification
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution import AttributionViewer
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
+from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.editability import EditabilityViewer
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.prediction import PredictionViewer
 from rectify_widgets.widgets.session import Session
 
 STRATEGIES = ("dynamic", "static")
-
-BUTTONS = (
-    ("rectify", "Rectify", "magic", "Find and edit layers until the target is reached"),
-    ("locate", "Locate", "search", "Score how editable each layer is"),
-    ("edit", "Edit this layer", "pencil", "Edit the chosen layer once"),
-    ("undo", "Undo", "undo", "Take the last edit, or the last rectification, back"),
-    ("cancel", "Cancel", "stop", "Stop what is under way"),
-)
 
 LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""
@@ -127,7 +120,7 @@ class RectificationDashboard(Panel):
         }
         self._groups: list[tuple[RankOneEdit, ...]] = []
         super().__init__(session)
-        shown = pairs if examples is None else join(pairs, examples)
+        shown = pairs if examples is None else actions.join(pairs, examples)
         self._count = len(shown)
         common: dict[str, Any] = {"classes": classes, "session": self.session}
         try:
@@ -144,25 +137,8 @@ class RectificationDashboard(Panel):
         self._compose()
 
     def _compose(self) -> None:
-        self._buttons: dict[str, ipw.Button] = {}
-        for name, text, icon, tip in BUTTONS:
-            button = ipw.Button(
-                description=text,
-                icon=icon,
-                tooltip=tip,
-                button_style="primary" if name == "rectify" else "",
-                layout=ipw.Layout(width="auto", margin="0 6px 6px 0"),
-            )
-            button.add_class("rw-action")
-            button.add_class(f"rw-{name}")
-            button.on_click(lambda _, name=name: self._press(name))
-            self._buttons[name] = button
-        self._bar = ipw.FloatProgress(
-            min=0.0, max=1.0, layout=ipw.Layout(flex="1 1 160px", min_width="120px", height="28px")
-        )
-        self._bar.add_class("rw-progress")
-        self._status, self._error, self._steps = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self._status.add_class("rw-status-line")
+        self._controls = Controls(self._press)
+        self._steps = ipw.HTML()
         self.predictions.samples.layout.display = "none"
         for card, flex in (
             (self.layers, "2 1 380px"),
@@ -176,13 +152,7 @@ class RectificationDashboard(Panel):
             layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="stretch"),
         )
         cards.add_class("rw-cards")
-        controls = ipw.HBox(
-            [*self._buttons.values(), self._bar],
-            layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="flex-start"),
-        )
-        self.fill(
-            [ipw.HTML(self._title()), controls, self._status, self._error, cards, self._steps]
-        )
+        self.fill([ipw.HTML(self._title()), self._controls, cards, self._steps])
         self.link("layer", self.layers)
         self.link("index", self.maps)
         self.link("index", self.predictions)
@@ -195,15 +165,6 @@ class RectificationDashboard(Panel):
         self._show_state(None)
 
     # -- what can be read -------------------------------------------------------------------------
-
-    @property
-    def job(self) -> Job[Any] | None:  # type: ignore[override]
-        """The work begun last, by a button or by looking at something else."""
-        return self.session.latest
-
-    @job.setter
-    def job(self, _: Job[Any]) -> None:
-        return
 
     @property
     def model(self) -> nn.Module:
@@ -269,7 +230,7 @@ class RectificationDashboard(Panel):
             if result.edits:
                 self._groups.append(tuple(result.edits))
                 self._show_model(result.model)
-            self.set_trait("status", outcome(result))
+            self.set_trait("status", markup.outcome(result))
 
         return self._act(work, "Rectify", show)
 
@@ -308,7 +269,9 @@ class RectificationDashboard(Panel):
             raise ValueError("save: the model has no edits yet; rectify() or edit() first")
 
         def show(job: Job[Path]) -> None:
-            self.set_trait("status", f"Saved {_some(len(edits), 'edit')} to {job.result().name}.")
+            self.set_trait(
+                "status", f"Saved {markup.some(len(edits), 'edit')} to {job.result().name}."
+            )
 
         return self._act(lambda job: actions.save(job, edits, goal), "Save", show)
 
@@ -369,7 +332,7 @@ class RectificationDashboard(Panel):
 
     def _show_scores(self, localization: Localization) -> None:
         count = len(self.edits)
-        note = f"after {_some(count, 'edit')}" if count else "of the model as given"
+        note = f"after {markup.some(count, 'edit')}" if count else "of the model as given"
         self.layers.show(localization, note)
         self.set_trait("status", self.layers.status)
 
@@ -392,12 +355,13 @@ class RectificationDashboard(Panel):
         self.maps.layer = name if isinstance(part, nn.Conv2d) else None
 
     def _show_state(self, _: object) -> None:
-        self._status.value = markup.status_line(self.status)
-        self._error.value = markup.error_box(self.error)
-        self._bar.value = self.progress
-        for name, button in self._buttons.items():
-            button.disabled = self.busy != (name == "cancel")
-        self._buttons["undo"].disabled = self.busy or not self._groups
+        self._controls.show(
+            status=self.status,
+            progress=self.progress,
+            error=self.error,
+            busy=self.busy,
+            can_undo=bool(self._groups),
+        )
 
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
@@ -422,9 +386,9 @@ class RectificationDashboard(Panel):
         return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
 
     def _title(self) -> str:
-        facts = [type(self._original).__name__, _some(len(self._pairs), "pair")]
+        facts = [type(self._original).__name__, markup.some(len(self._pairs), "pair")]
         if isinstance(self._reference, Tensor):
-            facts.append(_some(len(self._reference), "reference"))
+            facts.append(markup.some(len(self._reference), "reference"))
         return (
             '<span class="rw-title">Rectification</span> '
             f'<span class="rw-soft">{escape(" · ".join(facts))}</span>'
@@ -440,42 +404,3 @@ class RectificationDashboard(Panel):
         """Free the worker, the comms, the pictures and the edited model."""
         super().close()
         self._groups.clear()
-
-
-def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:
-    """Pairs followed by further pairs of the same sample shape."""
-    import torch
-
-    if first.clean.shape[1:] != second.clean.shape[1:]:
-        raise ValueError(
-            f"examples: got samples of shape {tuple(second.clean.shape[1:])}, want "
-            f"{tuple(first.clean.shape[1:])} as in pairs"
-        )
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels.to(first.labels)])
-    return SamplePairs(
-        torch.cat([first.corrupted, second.corrupted.to(first.corrupted)]),
-        torch.cat([first.clean, second.clean.to(first.clean)]),
-        labels,
-    )
-
-
-def outcome(result: Rectification) -> str:
-    """One sentence on how a rectification ended."""
-    ends = {
-        "target": "target reached",
-        "cancelled": "cancelled",
-        "round limit": "round limit reached",
-    }
-    seconds = sum(result.seconds.values())
-    sentence = (
-        f"{ends.get(result.stopped, result.stopped)} after {_some(len(result.edits), 'edit')} in "
-        f"{seconds:.1f} s: gap {markup.percent(result.gap_before)} → "
-        f"{markup.percent(result.gap_after)}, degradation {markup.percent(result.degradation)}."
-    )
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -109,6 +109,12 @@ class Job(Generic[T]):
 
     The work is called with the job itself, and takes from it `progress` and `cancelled` as hooks
     for the engine's long calls.
+
+    Attributes:
+        label: what it is called in messages.
+        fraction: share that is done, 0 to 1.
+        message: what it is at.
+        between: called whenever the work asks whether to stop; the session sets it.
     """
 
     def __init__(
@@ -121,6 +127,7 @@ class Job(Generic[T]):
         on_done: Callable[[Job[T]], None] | None = None,
     ) -> None:
         self.label = label
+        self.between: Callable[[], None] | None = None
         self.fraction = 0.0
         self.message = label
         self._mailbox = mailbox
@@ -222,12 +229,17 @@ class Job(Generic[T]):
     # -- what the work uses -----------------------------------------------------------------------
 
     def cancelled(self) -> bool:
-        """Whether the work is to stop: the ``cancel`` hook of the engine's long calls."""
+        """Whether the work is to stop: the ``cancel`` hook of the engine's long calls.
+
+        Whenever the work asks, short jobs that came up meanwhile are done first.
+        """
+        if self.between is not None and not self._stop.is_set():
+            self.between()
         return self._stop.is_set()
 
     def check(self) -> None:
         """Raise `Cancelled` if the work is to stop."""
-        if self._stop.is_set():
+        if self.cancelled():
             raise Cancelled("cancelled")
 
     def progress(self, fraction: float, message: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rectify_widgets.widgets import render
 
 if TYPE_CHECKING:
-    from rectify_widgets.engine.rectification import Step
+    from rectify_widgets.engine.rectification import Rectification, Step
 
 
 TRACK = 44
@@ -41,6 +41,22 @@ def duration(seconds: float) -> str:
     """A time left for people: "2 s", "1 min 10 s"."""
     whole = max(round(seconds), 1)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def some(count: int, what: str) -> str:
+    """A count with its noun: "1 edit", "2 edits"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def outcome(result: Rectification) -> str:
+    """One sentence on how a rectification ended; not escaped."""
+    ends = {"target": "target reached", "round limit": "round limit reached"}
+    sentence = (
+        f"{ends.get(result.stopped, result.stopped)} after {some(len(result.edits), 'edit')} in "
+        f"{sum(result.seconds.values()):.1f} s: gap {percent(result.gap_before)} → "
+        f"{percent(result.gap_after)}, degradation {percent(result.degradation)}."
+    )
+    return sentence[:1].upper() + sentence[1:]
 
 
 def heading(text: str, note: str = "") -> str:

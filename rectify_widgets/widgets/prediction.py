@@ -109,7 +109,9 @@ class PredictionViewer(Panel):
                 self._labels = self._probabilities["Clean"][0].argmax(dim=1)
             self.draw()
 
-        return self.begin(work, lane=f"predictions {id(self)}", label="Predictions", on_done=show)
+        return self.begin(
+            work, lane=f"predictions {id(self)}", label="Predictions", short=True, on_done=show
+        )
 
     @property
     def labels(self) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 Imports `jobs` only; no ipywidgets, so everything here is tested without a front end.
 
-A `Session` runs one job at a time on one thread, since hooks and edits of one model must not
-overlap.  What follows from a finished job in a widget is called back on the notebook's own loop
+A `Session` runs its jobs on one thread, since hooks and edits of one model must not overlap.  A
+long job lets *short* ones pass whenever it asks whether to stop, so that looking at another sample
+works while a rectification runs; it must therefore work on a copy of its model.  What follows from a finished job in a widget is called back on the notebook's own loop
 or inside `Job.wait` (see `jobs.Mailbox`).  Progress alone is reported straight from the worker: it
 reaches the browser even while a cell blocks.
 
@@ -17,11 +18,14 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from rectify_widgets.widgets.jobs import Job, Mailbox
 
 T = TypeVar("T")
+
+Jobs: TypeAlias = "queue.SimpleQueue[Job[Any] | None]"
+"""Jobs to do; None ends the worker."""
 
 
 class Session:
@@ -42,7 +46,8 @@ class Session:
         self._synchronous = synchronous
         self._name = name
         self._mailbox = Mailbox()
-        self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._queue: Jobs = queue.SimpleQueue()
+        self._short: Jobs = queue.SimpleQueue()
         self._under_way: list[Job[Any]] = []
         self._lanes: dict[str, Job[Any]] = {}
         self._thread: threading.Thread | None = None
@@ -65,6 +70,7 @@ class Session:
         *,
         lane: str | None = None,
         label: str = "work",
+        short: bool = False,
         on_progress: Callable[[Job[T]], None] | None = None,
         on_done: Callable[[Job[T]], None] | None = None,
     ) -> Job[T]:
@@ -74,6 +80,7 @@ class Session:
             work: what to do; its return value is the job's result.
             lane: work of this lane that is not done yet is cancelled and superseded.
             label: what the job is called in messages.
+            short: done while a long job is under way, whenever that one asks whether to stop.
             on_progress: called on the worker's thread as the work reports progress.
             on_done: called on the notebook's loop (or inside `Job.wait`) when the work has ended,
                 however it ended, unless it was superseded.  What it raises becomes the job's
@@ -98,9 +105,14 @@ class Session:
             return job
         self._under_way = [earlier for earlier in self._under_way if not earlier.done]
         self._under_way.append(job)
+        if short:
+            self._short.put(job)
+        else:
+            waiting = self._short
+            job.between = lambda: _run_all(waiting)
         if self._thread is None:
             self._thread = threading.Thread(
-                target=_work, args=(self._queue,), name=self._name, daemon=True
+                target=_work, args=(self._queue, self._short), name=self._name, daemon=True
             )
             self._mailbox.worker = self._thread
             self._thread.start()
@@ -130,11 +142,26 @@ class Session:
         self.latest = None
 
 
-def _work(jobs: queue.SimpleQueue[Job[Any] | None]) -> None:
-    """The worker thread; between jobs it holds no reference to any, nor to the session."""
+def _work(jobs: Jobs, short: Jobs) -> None:
+    """The worker thread; between jobs it holds no reference to any, nor to the session.
+
+    Short jobs are in both queues; a job runs once, whichever is read first.
+    """
     while True:
         job = jobs.get()
         if job is None:
             return
+        _run_all(short)
         job.run()
         del job
+
+
+def _run_all(jobs: Jobs) -> None:
+    """Run the jobs that are waiting."""
+    while True:
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            return
+        if job is not None:
+            job.run()

@@ -6,6 +6,7 @@ read or written; `open_page` opens one notebook in Chromium and notes what goes 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -43,11 +44,9 @@ def missing() -> str:
     """Why no browser test can run here, or an empty string."""
     if not CHROMIUM:
         return "Chromium is not installed"
-    try:
-        import jupyterlab  # noqa: F401
-        import playwright  # noqa: F401
-    except ImportError as error:
-        return f"{error.name} is not installed"
+    for name in ("jupyterlab", "playwright"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
     return ""
 
 
@@ -228,7 +227,9 @@ def open_page(
                 watched.errors.append(message.text)
 
         def on_request(request: Any) -> None:
-            if not request.url.startswith((lab.url, "data:", "blob:", lab.url.replace("http", "ws"))):
+            if not request.url.startswith(
+                (lab.url, "data:", "blob:", lab.url.replace("http", "ws"))
+            ):
                 watched.foreign.append(request.url)
 
         page.on("console", on_console)
