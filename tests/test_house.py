@@ -74,11 +74,17 @@ def test_session_imports_no_widgets() -> None:
     apply(house.session_has_no_widgets, sessions)
 
 
+def module_of(requirement: str) -> str:
+    """`pillow>=10` -> `PIL`."""
+    name = re.split(r"\W", requirement)[0]
+    return {"pillow": "PIL", "ipython": "IPython"}.get(name, name)
+
+
 def test_third_party_imports_are_declared() -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     optional = project["optional-dependencies"].values()
-    base = {re.split(r"\W", line)[0] for line in project["dependencies"]}
-    extras = {re.split(r"\W", line)[0] for lines in optional for line in lines}
+    base = {module_of(line) for line in project["dependencies"]}
+    extras = {module_of(line) for lines in optional for line in lines}
     apply(
         lambda source, name: house.undeclared(source, name, base, extras),
         python("rectify_widgets/"),
