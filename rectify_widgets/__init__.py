@@ -1,1 +1,49 @@
-"""Find, show and mend the layer behind an unreliable behaviour of an image classifier."""
+"""Find, show and mend the layer behind an unreliable behaviour of an image classifier.
+
+The engine (``rectify_widgets.engine``) needs torch only; the widgets wrap it.  Imports run one way:
+``widgets`` to ``explain`` and ``cases`` to ``engine``.
+"""
+
+from rectify_widgets import cases
+from rectify_widgets.engine.detection import Found, find_corrupted
+from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.editing import Edits, RankOneEdit, load_edits, save_edits
+from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.layers import LayerCatalog, editable_layers
+from rectify_widgets.engine.localization import localize
+from rectify_widgets.engine.metrics import Report, evaluate
+from rectify_widgets.engine.pairs import SamplePairs, transplant
+from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.explain import attribute
+from rectify_widgets.widgets.dashboard import RectificationDashboard
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled",
+    "Edits",
+    "Found",
+    "KeyStatistics",
+    "LayerCatalog",
+    "Localization",
+    "RankOneEdit",
+    "Rectification",
+    "RectificationDashboard",
+    "Report",
+    "SamplePairs",
+    "Step",
+    "attribute",
+    "cases",
+    "editable_layers",
+    "evaluate",
+    "find_corrupted",
+    "load_edits",
+    "localize",
+    "rectify",
+    "save_edits",
+    "solve_edit",
+    "transplant",
+]

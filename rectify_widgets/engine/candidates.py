@@ -8,18 +8,25 @@ transplanted corruption, and what it *costs* on the same references without it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.editing import Unreached, closed_form, edit_direction
+from rectify_widgets.engine.editing import (
+    DIRECTIONS,
+    RankOneEdit,
+    Unreached,
+    closed_form,
+    digest,
+    key_sums,
+)
 from rectify_widgets.engine.inspection import capturing, predict, predict_all
-from rectify_widgets.engine.layers import EditableLayer
+from rectify_widgets.engine.layers import EditableLayer, Keys
 from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.solver import Solver
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Grid of ridges, in units of the mean diagonal of the second moment."""
@@ -41,6 +48,45 @@ class Candidate:
     cost: float
     """Predicted share of the margin that clean references lose; 0 to 1."""
 
+    @property
+    def score(self) -> float:
+        """Predicted share of the gap closed, less what it is predicted to cost."""
+        return self.share - self.cost
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight with the edit, in its own type."""
+        weight = self.layer.module.weight.detach()
+        delta = torch.einsum("go,gk->gok", self.left, self.right).reshape(weight.shape)
+        return (weight.to(delta) + delta).to(weight)
+
+    def edit(self) -> RankOneEdit:
+        """The edit as a thing to keep, for the weight that the layer has now."""
+        return RankOneEdit(
+            layer=self.layer.name,
+            left=self.left.reshape(-1).cpu(),
+            right=(self.right[0] if self.layer.groups == 1 else self.right).cpu(),
+            shape=tuple(self.layer.module.weight.shape),
+            direction=self.direction,
+            ridge=self.ridge,
+            key_space="patch",
+            solved_for=digest(self.layer.module.weight),
+        )
+
+
+@contextmanager
+def trying(candidate: Candidate) -> Iterator[None]:
+    """Have the edit in the model while the block runs; the weight is then restored to the bit."""
+    weight = candidate.layer.module.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.copy_(candidate.weight)
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -61,22 +107,22 @@ class Probe:
 class Observation:
     """What one look at the model gives about its layers: inputs and gradients of a probe."""
 
-    corrupted: Mapping[str, Tensor]
-    clean: Mapping[str, Tensor]
+    corrupted: Mapping[str, Keys]
+    clean: Mapping[str, Keys]
     path_gradients: Mapping[str, Tensor]
     clean_gradients: Mapping[str, Tensor]
     gap: Tensor
     clean_margin: Tensor
 
 
-def layer_inputs(
+def layer_keys(
     model: nn.Module, layers: Mapping[str, EditableLayer], inputs: Tensor
-) -> dict[str, Tensor]:
-    """Each layer's input on ``inputs``, as it was before anything changed it in place."""
-    seen: dict[str, Tensor] = {}
+) -> dict[str, Keys]:
+    """Each layer's keys on ``inputs``, as they were before anything changed them in place."""
+    seen: dict[str, Keys] = {}
 
     def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
-        seen[name] = layer_input.detach().clone()
+        seen[name] = layers[name].keys(layer_input.detach().clone(), samples=len(inputs))
 
     with capturing({name: layer.module for name, layer in layers.items()}, keep):
         predict(model, inputs)
@@ -111,8 +157,8 @@ def observe(
         steps=1, monitor=monitor.part(0.8, 1.0),
     )  # fmt: skip
     return Observation(
-        corrupted=layer_inputs(model, layers, probe.corrupted),
-        clean=layer_inputs(model, layers, probe.clean),
+        corrupted=layer_keys(model, layers, probe.corrupted),
+        clean=layer_keys(model, layers, probe.clean),
         path_gradients=path.gradients,
         clean_gradients=still.gradients,
         gap=path.gap,
@@ -122,46 +168,46 @@ def observe(
 
 def candidates(
     layer: EditableLayer,
-    statistics: KeyStatistics,
-    solve: tuple[Tensor, Tensor],
+    solver: Solver,
+    solve: tuple[Keys, Keys],
     seen: Observation,
     *,
-    directions: Sequence[str],
+    directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
-) -> Iterator[Candidate]:
+) -> list[Candidate]:
     """All candidate edits of one layer; none where the corruption does not reach it.
 
     Args:
         layer: the layer.
-        statistics: with this layer's second moment.
-        solve: the layer's corrupted and clean inputs on the samples to solve with.
+        solver: of this layer's reference keys.
+        solve: the layer's corrupted and clean keys on the samples to solve with.
         seen: observation of the probe, for the prediction.
         directions, ridges: the grid.
     """
     name = layer.name
-    if name not in seen.path_gradients:
-        return
-    corrupted, clean = (layer.keys(inputs, samples=len(inputs)) for inputs in solve)
-    samples = len(seen.gap)
-    probe_corrupted = layer.keys(seen.corrupted[name], samples)
-    probe_clean = layer.keys(seen.clean[name], samples)
-    solver = DenseSolver(name, statistics[name].moment.to(corrupted))
-    for kind in directions:
-        for ridge in ridges:
-            try:
-                right = edit_direction(layer, solver, corrupted, clean, kind, ridge)
-            except Unreached:
-                break
-            left = closed_form(layer, right, corrupted, clean)
-            moved = _effect(left, right, seen.path_gradients[name], probe_corrupted)
-            lost = -_effect(left, right, seen.clean_gradients[name], probe_clean)
-            share = (moved / seen.gap.clamp_min(1e-6)).clamp(-1.0, 1.2).mean()
-            cost = (lost / seen.clean_margin.clamp_min(1e-6)).clamp(0.0, 1.0).mean()
-            yield Candidate(layer, kind, ridge, left, right, float(share), float(cost))
+    try:
+        sums = key_sums(layer, *solve)
+    except Unreached:
+        return []
+    grid = [(kind, ridge) for kind in directions if kind in sums for ridge in ridges]
+    if not grid or name not in seen.path_gradients:
+        return []
+    kinds = list(dict.fromkeys(kind for kind, _ in grid))
+    right = torch.stack([sums[kind] for kind in kinds], dim=1)
+    solved = {ridge: solver.solve(right, ridge) for ridge in ridges}
+    rights = torch.stack([solved[ridge][:, kinds.index(kind)] for kind, ridge in grid], dim=1)
+    lefts = closed_form(rights, *solve)
+    moved = effect(lefts, rights, seen.path_gradients[name], seen.corrupted[name])
+    lost = -effect(lefts, rights, seen.clean_gradients[name], seen.clean[name])
+    shares = (moved / seen.gap.clamp_min(1e-6).unsqueeze(1)).clamp(-1.0, 1.2).mean(dim=0)
+    costs = (lost / seen.clean_margin.clamp_min(1e-6).unsqueeze(1)).clamp(0.0, 1.0).mean(dim=0)
+    return [
+        Candidate(layer, kind, ridge, lefts[:, i], rights[:, i], float(shares[i]), float(costs[i]))
+        for i, (kind, ridge) in enumerate(grid)
+    ]
 
 
-def _effect(left: Tensor, right: Tensor, gradients: Tensor, keys: Tensor) -> Tensor:
-    """First-order change of the margin, ``Σ_p Ḡ_p · Λ (dᵀ k_p)``, one number a sample."""
-    response = torch.einsum("gk,ngkp->ngp", right, keys)
-    slope = torch.einsum("go,ngop->ngp", left, gradients)
-    return (slope * response).sum(dim=(1, 2))
+def effect(lefts: Tensor, rights: Tensor, gradients: Tensor, keys: Keys) -> Tensor:
+    """First-order change of the margin, ``Σ_p Ḡ_p · Λ (dᵀ k_p)``, ``N × D`` for ``D`` edits."""
+    slopes = torch.einsum("gdo,ngop->ngdp", lefts, gradients)
+    return (slopes * keys.respond(rights)).sum(dim=(1, 3))

@@ -82,7 +82,7 @@ def check_inputs(argument: str, value: object, *, like: Tensor | None = None) ->
         raise ValueError(f"{argument}: got a tensor on the meta device, want one that holds data")
     if value.layout is not torch.strided:
         raise TypeError(f"{argument}: got layout {value.layout}, want a dense tensor (.to_dense())")
-    if value.ndim < 2:  # noqa: PLR2004 - a batch has a sample dimension and at least one more
+    if value.ndim < 2:
         raise ValueError(
             f"{argument}: got shape {shape}, want N × C × H × W; add the batch dimension with [None]"
         )

@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from rectify_widgets.engine.checks import check_module, nearest
 from rectify_widgets.engine.inspection import unwrap, working_dtype
-from rectify_widgets.engine.layers import EditableLayer
-from rectify_widgets.engine.solver import Solver
+from rectify_widgets.engine.layers import EditableLayer, Keys
 from rectify_widgets.engine.statistics import weight_bytes
 
 DIRECTIONS = ("contrast", "key")
@@ -37,44 +36,40 @@ class Unreached(ValueError):
 # --- the closed form -----------------------------------------------------------------------------
 
 
-def edit_direction(
-    layer: EditableLayer, solver: Solver, corrupted: Tensor, clean: Tensor, kind: str, ridge: float
-) -> Tensor:
-    """Edit direction ``d``, ``G × K``, from keys ``N × G × K × P``.
+def key_sums(layer: EditableLayer, corrupted: Keys, clean: Keys) -> dict[str, Tensor]:
+    """What ``C⁻¹`` is applied to for each edit direction, ``G × K``; vanishing ones are left out.
 
-    ``"key"`` is ``C⁻¹ Σ w_p k̃_p`` (Yang et al. 2026), ``"contrast"`` is ``C⁻¹ Σ w_p (k̃_p − k_p)``,
-    with ``w_p = ‖k̃_p − k_p‖`` normalised to sum 1 over samples and positions.
+    ``"key"`` is ``Σ w_p k̃_p`` (Yang et al. 2026), ``"contrast"`` is ``Σ w_p (k̃_p − k_p)``, with
+    ``w_p = ‖k̃_p − k_p‖`` normalised to sum 1 over samples and positions.
 
     Raises:
-        Unreached: the keys of the pairs do not differ, or the weighted sum vanishes.
+        Unreached: the corruption does not change the keys.
     """
     change = corrupted - clean
-    weights = change.norm(dim=2)
-    sums = weights.sum(dim=(0, 2))
-    if float(sums.max()) <= 0.0:
+    weights = change.norms()
+    total = weights.sum(dim=(0, 2), keepdim=True)
+    if float(total.max()) <= 0.0:
         raise Unreached(f"layer: the corruption of the pairs does not reach layer {layer.name!r}")
-    weights = weights / sums.clamp_min(torch.finfo(weights.dtype).tiny).reshape(1, -1, 1)
-    source = corrupted if kind == "key" else change
-    mean = torch.einsum("ngp,ngkp->gk", weights, source)
-    longest = float(torch.einsum("ngp,ngp->g", weights, source.norm(dim=2)).max())
-    if float(mean.norm()) <= 1e-6 * longest:
-        raise Unreached(
-            f"layer: the {kind} direction of layer {layer.name!r} vanishes: the changes of its "
-            "keys cancel out over the positions"
-        )
-    return solver.solve(mean, ridge)
+    weights = weights / total.clamp_min(torch.finfo(weights.dtype).tiny)
+    sums = {}
+    for kind, keys in (("contrast", change), ("key", corrupted)):
+        mean = keys.gather(weights.unsqueeze(2)).squeeze(1)
+        longest = (weights * keys.norms()).sum(dim=(0, 2))
+        if float(mean.norm()) > 1e-6 * float(longest.norm()):
+            sums[kind] = mean
+    return sums
 
 
-def closed_form(layer: EditableLayer, direction: Tensor, corrupted: Tensor, clean: Tensor) -> Tensor:
-    """``Λ``, ``G × O/G``, the least-squares optimum for one direction ``G × K``.
+def closed_form(directions: Tensor, corrupted: Keys, clean: Keys) -> Tensor:
+    """``Λ``, ``G × D × O/G``, the least-squares optimum for each of ``D`` directions ``G × D × K``.
 
     It minimises ``Σ_p ‖v_p − (W + Λ dᵀ) k̃_p‖²``: ``Λ = Σ s_p (v_p − ṽ_p) / Σ s_p²`` with
     ``s_p = dᵀ k̃_p``.
     """
-    response = torch.einsum("gk,ngkp->ngp", direction, corrupted)
-    missing = layer.values(clean - corrupted)
-    energy = response.square().sum(dim=(0, 2)).unsqueeze(1)
-    moved = torch.einsum("ngp,ngop->go", response, missing)
+    response = corrupted.respond(directions)
+    missing = (clean - corrupted).values()
+    energy = response.square().sum(dim=(0, 3)).unsqueeze(2)
+    moved = torch.einsum("ngdp,ngop->gdo", response, missing)
     return torch.where(energy > 0, moved / energy.clamp_min(torch.finfo(energy.dtype).tiny), 0.0)
 
 
@@ -144,7 +139,7 @@ class RankOneEdit:
         """``Λ dᵀ`` in the shape of the weight."""
         right = self.right.reshape(-1, self.right.shape[-1])
         left = self.left.reshape(len(right), -1, *self.left.shape[1:])
-        if self.key_space == "channel" and len(self.shape) > 2:  # noqa: PLR2004 - a convolution
+        if self.key_space == "channel" and len(self.shape) > 2:
             whole = torch.einsum("gop,gc->gocp", left, right)
         else:
             whole = torch.einsum("go,gk->gok", left, right)

@@ -103,7 +103,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
             f"model: its output is {type(scores).__name__}, want a tensor of N × classes scores; "
             "wrap the model in a module that returns that tensor"
         )
-    if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:  # noqa: PLR2004
+    if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:
         raise ValueError(
             f"model: its output has shape {tuple(scores.shape)} for {inputs.shape[0]} inputs, "
             "want N × classes with at least two classes"

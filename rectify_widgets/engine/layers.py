@@ -2,8 +2,8 @@
 
 A layer multiplies its weight with one *key* at each *position* and adds the bias: a `Linear` has
 one position for each token, a `Conv2d` one for each output pixel, whose key is the unfolded input
-patch.  Everything else in the engine works on ``N × G × K × P`` keys (samples, groups, key size,
-positions) and ``N × G × O/G × P`` values and need not know which kind of layer it has before it.
+patch.  Everything else in the engine works on `Keys`, which stand for ``N × G × K × P`` numbers
+(samples, groups, key size, positions), and need not know which kind of layer it has before it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 from torch.nn.utils import parametrize
 
 from rectify_widgets.engine.checks import check_inputs, check_module, nearest
@@ -63,28 +64,24 @@ class EditableLayer:
         grouped = f", {self.groups} groups" if self.groups > 1 else ""
         return f"Conv2d {kernel}{grouped}"
 
-    def keys(self, inputs: Tensor, samples: int) -> Tensor:
-        """Keys ``N × G × K × P`` of the layer's ``inputs``, as float32 or better.
+    def keys(self, inputs: Tensor, samples: int) -> Keys:
+        """The keys in the layer's ``inputs``.
 
         ``samples`` is the number of model inputs ``N``; a linear layer inside windows sees more
         rows than that, which are then positions of their sample.
         """
         inputs = inputs.detach().to(working_dtype(inputs.dtype))
-        if isinstance(self.module, nn.Conv2d):
-            return self._unfold(self.module, inputs)
-        return inputs.reshape(samples, -1, 1, inputs.shape[-1]).permute(0, 2, 3, 1)
+        if isinstance(conv := self.module, nn.Conv2d):
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            return Keys(self, functional.pad(inputs, conv._reversed_padding_repeated_twice, mode))
+        return Keys(self, inputs.reshape(samples, -1, inputs.shape[-1]))
 
     def pixels(self, inputs: Tensor, samples: int) -> Tensor:
         """Channel keys ``N × G × C/G × P`` of the layer's inputs, one position an input pixel."""
         if not isinstance(self.module, nn.Conv2d):
-            return self.keys(inputs, samples)
+            return self.keys(inputs, samples).unfold()
         inputs = inputs.detach().to(working_dtype(inputs.dtype))
         return inputs.reshape(samples, self.groups, inputs.shape[1] // self.groups, -1)
-
-    def values(self, keys: Tensor, weight: Tensor | None = None) -> Tensor:
-        """``W k`` as ``N × G × O/G × P``, without the bias, with the layer's weight or another."""
-        flat = self.flat(self.module.weight if weight is None else weight).to(keys.dtype)
-        return torch.einsum("gok,ngkp->ngop", flat, keys)
 
     def flat(self, weight: Tensor) -> Tensor:
         """The weight as ``G × O/G × K``."""
@@ -97,12 +94,78 @@ class EditableLayer:
             return outputs.reshape(samples, self.groups, self.outputs // self.groups, -1)
         return outputs.reshape(samples, -1, 1, self.outputs).permute(0, 2, 3, 1)
 
-    def _unfold(self, conv: nn.Conv2d, inputs: Tensor) -> Tensor:
-        before_after = conv._reversed_padding_repeated_twice
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        padded = functional.pad(inputs, before_after, mode=mode)
-        keys = functional.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)
-        return keys.reshape(inputs.shape[0], self.groups, self.key_size, -1)
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """The keys of one layer on ``N`` samples, unfolded only where asked.
+
+    What the closed form needs of keys are their products with a few vectors and sums of them, and
+    both are convolutions of the layer's input, at a fraction of the memory of unfolded patches.
+    """
+
+    layer: EditableLayer
+    inputs: Tensor
+    """Padded ``N × C × H × W`` of a convolution, ``N × P × K`` of a linear layer."""
+
+    def __len__(self) -> int:
+        return int(self.inputs.shape[0])
+
+    def __sub__(self, other: Keys) -> Keys:
+        return Keys(self.layer, self.inputs - other.inputs)
+
+    def rows(self, which: slice) -> Keys:
+        """The keys of some of the samples."""
+        return Keys(self.layer, self.inputs[which])
+
+    def unfold(self) -> Tensor:
+        """The keys themselves, ``N × G × K × P``."""
+        conv, groups = self.layer.module, self.layer.groups
+        if not isinstance(conv, nn.Conv2d):
+            return self.inputs.transpose(1, 2).unsqueeze(1)
+        keys = functional.unfold(self.inputs, conv.kernel_size, conv.dilation, 0, conv.stride)
+        return keys.reshape(len(self), groups, self.layer.key_size, -1)
+
+    def respond(self, vectors: Tensor) -> Tensor:
+        """``vᵀ k`` for ``D`` vectors a group, ``G × D × K`` to ``N × G × D × P``."""
+        conv, groups = self.layer.module, self.layer.groups
+        vectors = vectors.to(self.inputs)
+        if not isinstance(conv, nn.Conv2d):
+            return (self.inputs @ vectors[0].T).transpose(1, 2).unsqueeze(1)
+        weight = vectors.reshape(-1, *conv.weight.shape[1:])
+        image = functional.conv2d(
+            self.inputs, weight, None, conv.stride, 0, conv.dilation, groups=groups
+        )
+        return image.reshape(len(self), groups, vectors.shape[1], -1)
+
+    def gather(self, weights: Tensor) -> Tensor:
+        """``Σ_p w_p k_p`` over samples and positions, ``N × G × D × P`` to ``G × D × K``."""
+        conv, groups = self.layer.module, self.layer.groups
+        count = weights.shape[2]
+        if not isinstance(conv, nn.Conv2d):
+            return torch.einsum("ndp,npk->dk", weights[:, 0], self.inputs).unsqueeze(0)
+        height, width = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, dilation, kernel, stride in zip(
+                self.inputs.shape[2:], conv.dilation, conv.kernel_size, conv.stride, strict=True
+            )
+        )
+        image = weights.reshape(len(self), groups * count, height, width)
+        shape = (groups * count, *conv.weight.shape[1:])
+        total = conv2d_weight(self.inputs, shape, image, conv.stride, 0, conv.dilation, groups)
+        return total.reshape(groups, count, -1)
+
+    def squares(self) -> Keys:
+        """Keys whose every number is squared."""
+        return Keys(self.layer, self.inputs.square())
+
+    def norms(self) -> Tensor:
+        """``‖k_p‖``, ``N × G × P``."""
+        ones = self.inputs.new_ones(self.layer.groups, 1, self.layer.key_size)
+        return self.squares().respond(ones).squeeze(2).clamp_min(0).sqrt()
+
+    def values(self) -> Tensor:
+        """``W k`` without the bias, ``N × G × O/G × P``."""
+        return self.respond(self.layer.flat(self.layer.module.weight))
 
 
 @dataclass(frozen=True)
@@ -282,8 +345,7 @@ def _mismatch(layer: EditableLayer, inputs: Tensor, output: Tensor) -> str | Non
     expected_ndim = 4 if isinstance(layer.module, nn.Conv2d) else None
     if expected_ndim and inputs.ndim != expected_ndim:
         return f"its input has shape {tuple(inputs.shape)}, not N × C × H × W"
-    keys = layer.keys(inputs, samples=inputs.shape[0])
-    values = layer.values(keys)
+    values = layer.keys(inputs, samples=inputs.shape[0]).values()
     if layer.module.bias is not None:
         bias = layer.module.bias.detach().to(values.dtype)
         values = values + bias.reshape(1, layer.groups, -1, 1)

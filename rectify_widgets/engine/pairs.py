@@ -106,7 +106,7 @@ def touched(pairs: SamplePairs) -> Tensor:
     background), so a compact corruption counts as its bounding box.
     """
     mask = pairs.corrupted != pairs.clean
-    if mask.ndim != 4:  # noqa: PLR2004 - a box needs height and width
+    if mask.ndim != 4:
         return mask
     spots = mask.any(dim=1)
     rows, columns = spots.any(dim=2), spots.any(dim=1)
@@ -139,10 +139,10 @@ def common_opacity(pairs: SamplePairs) -> float | None:
     Two pairs with the same pattern differ by ``δ_i − δ_j = −a (x_i − x_j)`` where both are
     touched.  None where the pairs do not fit one pattern and one opacity.
     """
-    if len(pairs) < 2:  # noqa: PLR2004 - one pair has no difference
+    if len(pairs) < 2:
         return None
     change = pairs.corrupted - pairs.clean
-    touched = (change != 0).float().mean(dim=0) > 0.5  # noqa: PLR2004 - by most pairs
+    touched = (change != 0).float().mean(dim=0) > 0.5
     if not bool(touched.any()):
         return None
     change, clean = change[:, touched], pairs.clean[:, touched]
@@ -152,7 +152,7 @@ def common_opacity(pairs: SamplePairs) -> float | None:
         return None
     opacity = -float((change * clean).sum()) / energy
     left = float((change + opacity * clean).square().sum())
-    if left > 0.1 * energy or not -0.05 <= opacity <= 1.05:  # noqa: PLR2004 - no single pattern
+    if left > 0.1 * energy or not -0.05 <= opacity <= 1.05:
         return None
     return min(max(opacity, 0.0), 1.0)
 

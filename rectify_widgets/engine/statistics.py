@@ -250,7 +250,10 @@ def collect(
     def add(name: str, inputs: Tensor, _: Tensor) -> None:
         monitor.check()
         layer = chosen[name]
-        keys = (layer.keys if key_space == "patch" else layer.pixels)(inputs, samples)
+        if key_space == "patch":
+            keys = layer.keys(inputs, samples).unfold()
+        else:
+            keys = layer.pixels(inputs, samples)
         size, available = keys.shape[2], keys.shape[3]
         wanted = positions or max(
             POSITIONS_PER_INPUT, math.ceil(POSITIONS_PER_KEY * size / (total_inputs or batch_size))

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rectify_widgets.engine.editing import RankOneEdit, save_edits, solve_edit
-from rectify_widgets.engine.localization import Localization, localize
+from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.editing import RankOneEdit, save_edits
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import Rectification, rectify
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.widgets.jobs import Job
 
 
@@ -54,9 +57,10 @@ def edit_layer(
     job: Job[Any], model: nn.Module, pairs: SamplePairs, layer: str | None, **options: Any
 ) -> Edited:
     """Solve the edit of one layer and apply it to a copy of the model."""
-    job.progress(0.0, f"solving the edit of {layer}" if layer else "choosing the layer")
     edited = copy.deepcopy(model)
-    edit = solve_edit(edited, pairs, layer=layer, **options)
+    edit = solve_edit(
+        edited, pairs, layer=layer, progress=job.progress, cancel=job.cancelled, **options
+    )
     job.check()
     edit.apply(edited)
     return Edited(edited, (edit,))

@@ -113,15 +113,16 @@ class AttributionViewer(Panel):
         self._cache: OrderedDict[tuple[object, ...], View] = OrderedDict()
         self._views: dict[str, View] = {}
         super().__init__(session)
-        self.method, self.layer, self.target = method, layer, target
-        self.opacity, self.signed = opacity, signed
-        if after is not None:
-            self.after = check_module("after", after)
-        self._grid = ipw.HTML()
-        self.fill([ipw.HTML(markup.heading("What the model looks at")), *self._controls()])
-        self.listen(self, self._changed, ["index", "method", "layer", "target", "after"])
-        self.listen(self, lambda _: self.draw(), ["opacity", "signed"])
-        self.refresh()
+        with self.building():
+            self.method, self.layer, self.target = method, layer, target
+            self.opacity, self.signed = opacity, signed
+            if after is not None:
+                self.after = check_module("after", after)
+            self._grid = ipw.HTML()
+            self.fill([ipw.HTML(markup.heading("What the model looks at")), *self._controls()])
+            self.listen(self, self._changed, ["index", "method", "layer", "target", "after"])
+            self.listen(self, lambda _: self.draw(), ["opacity", "signed"])
+            self.refresh()
 
     def _controls(self) -> list[ipw.Widget]:
         """Widgets of the controls, linked to the traits, and the grid."""
@@ -238,7 +239,7 @@ class AttributionViewer(Panel):
         ]
         names = list(self._columns)
         inputs = [
-            (render.image_tag(image, f"{name} input, sample {self.index}", width=TILE), "")
+            (render.image_tag(image, f"{_input(name)}, sample {self.index}", width=TILE), "")
             for name, image in zip(names, images, strict=True)
         ]
         rows = [("Input", inputs)]
@@ -250,7 +251,7 @@ class AttributionViewer(Panel):
                 class_name = markup.class_name(self._classes, number)
                 y, x = np.unravel_index(int(np.abs(plane).argmax()), plane.shape)
                 alt = (
-                    f"{self.method} map of the {name.lower()} input, {row.lower()}: evidence for "
+                    f"{self.method} map of the {_input(name)}, {row.lower()}: evidence for "
                     f"{class_name}, strongest at row {y}, column {x} of {plane.shape[0]} × "
                     f"{plane.shape[1]}"
                 )
@@ -259,11 +260,14 @@ class AttributionViewer(Panel):
             rows.append((row, cells))
         return markup.map_grid(names, rows, render.legend_tag(scale, signed=signed))
 
-    def close(self) -> None:
-        """Free the maps and models too."""
-        super().close()
+    def forget(self) -> None:
+        """Let go of the maps."""
         self._cache.clear()
         self._views.clear()
+
+
+def _input(column: str) -> str:
+    return "input" if column == "Input" else f"{column.lower()} input"
 
 
 def _compute(

@@ -7,8 +7,8 @@ documented traits; panels that are part of a larger one share its session.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ipywidgets as ipw
@@ -53,6 +53,15 @@ class Panel(ipw.VBox):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.status or 'ready'})"
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Close the panel if the block, which builds it, fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def job(self) -> Job[Any] | None:
@@ -148,6 +157,9 @@ class Panel(ipw.VBox):
 
     def close(self) -> None:
         """Cancel what is under way, and free the worker, the comms, the pictures and the models."""
+        if "session" not in self.__dict__:  # refused before it was made
+            super().close()
+            return
         if self._owns_session:
             self.session.close()
         for undo in self._undo_links:
@@ -158,7 +170,11 @@ class Panel(ipw.VBox):
         for child in children:
             close_tree(child)
         _close_parts(self)
+        self.forget()
         super().close()
+
+    def forget(self) -> None:
+        """Let go of models, inputs and pictures; called once, on closing."""
 
 
 def close_tree(widget: ipw.Widget) -> None:

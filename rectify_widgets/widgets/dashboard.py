@@ -16,10 +16,11 @@ import traitlets
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_choice, check_int, check_module, check_number
+from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.localization import METHODS, Localization
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import Rectification
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution import AttributionViewer
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
@@ -123,7 +124,7 @@ class RectificationDashboard(Panel):
         shown = pairs if examples is None else actions.join(pairs, examples)
         self._count = len(shown)
         common: dict[str, Any] = {"classes": classes, "session": self.session}
-        try:
+        with self.building():
             self.layers = EditabilityViewer(
                 model, pairs, reference=reference, method=method, seed=seed, session=self.session
             )
@@ -131,10 +132,7 @@ class RectificationDashboard(Panel):
                 model, shown, method=attribution, target=target, mean=mean, std=std, **common
             )
             self.predictions = PredictionViewer(model, None, shown, **common)
-        except BaseException:
-            self.close()
-            raise
-        self._compose()
+            self._compose()
 
     def _compose(self) -> None:
         self._controls = Controls(self._press)
@@ -145,7 +143,8 @@ class RectificationDashboard(Panel):
             (self.maps, "1 1 306px"),
             (self.predictions, "1 1 306px"),
         ):
-            card.layout = ipw.Layout(flex=flex, margin="0", min_width="0", max_width="100%")
+            card.layout.flex, card.layout.margin = flex, "0"
+            card.layout.min_width, card.layout.max_width = "0", "100%"
             card.add_class("rw-card")
         cards = ipw.HBox(
             [self.layers, self.maps, self.predictions],
@@ -286,6 +285,7 @@ class RectificationDashboard(Panel):
     # -- behind the buttons -----------------------------------------------------------------------
 
     _action: Job[Any] | None = None
+    _doing = ""
 
     def _press(self, name: str) -> None:
         """What a click does: the method; what it raises is shown, since no cell would."""
@@ -295,10 +295,9 @@ class RectificationDashboard(Panel):
             self.set_trait("error", error)
 
     def _act(self, work: Any, label: str, show: Any) -> Job[Any]:
-        if self.busy and self._action is not None:
-            raise RuntimeError(
-                f"{self._action.label} is under way; wait for it, or cancel() it first"
-            )
+        if self.busy:
+            raise RuntimeError(f"{self._doing} is under way; wait for it, or cancel() it first")
+        self._doing = label
         self.set_trait("busy", True)
         self.set_trait("progress", 0.0)
         self.set_trait("status", f"{label}: starting …")
@@ -363,6 +362,10 @@ class RectificationDashboard(Panel):
             can_undo=bool(self._groups),
         )
 
+    @traitlets.validate("layer")
+    def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
+        return self.layers.check_layer(proposal["value"])
+
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
         return check_index(proposal["value"], self._count)
@@ -400,7 +403,6 @@ class RectificationDashboard(Panel):
         title = markup.heading("History", "every trial, in order")
         return f'<div class="rw-gap">{title}{markup.steps_table(self.result.steps)}</div>'
 
-    def close(self) -> None:
-        """Free the worker, the comms, the pictures and the edited model."""
-        super().close()
+    def forget(self) -> None:
+        """Let go of the edits."""
         self._groups.clear()

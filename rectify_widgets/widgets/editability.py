@@ -16,8 +16,9 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.checks import check_choice, check_module, nearest
+from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.localization import METHODS, Localization
+from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.base import Panel, refuse_unknown
@@ -90,9 +91,10 @@ class EditabilityViewer(Panel):
             self._order, self._refused = tuple(catalog.editable), dict(catalog.refused)
         super().__init__(session)
         self._marker = f"rw-e{next(_numbers)}"
-        self._build()
-        if self.localization is not None:
-            self.show(self.localization)
+        with self.building():
+            self._build()
+            if self.localization is not None:
+                self.show(self.localization)
 
     def _build(self) -> None:
         self.add_class(self._marker)
@@ -127,7 +129,10 @@ class EditabilityViewer(Panel):
 
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
-        name = proposal["value"]
+        return self.check_layer(proposal["value"])
+
+    def check_layer(self, name: str | None) -> str | None:
+        """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
         if name is not None and name not in self._order:
             why = self._refused.get(name)
             reason = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rectify_widgets.widgets import render
 
 if TYPE_CHECKING:
-    from rectify_widgets.engine.rectification import Rectification, Step
+    from rectify_widgets.engine.history import Rectification, Step
 
 
 TRACK = 44
@@ -29,9 +29,9 @@ def class_name(classes: Sequence[str] | None, number: int) -> str:
     return f"class {number}"
 
 
-def percent(share: float) -> str:
-    """A share of 0..1 for people: "0.4 %", "99.9 %", "100 %"."""
-    if not math.isfinite(share):
+def percent(share: float | None) -> str:
+    """A share of 0..1 for people: "0.4 %", "99.9 %", "100 %"; a dash where there is none."""
+    if share is None or not math.isfinite(share):
         return "–"
     value = 100.0 * share
     return f"{value:.0f} %" if value in {0.0, 100.0} else f"{value:.1f} %"

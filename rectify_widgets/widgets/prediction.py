@@ -74,14 +74,17 @@ class PredictionViewer(Panel):
         )
         self._probabilities: Probabilities = {}
         super().__init__(session)
-        if after is not None:
-            self.after = check_module("after", after)
-        self._table = ipw.HTML()
-        self.samples = self.sample_slider(self._count)
-        self.fill([ipw.HTML(markup.heading("What the model predicts")), self.samples, self._table])
-        self.listen(self, self._changed, ["after"])
-        self.listen(self, lambda _: self.draw(), ["index"])
-        self.refresh()
+        with self.building():
+            if after is not None:
+                self.after = check_module("after", after)
+            self._table = ipw.HTML()
+            self.samples = self.sample_slider(self._count)
+            self.fill(
+                [ipw.HTML(markup.heading("What the model predicts")), self.samples, self._table]
+            )
+            self.listen(self, self._changed, ["after"])
+            self.listen(self, lambda _: self.draw(), ["index"])
+            self.refresh()
 
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
@@ -150,7 +153,7 @@ class PredictionViewer(Panel):
             rows = [probabilities[self.index].tolist() for probabilities in found]
             pieces.append(
                 markup.prediction_table(
-                    f"{name} input",
+                    name if name == "Input" else f"{name} input",
                     rows[0],
                     rows[1] if len(rows) > 1 else None,
                     label=label,
@@ -162,7 +165,6 @@ class PredictionViewer(Panel):
             pieces.append(markup.share_table(shares, self._count))
         return "".join(pieces)
 
-    def close(self) -> None:
-        """Free the predictions too."""
-        super().close()
+    def forget(self) -> None:
+        """Let go of the predictions."""
         self._probabilities.clear()

@@ -1,0 +1,143 @@
+"""`Rectification`: a repaired copy of a model with the whole history of how it came about.
+
+Imports torch; pandas only where a frame is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rectify_widgets.engine.editing import Edits, RankOneEdit, save_edits
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial edit, kept or rolled back.  All figures are fractions.
+
+    Attributes:
+        round: number of the round, from 1.
+        layer, direction, ridge: the edit.
+        score: editability of the layer that round.
+        gap_before, gap_after: distance between the predictions on corrupted references and the
+            original model's on clean ones; ``gap_after`` is None where it was not worth finishing.
+        degradation_before, degradation_after: expected (or, with validation data, measured) loss of
+            accuracy on clean inputs.
+        worst_class: the same for the class that suffers most.
+        accepted: whether the edit was kept.
+        reason: why, or why not.
+        seconds: what the trial took.
+    """
+
+    round: int
+    layer: str
+    score: float
+    direction: str
+    ridge: float
+    gap_before: float
+    gap_after: float | None
+    degradation_before: float
+    degradation_after: float | None
+    worst_class: float | None
+    accepted: bool
+    reason: str
+    seconds: float
+
+
+STEP_COLUMNS = tuple(item.name for item in fields(Step))
+
+
+@dataclass(frozen=True, eq=False)
+class Rectification:
+    """What `rectify` made.
+
+    Attributes:
+        model: the repaired copy; the model that was passed in is unchanged.
+        edits: the kept edits, in order.
+        steps: every trial, rejected ones included.
+        strategy: ``"dynamic"`` or ``"static"``.
+        stopped: why it ended: ``"target"``, ``"no layer helps"``, ``"round limit"`` or
+            ``"cancelled"``.
+        gap_before, gap_after: see `Step`.
+        degradation: see `Step`, after the last kept edit.
+        flagged: rows of the references that were found to carry the corruption and left out.
+        seconds: time by stage: statistics, sweep, solving, evaluation.
+    """
+
+    model: nn.Module
+    edits: list[RankOneEdit]
+    steps: list[Step]
+    strategy: str
+    stopped: str
+    gap_before: float
+    gap_after: float
+    degradation: float
+    flagged: Tensor
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"Rectification({len(self.edits)} edits in {len(self.steps)} trials, "
+            f"gap {self.gap_before:.3f} to {self.gap_after:.3f}, stopped: {self.stopped})"
+        )
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(step.layer) for step in self.steps)])
+        lines = [f"round  {'layer':<{width}}  edit               gap          degradation  kept"]
+        for step in self.steps:
+            after = "     –" if step.gap_after is None else f"{step.gap_after:6.3f}"
+            loss = "     –" if step.degradation_after is None else f"{step.degradation_after:6.3f}"
+            lines.append(
+                f"{step.round:>5}  {step.layer:<{width}}  {step.direction:<8} {step.ridge:<6g}  "
+                f"{step.gap_before:6.3f} →{after}       {loss}  "
+                f"{'yes' if step.accepted else 'no'}: {step.reason}"
+            )
+        lines.append(
+            f"stopped: {self.stopped}; gap {self.gap_before:.3f} → {self.gap_after:.3f}, "
+            f"degradation {self.degradation:.3f}, {len(self.edits)} edits kept, "
+            f"{len(self.flagged)} references found corrupted"
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        body = ""
+        for step in self.steps:
+            weight = "bold" if step.accepted else "normal"
+            after = "–" if step.gap_after is None else f"{step.gap_after:.3f}"
+            loss = "–" if step.degradation_after is None else f"{step.degradation_after:.3f}"
+            cells = (
+                str(step.round),
+                f"<code>{escape(step.layer)}</code>",
+                f"{step.direction} {step.ridge:g}",
+                f"{step.gap_before:.3f} → {after}",
+                loss,
+                ("✓ " if step.accepted else "✗ ") + escape(step.reason),
+            )
+            columns = "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells)
+            body += f"<tr style='font-weight:{weight}'>{columns}</tr>"
+        heads = "".join(
+            f"<th style='text-align:left'>{head}</th>"
+            for head in ("round", "layer", "edit", "gap", "degradation", "kept")
+        )
+        return (
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+            f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
+            f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
+        )
+
+    def to_frame(self) -> Any:
+        """The steps as a pandas ``DataFrame`` (needs pandas)."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas") from error
+        return pd.DataFrame([asdict(step) for step in self.steps], columns=list(STEP_COLUMNS))
+
+    def save(self, path: str | Path) -> None:
+        """Write the kept edits, a few kilobytes of safetensors, for `load_edits`."""
+        save_edits(Edits(self.edits), path)

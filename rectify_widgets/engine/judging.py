@@ -1,0 +1,125 @@
+"""How far a model is from having the behaviour removed, and at what price.  Imports torch only.
+
+Everything is measured against what the *original* model answered to the references without the
+corruption, so no label is needed:
+
+- *gap*: mean total variation distance between the class probabilities on references with the
+  corruption and the original's probabilities without it (0: the corruption changes nothing);
+- *disturbance*: the same distance on references without the corruption;
+- *degradation*: expected loss of accuracy on references without the corruption.  Where a prediction
+  flips from ``a`` to ``b``, the original model's own probabilities say what that costs,
+  ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  With labelled
+  data for validation it is the measured loss of accuracy instead;
+- *worst class*: the same degradation within the class that suffers most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.inspection import predict_all
+
+WEIGHT = 2.0
+"""What a point of disturbance weighs against a point of gap."""
+CLASS_FACTOR = 5.0
+"""The worst class may lose this many times the budget of the mean."""
+CLASS_SIZE = 10
+"""Classes with fewer references are too small to judge by themselves."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a `Judge` measured; all numbers are fractions."""
+
+    gap: float
+    disturbance: float
+    degradation: float
+    worst_class: float
+
+    @property
+    def objective(self) -> float:
+        """Gap plus weighted disturbance: what the loop makes smaller."""
+        return self.gap + WEIGHT * self.disturbance
+
+    def within(self, budget: float) -> bool:
+        """Whether the degradation, of the mean and of the worst class, is within the budget."""
+        return self.degradation <= budget and self.worst_class <= CLASS_FACTOR * budget
+
+
+class Judge:
+    """Measures a model on fixed references.
+
+    Args:
+        model: the original model.
+        references, carriers: ``M × C × H × W`` without and with the corruption.
+        validation: labelled inputs on which degradation is measured instead, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        references: Tensor,
+        carriers: Tensor,
+        validation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._references = references
+        self._carriers = carriers
+        scores = predict_all(model, references)
+        self._original = scores.softmax(dim=1)
+        self._answers = scores.argmax(dim=1)
+        self._validation = validation
+        if validation is None:
+            self._groups, self._start = self._answers, torch.zeros_like(self._answers).float()
+        else:
+            inputs, labels = validation
+            self._groups = labels
+            self._start = -(predict_all(model, inputs).argmax(dim=1) == labels).float()
+
+    def measure(self, model: nn.Module) -> Verdict:
+        """Measure ``model``."""
+        return self._finish(model, self._gap(model))
+
+    def measure_below(self, model: nn.Module, bar: float) -> Verdict | None:
+        """Measure ``model``; None where its gap alone is already ``bar`` or more."""
+        gap = self._gap(model)
+        return None if gap >= bar else self._finish(model, gap)
+
+    def _gap(self, model: nn.Module) -> float:
+        return self._distance(predict_all(model, self._carriers))
+
+    def _finish(self, model: nn.Module, gap: float) -> Verdict:
+        scores = predict_all(model, self._references)
+        losses = self._losses(model, scores) - self._start
+        return Verdict(
+            gap=gap,
+            disturbance=self._distance(scores),
+            degradation=float(losses.mean()),
+            worst_class=self._worst(losses),
+        )
+
+    def _distance(self, scores: Tensor) -> float:
+        change = (scores.softmax(dim=1) - self._original).abs()
+        distance = 0.5 * change.sum(dim=1).mean()
+        return float(distance) if bool(torch.isfinite(distance)) else 1.0
+
+    def _losses(self, model: nn.Module, scores: Tensor) -> Tensor:
+        """Cost of each sample's present prediction; compared with that at the start."""
+        if self._validation is not None:
+            inputs, labels = self._validation
+            return -(predict_all(model, inputs).argmax(dim=1) == labels).float()
+        rows = torch.arange(len(scores), device=scores.device)
+        kept = self._original[rows, scores.argmax(dim=1)]
+        return self._original[rows, self._answers] - kept
+
+    def _worst(self, losses: Tensor) -> float:
+        worst = 0.0
+        for group in self._groups.unique():
+            members = losses[self._groups == group]
+            if len(members) >= CLASS_SIZE:
+                # One flip of a small class is chance, not a trend: the costliest is set aside.
+                rest = members.sum() - members.max().clamp_min(0)
+                worst = max(worst, float(rest / len(members)))
+        return worst

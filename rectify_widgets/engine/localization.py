@@ -1,0 +1,241 @@
+"""How editable each layer is: which one should be edited, by three methods on one signature.
+
+Imports torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.candidates import (
+    RIDGES,
+    Candidate,
+    Observation,
+    candidates,
+    layer_keys,
+    observe,
+    trying,
+)
+from rectify_widgets.engine.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.editing import DIRECTIONS
+from rectify_widgets.engine.inputs import Inputs
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.judging import Judge
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.scene import Scene, look
+from rectify_widgets.engine.solver import DenseSolver
+from rectify_widgets.engine.statistics import KeyStatistics, collect
+
+METHODS = ("edit-attribution", "projection", "trial")
+STEPS = 8
+"""Midpoints of the path in one sweep."""
+
+
+def localize(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    statistics: KeyStatistics | None = None,
+    method: str = "edit-attribution",
+    layers: Sequence[str] | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+    ridges: Sequence[float] = RIDGES,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Localization:
+    """Score every editable layer by how much of the behaviour an edit of it alone removes.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        reference: unlabelled inputs like those of training (tensor, data set or loader).
+        statistics: of ``reference``, where they have been collected already.
+        method: ``"edit-attribution"`` predicts the share of the gap that each layer's closed-form
+            edit closes, from one sweep over references that carry the corruption;
+            ``"projection"`` is the score of Yang et al. 2026; ``"trial"`` applies each layer's edit
+            and measures.
+        layers: names of the layers to score, None for all.
+        directions: edit directions to choose from, ``"contrast"`` and ``"key"``.
+        ridges: ridges to choose from, in units of the mean diagonal of the second moment.
+        steps: midpoints of the path from corrupted to clean.
+        seed: which references are looked at.
+        progress, cancel: hooks, see `rectify_widgets.engine.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input; stale statistics; a corruption that reaches no layer.
+        Cancelled: ``cancel`` said so.
+    """
+    check_choice("method", method, METHODS)
+    grid = check_grid(directions, ridges)
+    check_int("steps", steps, low=1)
+    check_int("seed", seed, low=0)
+    monitor = Monitor(progress, cancel)
+    with inspecting(model) as module:
+        scene = look(module, pairs, reference, layers=layers, seed=seed)
+        statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
+        seen = observe(
+            module, scene.layers, scene.probe(module, seed), steps=steps,
+            monitor=monitor.part(0.4, 0.7),
+        )  # fmt: skip
+        options = layer_options(
+            scene, module, statistics, seen, scene.sources(seed), monitor.part(0.7, 0.8), *grid
+        )
+        if not any(options.values()):
+            raise ValueError(
+                "pairs: the corruption reaches none of the layers, so that no edit can help"
+            )
+        scores = layer_scores(
+            method, scene, module, statistics, options, steps, monitor.part(0.8, 1.0)
+        )
+        monitor.report(1.0, "scored all layers")
+    order = tuple(scene.layers)
+    ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))
+    return Localization(
+        scores=ranked,
+        method=method,
+        choices={n: (c[0].direction, c[0].ridge) for n, c in options.items() if c},
+        completeness=completeness(seen),
+        refused=dict(scene.catalog.refused),
+        order=order,
+        kinds={name: layer.kind for name, layer in scene.layers.items()},
+    )
+
+
+def check_grid(
+    directions: Sequence[str], ridges: Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The edit directions and ridges to choose from, checked."""
+    kinds = (directions,) if isinstance(directions, str) else tuple(directions)
+    sizes = (ridges,) if isinstance(ridges, int | float) else tuple(ridges)
+    if not kinds or not sizes:
+        raise ValueError("directions and ridges: want at least one of each")
+    return (
+        tuple(check_choice("direction", kind, DIRECTIONS) for kind in kinds),
+        tuple(check_number("ridge", ridge, low=0.0, high=1e4) for ridge in sizes),
+    )
+
+
+def statistics_for(
+    scene: Scene,
+    reference: Inputs | None,
+    statistics: KeyStatistics | None,
+    seed: int,
+    monitor: Monitor,
+) -> KeyStatistics:
+    """The given statistics, checked against the model, or new ones."""
+    if statistics is None:
+        source = scene.references if reference is None else reference
+        return collect(
+            scene.model, source, scene.catalog, scene.layers, "patch", None, 64, seed, monitor
+        )
+    if not isinstance(statistics, KeyStatistics):
+        raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
+    if statistics.key_space != "patch":
+        raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'patch' keys")
+    statistics.check(scene.model, scene.catalog, scene.layers)
+    return statistics
+
+
+def layer_options(
+    scene: Scene,
+    model: nn.Module,
+    statistics: KeyStatistics,
+    seen: Observation,
+    sources: Sequence[tuple[Tensor, Tensor]],
+    monitor: Monitor,
+    directions: Sequence[str] = DIRECTIONS,
+    ridges: Sequence[float] = RIDGES,
+) -> dict[str, list[Candidate]]:
+    """Candidate edits of every layer, each layer's best first.
+
+    ``sources`` are the corrupted and clean inputs to solve from, see `Scene.sources`.
+    """
+    keys = [
+        (layer_keys(model, scene.layers, corrupted), layer_keys(model, scene.layers, clean))
+        for corrupted, clean in sources
+    ]
+    options: dict[str, list[Candidate]] = {}
+    for number, (name, layer) in enumerate(scene.layers.items()):
+        monitor.report(number / len(scene.layers), f"solving {name}")
+        try:
+            solver = DenseSolver(name, statistics[name].moment)
+        except ValueError:  # a layer whose inputs are zero on all references
+            options[name] = []
+            continue
+        found = [
+            candidate
+            for corrupted, clean in keys
+            for candidate in candidates(
+                layer, solver, (corrupted[name], clean[name]), seen,
+                directions=directions, ridges=ridges,
+            )
+        ]  # fmt: skip
+        options[name] = sorted(found, key=lambda candidate: -candidate.score)
+    return options
+
+
+def layer_scores(
+    method: str,
+    scene: Scene,
+    model: nn.Module,
+    statistics: KeyStatistics,
+    options: Mapping[str, Sequence[Candidate]],
+    steps: int,
+    monitor: Monitor,
+) -> dict[str, float]:
+    """One score a layer; 0 where the corruption does not reach it."""
+    if method == "edit-attribution":
+        return {name: found[0].score if found else 0.0 for name, found in options.items()}
+    if method == "projection":
+        return _projection(scene, model, statistics, steps, monitor)
+    judge = Judge(model, scene.references, scene.carriers)
+    start = judge.measure(model)
+    scores = dict.fromkeys(options, 0.0)
+    for number, (name, found) in enumerate(options.items()):
+        monitor.report(number / len(options), f"trying {name}")
+        if found:
+            with trying(found[0]):
+                after = judge.measure(model)
+            scores[name] = (start.objective - after.objective) / max(start.objective, 1e-6)
+    return scores
+
+
+def _projection(
+    scene: Scene, model: nn.Module, statistics: KeyStatistics, steps: int, monitor: Monitor
+) -> dict[str, float]:
+    """``‖Σ_p M_p (C⁻¹ k̃_p)ᵀ‖_F`` with ``M = (v − ṽ) ⊙ Ḡ``, averaged over pairs.
+
+    Yang et al. 2026, the attribution of a layer projected on its edit direction.
+    """
+    probe = scene.pair_probe()
+    seen = observe(model, scene.layers, probe, steps=steps, monitor=monitor)
+    scores = dict.fromkeys(scene.layers, 0.0)
+    for name in seen.path_gradients:
+        attributions = (seen.clean[name] - seen.corrupted[name]).values()
+        attributions = attributions * seen.path_gradients[name]
+        solver = DenseSolver(name, statistics[name].moment)
+        norms = []
+        for row in range(len(probe)):
+            keys = seen.corrupted[name].rows(slice(row, row + 1))
+            summed = keys.gather(attributions[row : row + 1])
+            norms.append(solver.solve(summed, RIDGES[0]).norm())
+        scores[name] = float(torch.stack(norms).mean())
+    return scores
+
+
+def completeness(seen: Observation) -> dict[str, float]:
+    """For each layer how far its attributions are from adding up to the gap, relative to it."""
+    errors = {}
+    for name, gradients in seen.path_gradients.items():
+        change = (seen.clean[name] - seen.corrupted[name]).values()
+        total = (change * gradients).sum(dim=(1, 2, 3))
+        errors[name] = float((total - seen.gap).abs().mean() / seen.gap.abs().mean().clamp_min(1e-9))
+    return errors

@@ -1,0 +1,181 @@
+"""How reliable a classifier is on a labelled test set.  Imports torch only.
+
+All figures are fractions from 0 to 1; the printed table shows per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.checks import (
+    check_inputs,
+    check_int,
+    check_labels,
+    check_module,
+    check_number,
+)
+from rectify_widgets.engine.inspection import inspecting, predict_all
+
+TITLES = {
+    "overall_accuracy": "overall accuracy",
+    "attack_success_rate": "attack success rate",
+    "corrupted_accuracy": "corrupted accuracy",
+    "clean_target_rate": "clean target rate",
+}
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` measured.  A figure is None where the data for it was not given.
+
+    Attributes:
+        overall_accuracy: accuracy on the clean inputs (OA).
+        attack_success_rate: share of corrupted inputs predicted as the target, without those whose
+            true label is the target (ASR).
+        corrupted_accuracy: share of corrupted inputs that get their true label.
+        clean_target_rate: share of *clean* inputs of other classes predicted as the target.  No
+            repair need bring the attack success rate below this floor.
+        intervals: bootstrap interval of each figure, where a confidence was asked for.
+        samples: number of clean and of corrupted inputs.
+    """
+
+    overall_accuracy: float
+    attack_success_rate: float | None = None
+    corrupted_accuracy: float | None = None
+    clean_target_rate: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    samples: tuple[int, int] = (0, 0)
+
+    def figures(self) -> dict[str, float]:
+        """The figures that were measured, by attribute name."""
+        values = {name: getattr(self, name) for name in TITLES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        rows = [f"{TITLES[name]:<20} {text}" for name, text in self._texts().items()]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(TITLES[name])}</th>"
+            f"<td style='text-align:right'>{escape(text)}</td></tr>"
+            for name, text in self._texts().items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _texts(self) -> dict[str, str]:
+        texts = {}
+        for name, value in self.figures().items():
+            texts[name] = f"{100 * value:6.2f} %"
+            if name in self.intervals:
+                low, high = self.intervals[name]
+                texts[name] += f"  [{100 * low:.2f}, {100 * high:.2f}]"
+        return texts
+
+
+def evaluate(
+    model: nn.Module,
+    clean: tuple[Tensor, Tensor],
+    corrupted: tuple[Tensor, Tensor] | None = None,
+    target: int | None = None,
+    *,
+    confidence: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Report:
+    """Measure a classifier on clean and corrupted test inputs.
+
+    Args:
+        model: the classifier; left as it was.
+        clean: inputs ``N × C × H × W`` and their ``N`` true labels.
+        corrupted: inputs with the corruption and their *true* labels; None leaves these figures out.
+        target: class that the corruption pulls to; None leaves the attack success rate out.
+        confidence: level of the bootstrap intervals, such as 0.95; None for none.
+        batch_size: inputs in one forward pass.
+        seed: of the bootstrap.
+
+    Raises:
+        TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
+    """
+    check_module("model", model)
+    check_int("batch_size", batch_size, low=1)
+    if confidence is not None:
+        confidence = check_number("confidence", confidence, low=0.5, high=0.9999)
+    x, y = _labelled("clean", clean, None)
+    xt, yt = (None, None) if corrupted is None else _labelled("corrupted", corrupted, x)
+    with inspecting(model) as module:
+        scores = predict_all(module, x, batch_size).cpu()
+        classes = scores.shape[1]
+        check_labels("clean[1]", y, count=len(x), classes=classes)
+        if target is not None and check_int("target", target, low=0) >= classes:
+            raise ValueError(f"target: got {target}, want a class from 0 to {classes - 1}")
+        if yt is not None and xt is not None:
+            check_labels("corrupted[1]", yt, count=len(xt), classes=classes)
+            predicted = predict_all(module, xt, batch_size).cpu().argmax(dim=1)
+    answers = scores.argmax(dim=1)
+    outcomes = {"overall_accuracy": answers == y}
+    if target is not None:
+        outcomes["clean_target_rate"] = (answers == target)[y != target]
+    if yt is not None:
+        outcomes["corrupted_accuracy"] = predicted == yt
+        if target is not None:
+            outcomes["attack_success_rate"] = (predicted == target)[yt != target]
+            if not len(outcomes["attack_success_rate"]):
+                raise ValueError(
+                    f"corrupted: all its labels are the target {target}, want other classes too"
+                )
+    intervals = {}
+    if confidence is not None:
+        for name, hits in outcomes.items():
+            intervals[name] = bootstrap(hits.double(), confidence=confidence, seed=seed)
+    rates = {
+        name: float(hits.double().mean()) if len(hits) else None for name, hits in outcomes.items()
+    }
+    return Report(
+        overall_accuracy=rates["overall_accuracy"] or 0.0,
+        attack_success_rate=rates.get("attack_success_rate"),
+        corrupted_accuracy=rates.get("corrupted_accuracy"),
+        clean_target_rate=rates.get("clean_target_rate"),
+        intervals=intervals,
+        samples=(len(x), 0 if xt is None else len(xt)),
+    )
+
+
+def bootstrap(
+    values: Tensor,
+    *,
+    confidence: float,
+    seed: int,
+    statistic: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (or of another ``statistic`` over the last axis).
+
+    Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; 1,000 resamples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack(
+        [
+            (statistic or torch.mean)(
+                values[torch.randint(len(values), (len(values),), generator=generator)]
+            )
+            for _ in range(_RESAMPLES)
+        ]
+    )
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
+    return float(low), float(high)
+
+
+def _labelled(argument: str, data: object, like: Tensor | None) -> tuple[Tensor, Tensor]:
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(
+            f"{argument}: got {type(data).__name__}, want a pair (inputs, labels) of tensors"
+        )
+    inputs = check_inputs(f"{argument}[0]", data[0], like=like)
+    return inputs, check_labels(f"{argument}[1]", data[1], count=len(inputs)).cpu()

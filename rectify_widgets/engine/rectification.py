@@ -1,0 +1,370 @@
+"""Removing a behaviour: one edit of a named layer, or edit after edit until it is gone.
+
+Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
+references whose prediction is still wrong, tries the best few edits, and keeps the one that makes
+the gap plus the weighted disturbance smallest within the budget; all others are rolled back bit for
+bit.  Edits are solved on one half of the references and judged on the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.candidates import Candidate, observe, trying
+from rectify_widgets.engine.checks import (
+    check_choice,
+    check_inputs,
+    check_int,
+    check_labels,
+    check_module,
+    check_number,
+)
+from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
+from rectify_widgets.engine.editing import RankOneEdit, Unreached
+from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.inputs import Inputs
+from rectify_widgets.engine.inspection import inspecting, predict_all, unwrap
+from rectify_widgets.engine.judging import Judge, Verdict
+from rectify_widgets.engine.layers import LayerCatalog
+from rectify_widgets.engine.localization import METHODS, STEPS, layer_options, layer_scores
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancel, Cancelled, Monitor, Progress
+from rectify_widgets.engine.scene import SPLIT, Scene, look
+from rectify_widgets.engine.statistics import KeyStatistics, collect
+
+STRATEGIES = ("dynamic", "static")
+TRIALS = 12
+"""Edits tried in one round."""
+TRIALS_PER_LAYER = 3
+LEAST_GAIN = 1e-3
+"""An edit that improves the objective by less is not kept."""
+MOST_CORRUPTED = 0.5
+"""Should more references than this look corrupted, the detection has failed and is not used."""
+
+
+def rectify(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    strategy: str = "dynamic",
+    layer: str | None = None,
+    method: str = "edit-attribution",
+    max_rounds: int = 8,
+    max_degradation: float = 0.01,
+    target_gap: float = 0.02,
+    validation: tuple[Tensor, Tensor] | None = None,
+    opacity: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Rectification:
+    """Remove the behaviour that the pairs show from a copy of the model.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts; one is enough.
+        reference: unlabelled inputs like those of training (tensor, data set or loader); up to
+            1,024 are used.  Some may carry the corruption, unmarked: they are found and left out.
+            None works with a warning, from the pairs alone.
+        strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
+            one layer once.
+        layer: name of the layer for ``"static"``; None means the last convolution or, without
+            one, the last linear layer.
+        method: how layers are ranked, see `localize`.
+        max_rounds: bound on the number of rounds.
+        max_degradation: budget for the loss of accuracy on uncorrupted inputs, a fraction; the
+            class that suffers most may lose five times as much.
+        target_gap: gap at which the behaviour counts as removed, a fraction.
+        validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
+        opacity: of the corruption when it is transplanted, see `transplant`.
+        seed: of every random choice.
+        progress, cancel: hooks, see `rectify_widgets.engine.progress`.  On cancel the edits kept so
+            far are returned.
+
+    Raises:
+        TypeError, ValueError: bad input, before anything is touched; a named layer that cannot be
+            edited or that the corruption does not reach.
+    """
+    check_module("model", model)
+    check_choice("strategy", strategy, STRATEGIES)
+    check_choice("method", method, METHODS)
+    check_int("max_rounds", max_rounds, low=1)
+    check_int("seed", seed, low=0)
+    budget = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
+    target = check_number("target_gap", target_gap, low=0.0, high=1.0)
+    if layer is not None and strategy != "static":
+        raise ValueError(
+            f"layer: got {layer!r} with strategy {strategy!r}, want strategy='static' to edit one "
+            "named layer"
+        )
+    monitor = Monitor(progress, cancel)
+    work = _copy(model)
+    with inspecting(work) as module:
+        scene = look(module, pairs, reference, seed=seed, opacity=opacity)
+        if strategy == "static":
+            chosen = scene.catalog.get("layer", layer or _last_layer(scene.catalog))
+            scene = replace(scene, layers={chosen.name: chosen})
+            max_rounds = 1
+        labelled = None if validation is None else _validation(module, validation, scene)
+        loop = _Loop(scene, labelled, method, budget, target, seed)
+        stopped = loop.run(max_rounds, layer, monitor)
+    return Rectification(
+        model=work,
+        edits=loop.edits,
+        steps=loop.steps,
+        strategy=strategy,
+        stopped=stopped,
+        gap_before=loop.start.gap,
+        gap_after=loop.now.gap,
+        degradation=loop.now.degradation,
+        flagged=loop.flagged,
+        seconds=loop.seconds,
+    )
+
+
+class _Loop:
+    """State of one rectification: the scene, what is known of it, and what has been done."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        validation: tuple[Tensor, Tensor] | None,
+        method: str,
+        budget: float,
+        target: float,
+        seed: int,
+    ) -> None:
+        self.scene = scene
+        self.edits: list[RankOneEdit] = []
+        self.steps: list[Step] = []
+        self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
+        self.flagged = torch.empty(0, dtype=torch.long)
+        self._validation = validation
+        self._method, self._budget, self._target, self._seed = method, budget, target, seed
+        self._statistics: KeyStatistics | None = None
+        self._stale = list(scene.layers)
+        self._split(torch.arange(len(scene.references)))
+
+    def run(self, max_rounds: int, required: str | None, monitor: Monitor) -> str:
+        """Go round after round; answers why it ended."""
+        try:
+            for number in range(1, max_rounds + 1):
+                if self.now.gap <= self._target:
+                    break
+                part = monitor.part((number - 1) / max_rounds, number / max_rounds)
+                if not self._round(number, required, part):
+                    return "no layer helps"
+        except Cancelled:
+            return "cancelled"
+        return "target" if self.now.gap <= self._target else "round limit"
+
+    def _split(self, rows: Tensor) -> None:
+        """Solve on one half of these references and judge on the other, if there are enough."""
+        self.solving = self.judging = self.scene.only(rows)
+        if self.scene.given and len(rows) >= SPLIT:
+            mixed = rows[torch.randperm(len(rows), generator=_generator(self._seed))]
+            half = len(rows) // 2
+            self.solving, self.judging = self.scene.only(mixed[:half]), self.scene.only(mixed[half:])
+        judged = self.judging
+        with self._clock("evaluation"):
+            self._judge = Judge(
+                self.scene.model, judged.references, judged.carriers, self._validation
+            )
+            self.now = self.start = self._judge.measure(self.scene.model)
+
+    def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
+        """One round; whether an edit was kept."""
+        message = f"round {number}"
+        options = self._options(number, monitor.part(0.0, 0.5))
+        if number == 1 and self._leave_out_corrupted(options):
+            options = self._options(number, monitor.part(0.0, 0.5))
+        if required is not None and not options[required]:
+            raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
+        monitor.report(0.5, f"{message}: ranking layers")
+        with self._clock("sweep"):
+            assert self._statistics is not None  # noqa: S101 - `_options` has collected them
+            scores = layer_scores(
+                self._method, self.solving, self.scene.model, self._statistics, options, STEPS,
+                monitor.part(0.5, 0.6),
+            )  # fmt: skip
+        shortlist = _shortlist(options, scores, self._method)
+        with self._clock("evaluation"):
+            return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
+
+    def _options(self, number: int, monitor: Monitor) -> dict[str, list[Candidate]]:
+        """Collect what is stale, look, and solve for every layer."""
+        scene, model = self.solving, self.scene.model
+        with self._clock("statistics"):
+            stale = {name: scene.layers[name] for name in self._stale}
+            newer = collect(
+                model, scene.references, scene.catalog, stale, "patch", None, 64, self._seed,
+                monitor.part(0.0, 0.4),
+            )  # fmt: skip
+            old = self._statistics
+            self._statistics = newer if old is None else old.updated(newer)
+            self._stale = []
+        with self._clock("sweep"):
+            probe = scene.probe(model, self._seed + number)
+            seen = observe(
+                model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8)
+            )
+        with self._clock("solving"):
+            sources = scene.sources(self._seed + number)
+            return layer_options(
+                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0)
+            )
+
+    def _leave_out_corrupted(self, options: Mapping[str, list[Candidate]]) -> bool:
+        """Drop references that carry the corruption already; whether there were any."""
+        voters = pick_voters(options)
+        if not self.scene.given or not voters:
+            return False
+        with self._clock("evaluation"):
+            scores = corruption_scores(
+                self.scene.model, self.scene.pairs, voters, self.scene.references
+            )
+        corrupted = scores > THRESHOLD
+        if not bool(corrupted.any()) or float(corrupted.float().mean()) > MOST_CORRUPTED:
+            return False
+        self.flagged = corrupted.nonzero().flatten()
+        self._split((~corrupted).nonzero().flatten())
+        self._stale = list(self.scene.layers)
+        return True
+
+    def _keep_best(
+        self,
+        number: int,
+        shortlist: list[Candidate],
+        scores: Mapping[str, float],
+        monitor: Monitor,
+    ) -> bool:
+        """Try the shortlist on the judging references and keep the best edit, if one is good."""
+        model = self.scene.model
+        best: tuple[Candidate, Verdict, int] | None = None
+        for position, candidate in enumerate(shortlist):
+            monitor.report(position / len(shortlist), f"round {number}: trying {candidate.layer.name}")
+            bar = (best[1] if best else self.now).objective
+            began = time.perf_counter()
+            with trying(candidate):
+                verdict = self._judge.measure_below(model, bar)
+            reason = self._objection(verdict, bar)
+            seconds = time.perf_counter() - began
+            self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
+            if verdict is not None and reason is None:
+                if best is not None:
+                    self._overrule(best[2], candidate)
+                best = (candidate, verdict, len(self.steps) - 1)
+        monitor.report(1.0, f"round {number}: done")
+        if best is None:
+            return False
+        candidate, self.now, _ = best
+        edit = candidate.edit()
+        edit.apply(model)
+        self.edits.append(edit)
+        later = self.scene.catalog.after(candidate.layer.name)
+        self._stale = [name for name in self.scene.layers if name in later]
+        return True
+
+    def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
+        """Why an edit is not kept; None where it is the best so far."""
+        if verdict is None:
+            return "closes too little of the gap"
+        if not verdict.within(max(self._budget, self.now.degradation)):
+            return "over the degradation budget"
+        if verdict.objective > self.now.objective - LEAST_GAIN:
+            return "gap and disturbance together do not fall"
+        return None if verdict.objective < bar else "another edit of this round did better"
+
+    def _overrule(self, row: int, by: Candidate) -> None:
+        reason = f"{by.layer.name} did better"
+        self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
+
+    def _step(
+        self,
+        number: int,
+        candidate: Candidate,
+        scores: Mapping[str, float],
+        verdict: Verdict | None,
+        objection: str | None,
+        seconds: float,
+    ) -> Step:
+        return Step(
+            round=number,
+            layer=candidate.layer.name,
+            score=scores[candidate.layer.name],
+            direction=candidate.direction,
+            ridge=candidate.ridge,
+            gap_before=self.now.gap,
+            gap_after=None if verdict is None else verdict.gap,
+            degradation_before=self.now.degradation,
+            degradation_after=None if verdict is None else verdict.degradation,
+            worst_class=None if verdict is None else verdict.worst_class,
+            accepted=objection is None,
+            reason=objection or "best of this round",
+            seconds=seconds,
+        )
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+
+def _shortlist(
+    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
+) -> list[Candidate]:
+    """The edits to try: by prediction, or the best of each layer in the order of another method."""
+    few = {name: found[:TRIALS_PER_LAYER] for name, found in options.items()}
+    if method == "edit-attribution":
+        mixed = [candidate for found in few.values() for candidate in found]
+        return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
+    ranked = sorted(few, key=lambda name: -scores[name])
+    return [candidate for name in ranked for candidate in few[name]][:TRIALS]
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of the unwrapped model that shares nothing with it."""
+    module = unwrap(model)
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"model: it cannot be copied ({error}); detach tensors kept as attributes, or give "
+            "modules that hold locks or files a __deepcopy__"
+        ) from error
+
+
+def _last_layer(catalog: LayerCatalog) -> str:
+    """The last convolution or, without one, the last linear layer."""
+    names = [layer.name for layer in catalog]
+    convolutions = [layer.name for layer in catalog if isinstance(layer.module, nn.Conv2d)]
+    return (convolutions or names)[-1]
+
+
+def _validation(model: nn.Module, data: object, scene: Scene) -> tuple[Tensor, Tensor]:
+    """Labelled inputs on the model's device, checked."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(f"validation: got {type(data).__name__}, want (inputs, labels)")
+    inputs = check_inputs("validation[0]", data[0], like=scene.pairs.clean).to(scene.pairs.clean)
+    classes = predict_all(model, inputs[:1]).shape[1]
+    labels = check_labels("validation[1]", data[1], count=len(inputs), classes=classes)
+    return inputs, labels.to(inputs.device)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,175 @@
+"""What localisation, solving, detection and rectification all look at: model, pairs, references.
+
+Imports torch only.  A `Scene` is made once a call, from checked input, inside `inspecting`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.attribution import margin
+from rectify_widgets.engine.candidates import Probe, runner_up
+from rectify_widgets.engine.checks import check_labels
+from rectify_widgets.engine.inputs import Inputs, count_inputs, gather
+from rectify_widgets.engine.inspection import model_device, model_dtype, predict, predict_all
+from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.pairs import SamplePairs, transplant
+
+PROBE = 32
+"""References that carry the corruption in one sweep."""
+SPLIT = 64
+"""References from which on solving and judging use disjoint halves."""
+MAX_REFERENCES = 1024
+"""References that are looked at one by one; statistics may stream more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A model, the pairs, and references with and without the pairs' corruption."""
+
+    model: nn.Module
+    catalog: LayerCatalog
+    layers: Mapping[str, EditableLayer]
+    pairs: SamplePairs
+    """On the model's device, with labels."""
+    references: Tensor
+    """``M × C × H × W``; the pairs' clean inputs where no references were given."""
+    carriers: Tensor
+    """The references with the pairs' corruption transplanted onto them."""
+    answers: Tensor
+    """``M``, the model's own prediction for each reference."""
+    given: bool
+    """Whether references were given."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the pairs."""
+        assert self.pairs.labels is not None  # noqa: S101 - `look` has filled them in
+        return self.pairs.labels
+
+    def only(self, rows: Tensor) -> Scene:
+        """The same scene with some of the references."""
+        return replace(
+            self,
+            references=self.references[rows],
+            carriers=self.carriers[rows],
+            answers=self.answers[rows],
+        )
+
+    def pair_probe(self) -> Probe:
+        """The pairs themselves as a probe."""
+        return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)
+
+    def probe(self, model: nn.Module, seed: int, size: int = PROBE) -> Probe:
+        """References on which the behaviour still shows; then those where it is nearest to."""
+        if not self.given:
+            return self.pair_probe()
+        scores = predict_all(model, self.carriers)
+        margins = margin(scores, self.answers, runner_up(scores, self.answers))
+        wrong = (margins < 0).nonzero().flatten()
+        if len(wrong) >= size:
+            rows = wrong[_shuffle(len(wrong), seed)[:size].to(wrong.device)]
+        else:
+            rows = margins.argsort()[:size]
+        return Probe(self.carriers[rows], self.references[rows], self.answers[rows])
+
+    def sources(self, seed: int, size: int = PROBE) -> list[tuple[Tensor, Tensor]]:
+        """Corrupted and clean inputs to solve from.
+
+        The pairs alone and, where references are many enough to judge on others, the pairs with
+        references that carry the transplanted corruption.
+        """
+        sources = [(self.pairs.corrupted, self.pairs.clean)]
+        if self.given and len(self.references) >= SPLIT // 2:
+            rows = _shuffle(len(self.references), seed)[:size].to(self.references.device)
+            sources.append(
+                (
+                    torch.cat([self.pairs.corrupted, self.carriers[rows]]),
+                    torch.cat([self.pairs.clean, self.references[rows]]),
+                )
+            )
+        return sources
+
+
+def look(
+    model: nn.Module,
+    pairs: object,
+    reference: Inputs | None,
+    *,
+    layers: object = None,
+    limit: int = MAX_REFERENCES,
+    opacity: float | None = None,
+    seed: int = 0,
+) -> Scene:
+    """Check the input of a call and put the scene together.
+
+    Args:
+        model: in evaluation mode, see `rectify_widgets.engine.inspection.inspecting`.
+        pairs: `SamplePairs`.
+        reference: unlabelled inputs, or None (then a warning, and the pairs serve).
+        layers: names, or None for all editable layers.
+        limit: references to take.
+        opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
+        seed: which references, and which pair's corruption goes onto which.
+    """
+    if not isinstance(pairs, SamplePairs):
+        raise TypeError(
+            f"pairs: got {type(pairs).__name__}, want SamplePairs(corrupted=..., clean=...)"
+        )
+    if model_device(model).type == "meta":
+        raise ValueError("model: its weights are on the meta device, want a model that holds data")
+    pairs = pairs.to(model_device(model), model_dtype(model))
+    references = pairs.clean
+    if reference is None:
+        warnings.warn(
+            "reference: none given, so the pairs' own positions serve as statistics; "
+            "16 or more unlabelled inputs make edits far more precise",
+            UserWarning,
+            stacklevel=4,
+        )
+    else:
+        references = _take(reference, limit, seed).to(pairs.clean)
+        if references.shape[1:] != pairs.clean.shape[1:]:
+            raise ValueError(
+                f"reference: got samples of shape {tuple(references.shape[1:])}, want "
+                f"{tuple(pairs.clean.shape[1:])} as in pairs"
+            )
+    scores = predict(model, pairs.clean[:1])
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("model: its scores are NaN or infinite, want a model with finite weights")
+    labels = pairs.labels
+    if labels is None:
+        labels = predict_all(model, pairs.clean).argmax(dim=1)
+    labels = check_labels("pairs.labels", labels, count=len(pairs), classes=scores.shape[1])
+    catalog = editable_layers(model, pairs.clean)
+    return Scene(
+        model=model,
+        catalog=catalog,
+        layers=catalog.select("layers", layers),
+        pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
+        references=references,
+        carriers=(
+            pairs.corrupted
+            if reference is None
+            else transplant(pairs, references, opacity=opacity, seed=seed)
+        ),
+        answers=labels if reference is None else predict_all(model, references).argmax(dim=1),
+        given=reference is not None,
+    )
+
+
+def _take(reference: Inputs, limit: int, seed: int) -> Tensor:
+    """Up to ``limit`` references: at random from a tensor, the first of anything else."""
+    total = count_inputs(reference)
+    if isinstance(reference, Tensor) and total is not None and total > limit:
+        reference = reference[_shuffle(total, seed)[:limit].to(reference.device)]
+    return gather("reference", reference, limit)
+
+
+def _shuffle(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

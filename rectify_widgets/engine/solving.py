@@ -1,0 +1,219 @@
+"""`solve_edit`: the edit of one layer as a user asks for it.  Imports torch only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.candidates import RIDGES, Candidate, layer_keys, observe
+from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.editing import (
+    DIRECTIONS,
+    RankOneEdit,
+    Unreached,
+    closed_form,
+    closed_form_channel,
+    digest,
+    key_sums,
+)
+from rectify_widgets.engine.inputs import Inputs
+from rectify_widgets.engine.inspection import capturing, inspecting, predict
+from rectify_widgets.engine.layers import KEY_SPACES, Keys
+from rectify_widgets.engine.localization import (
+    STEPS,
+    check_grid,
+    layer_options,
+    statistics_for,
+)
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.scene import Scene, look
+from rectify_widgets.engine.solver import DenseSolver, MatrixFreeSolver, Solver
+from rectify_widgets.engine.statistics import KeyStatistics, collect
+
+SOLVERS = ("dense", "matrix-free")
+
+
+def solve_edit(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    layer: str | None = None,
+    reference: Inputs | None = None,
+    statistics: KeyStatistics | None = None,
+    direction: str | None = None,
+    ridge: float | None = None,
+    key_space: str = "patch",
+    solver: str = "dense",
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> RankOneEdit:
+    """Solve for the rank-one edit of one layer that maps the pairs' corrupted keys to clean values.
+
+    What is None is chosen: the layer, direction and ridge whose edit is predicted to close most of
+    the gap at the least cost.  Nothing is applied.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        layer: dotted name, or None for the most editable one.
+        reference: unlabelled inputs like those of training.
+        statistics: of the references, where they have been collected already; then ``reference``
+            is only looked at to choose.
+        direction: ``"contrast"`` or ``"key"``.
+        ridge: in units of the mean diagonal of the second moment.
+        key_space: ``"patch"``, or ``"channel"`` for per-pixel channel vectors (Bau et al. 2020).
+        solver: ``"dense"``, or ``"matrix-free"`` to solve from the references' layer inputs without
+            forming the second moment.
+        seed: which references are looked at.
+        progress, cancel: hooks, see `rectify_widgets.engine.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input; stale statistics; a layer that cannot be edited or that
+            the corruption does not reach.
+        Cancelled: ``cancel`` said so.
+    """
+    check_choice("key_space", key_space, KEY_SPACES)
+    check_choice("solver", solver, SOLVERS)
+    check_int("seed", seed, low=0)
+    directions, ridges = check_grid(
+        DIRECTIONS if direction is None else (direction,), RIDGES if ridge is None else (ridge,)
+    )
+    monitor = Monitor(progress, cancel)
+    if reference is None and statistics is not None:
+        reference = pairs.clean if isinstance(pairs, SamplePairs) else None
+    with inspecting(model) as module:
+        scene = look(module, pairs, reference, layers=None if layer is None else [layer], seed=seed)
+        if layer is None or direction is None or ridge is None:
+            known = statistics if key_space == "patch" else None
+            best = _choose(scene, reference, known, directions, ridges, seed, monitor)
+            layer, direction, ridge = best.layer.name, best.direction, best.ridge
+        monitor.report(0.8, f"solving {layer}")
+        scene = replace(scene, layers={layer: scene.layers[layer]})
+        last = monitor.part(0.8, 1.0)
+        if key_space == "channel":
+            return _channel_edit(scene, layer, statistics, direction, ridge, seed, last)
+        if solver == "matrix-free":
+            factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
+        else:
+            known = statistics_for(scene, reference, statistics, seed, last)
+            factor = DenseSolver(layer, known[layer].moment)
+        return _patch_edit(scene, layer, factor, direction, ridge)
+
+
+def _patch_edit(
+    scene: Scene, name: str, solver: Solver, direction: str, ridge: float
+) -> RankOneEdit:
+    corrupted, clean = _pair_keys(scene, name)
+    source = _sum(key_sums(scene.layers[name], corrupted, clean), name, direction)
+    right = solver.solve(source.unsqueeze(1), ridge)
+    left = closed_form(right, corrupted, clean)
+    candidate = Candidate(
+        scene.layers[name], direction, ridge, left[:, 0], right[:, 0], share=0.0, cost=0.0
+    )
+    return candidate.edit()
+
+
+def _channel_edit(
+    scene: Scene,
+    name: str,
+    statistics: KeyStatistics | None,
+    direction: str,
+    ridge: float,
+    seed: int,
+    monitor: Monitor,
+) -> RankOneEdit:
+    """The edit in the key space of per-pixel channel vectors; a linear layer has only one space."""
+    layer = scene.layers[name]
+    if statistics is None:
+        statistics = collect(
+            scene.model, scene.references, scene.catalog, scene.layers, "channel", None, 64, seed,
+            monitor,
+        )  # fmt: skip
+    elif statistics.key_space != "channel":
+        raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'channel' keys")
+    statistics.check(scene.model, scene.catalog, [name])
+    solver = DenseSolver(name, statistics[name].moment)
+    if not isinstance(layer.module, nn.Conv2d):
+        return _patch_edit(scene, name, solver, direction, ridge)
+    inputs: dict[bool, Tensor] = {}
+    for corrupt, samples in ((True, scene.pairs.corrupted), (False, scene.pairs.clean)):
+
+        def keep(_: str, layer_input: Tensor, __: Tensor, corrupt: bool = corrupt) -> None:
+            inputs[corrupt] = layer_input.detach().clone()
+
+        with capturing({name: layer.module}, keep):
+            predict(scene.model, samples)
+    count = len(scene.pairs)
+    corrupted, clean = (layer.pixels(inputs[corrupt], count) for corrupt in (True, False))
+    change = corrupted - clean
+    weights = change.norm(dim=2)
+    if float(weights.max()) <= 0.0:
+        raise Unreached(f"layer: the corruption of the pairs does not reach layer {name!r}")
+    weights = weights / weights.sum(dim=(0, 2), keepdim=True).clamp_min(1e-30)
+    source = corrupted if direction == "key" else change
+    right = solver.solve(torch.einsum("ngp,ngkp->gk", weights, source).unsqueeze(1), ridge)[:, 0]
+    whole = layer.keys(inputs[False], count) - layer.keys(inputs[True], count)
+    left = closed_form_channel(layer, right, inputs[True].to(right), whole.values())
+    return RankOneEdit(
+        layer=name,
+        left=left.reshape(layer.outputs, -1).cpu(),
+        right=(right[0] if layer.groups == 1 else right).cpu(),
+        shape=tuple(layer.module.weight.shape),
+        direction=direction,
+        ridge=ridge,
+        key_space="channel",
+        solved_for=digest(layer.module.weight),
+    )
+
+
+def _pair_keys(scene: Scene, name: str) -> tuple[Keys, Keys]:
+    """The layer's keys on the pairs, corrupted and clean."""
+    layers = {name: scene.layers[name]}
+    corrupted = layer_keys(scene.model, layers, scene.pairs.corrupted)
+    return corrupted[name], layer_keys(scene.model, layers, scene.pairs.clean)[name]
+
+
+def _reference_keys(scene: Scene) -> list[Keys]:
+    """The keys of the scene's one layer on the references, one object a batch."""
+    (name,) = scene.layers
+    return [
+        layer_keys(scene.model, scene.layers, chunk)[name] for chunk in scene.references.split(64)
+    ]
+
+
+def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
+    if direction not in sums:
+        raise Unreached(
+            f"layer: the {direction} direction of layer {name!r} vanishes: the changes of its keys "
+            "cancel out over the positions"
+        )
+    return sums[direction]
+
+
+def _choose(
+    scene: Scene,
+    reference: Inputs | None,
+    statistics: KeyStatistics | None,
+    directions: tuple[str, ...],
+    ridges: tuple[float, ...],
+    seed: int,
+    monitor: Monitor,
+) -> Candidate:
+    """The candidate with the best prediction among the layers of the scene."""
+    model = scene.model
+    known = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
+    probe = scene.probe(model, seed)
+    seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.7))
+    pairs_alone = [(scene.pairs.corrupted, scene.pairs.clean)]
+    options = layer_options(
+        scene, model, known, seen, pairs_alone, monitor.part(0.7, 0.8), directions, ridges
+    )
+    found = [candidates[0] for candidates in options.values() if candidates]
+    if not found:
+        names = ", ".join(map(repr, scene.layers))
+        raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
+    return max(found, key=lambda candidate: candidate.score)
