@@ -158,7 +158,7 @@ def test_rectify_gives_a_result_and_the_views_after(make: Make) -> None:
     assert dashboard.model is not model
     assert [edit.layer for edit in dashboard.edits] == ["3"]
     html = texts(dashboard)
-    assert "Target reached after 1 edit in 1.5 s: gap 100 % → 1.0 %" in dashboard.status
+    assert "Target reached after 1 edit (1.5 s): gap 100.0 % → 1.0 %" in dashboard.status
     assert "✓ kept" in html
     assert "↺ rolled back: too costly" in html
     assert "After, %" in html

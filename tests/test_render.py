@@ -118,8 +118,8 @@ def test_bars_are_pictures_of_the_right_length() -> None:
 
 def test_percent_and_duration_read_well() -> None:
     assert [markup.percent(x) for x in (0.0, 1.0, 0.004, 0.9994, float("nan"))] == [
-        "0 %",
-        "100 %",
+        "0.0 %",
+        "100.0 %",
         "0.4 %",
         "99.9 %",
         "–",
@@ -181,7 +181,7 @@ def test_steps_say_what_was_kept_without_colour() -> None:
     html = markup.steps_table(steps)
     assert "✓ kept" in html
     assert "↺ rolled back: no gain" in html
-    assert "100 % → 12.0 %" in html
+    assert "100.0 % → 12.0 %" in html
 
 
 def test_scores_mark_the_best_and_the_edited() -> None:

@@ -400,7 +400,7 @@ class RectificationDashboard(Panel):
     def _steps_html(self) -> str:
         if self.result is None:
             return ""
-        title = markup.heading("History", "every trial, in order")
+        title = markup.heading("History", "edits and trials of the last rectification")
         return f'<div class="rw-gap">{title}{markup.steps_table(self.result.steps)}</div>'
 
     def forget(self) -> None:

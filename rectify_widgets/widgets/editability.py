@@ -32,9 +32,9 @@ NAME_WIDTH = 26
 """Longest layer name that is shown whole, in characters."""
 
 UNITS = {
-    "edit-attribution": "share of the gap that its edit would close",
+    "edit-attribution": "predicted share of the gap",
     "projection": "the paper's score, without a unit",
-    "trial": "share of the gap that its edit closed",
+    "trial": "measured share of the gap",
 }
 
 _numbers = itertools.count(1)

@@ -30,11 +30,8 @@ def class_name(classes: Sequence[str] | None, number: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0..1 for people: "0.4 %", "99.9 %", "100 %"; a dash where there is none."""
-    if share is None or not math.isfinite(share):
-        return "–"
-    value = 100.0 * share
-    return f"{value:.0f} %" if value in {0.0, 100.0} else f"{value:.1f} %"
+    """A share of 0..1 for people, "0.4 %"; a dash where there is none."""
+    return "–" if share is None or not math.isfinite(share) else f"{100.0 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
@@ -50,13 +47,18 @@ def some(count: int, what: str) -> str:
 
 def outcome(result: Rectification) -> str:
     """One sentence on how a rectification ended; not escaped."""
-    ends = {"target": "target reached", "round limit": "round limit reached"}
-    sentence = (
-        f"{ends.get(result.stopped, result.stopped)} after {some(len(result.edits), 'edit')} in "
-        f"{sum(result.seconds.values()):.1f} s: gap {percent(result.gap_before)} → "
+    starts = {
+        "target": "Target reached after {}",
+        "round limit": "Round limit reached after {}",
+        "no layer helps": "Done after {}, no further layer helps",
+        "cancelled": "Cancelled after {}",
+    }
+    edits = some(len(result.edits), "edit")
+    return (
+        f"{starts.get(result.stopped, result.stopped + ', {}').format(edits)} "
+        f"({sum(result.seconds.values()):.1f} s): gap {percent(result.gap_before)} → "
         f"{percent(result.gap_after)}, degradation {percent(result.degradation)}."
     )
-    return sentence[:1].upper() + sentence[1:]
 
 
 def heading(text: str, note: str = "") -> str:
@@ -137,8 +139,8 @@ def share_table(rows: Mapping[str, Sequence[float]], count: int) -> str:
     for name, shares in rows.items():
         cells = ""
         for place, share in enumerate(shares):
-            bar = render.bar_tag(share, width=48, colour=render.FOR if place else render.AGAINST)
-            cells += f'<td class="rw-probability"><span class="rw-track">{bar}</span>{percent(share)}</td>'
+            bar = render.bar_tag(share, width=TRACK, colour=render.FOR if place else render.AGAINST)
+            cells += f'<td class="rw-probability"><span class="rw-track">{bar}</span>{100 * share:.1f}</td>'
         body += f"<tr><td>{escape(name)}</td>{cells}</tr>"
     head = "".join(f"<th>{name}</th>" for name in heads)
     return (
@@ -203,14 +205,22 @@ def refused_list(refused: Mapping[str, str]) -> str:
 
 
 def steps_table(steps: Sequence[Step]) -> str:
-    """Every trial of a rectification: kept ones with ✓, rolled-back ones with ↺ and the reason."""
+    """The trials of a rectification: ✓ for those that were kept, and folded away, ↺ for the rest."""
+    kept = [step for step in steps if step.accepted]
+    others = [step for step in steps if not step.accepted]
+    table = _step_rows(kept) if kept else '<p class="rw-soft">No edit was kept.</p>'
+    if not others:
+        return table
+    title = f"{some(len(others), 'trial')} rolled back"
+    return f"{table}<details><summary>{title}</summary>{_step_rows(others)}</details>"
+
+
+def _step_rows(steps: Sequence[Step]) -> str:
     body = ""
     for step in steps:
-        look = "" if step.accepted else "rw-off"
-        outcome = "✓ kept" if step.accepted else f"↺ rolled back: {step.reason}"
+        outcome = f"{'✓ kept' if step.accepted else '↺ rolled back'}: {step.reason}"
         body += (
-            f'<tr class="{look}">'
-            f'<td class="rw-right">{step.round}</td><td><code>{escape(step.layer)}</code></td>'
+            f'<tr><td class="rw-right">{step.round}</td><td><code>{escape(step.layer)}</code></td>'
             f"<td>{escape(str(step.direction))}</td>"
             f'<td class="rw-right">{percent(step.gap_before)} → {percent(step.gap_after)}</td>'
             f'<td class="rw-right">{percent(step.degradation_after)}</td>'

@@ -153,7 +153,8 @@ def bar_tag(share: float, *, width: int, height: int = 8, colour: str = AGAINST)
     data = b64encode(_encode(Image.new("RGB", (1, 1), level))).decode("ascii")
     return (
         f'<img src="data:image/png;base64,{data}" alt="" width="{length}" height="{height}" '
-        'style="border-radius:2px;vertical-align:middle">'
+        f'style="width:{length}px;height:{height}px;max-width:none;margin:0;border-radius:2px;'
+        'vertical-align:middle">'
     )
 
 

@@ -29,15 +29,17 @@ STYLE = """<style>
 .rw-soft { color: var(--rw-soft); font-size: 12px; }
 .rw-num { font-variant-numeric: tabular-nums; font-size: 11px; color: var(--rw-soft); }
 .rw-panel code, .rw-static code { font-family: var(--rw-mono); font-size: 12px;
-  background: none; color: inherit; padding: 0; }
+  background: none !important; color: inherit; padding: 0; }
 .rw-panel table.rw-table, .rw-static table.rw-table { border-collapse: collapse; margin: 0;
   width: 100%; font-size: 12px; color: var(--rw-ink); border: none; table-layout: auto; }
 .rw-table tr, .rw-table td, .rw-table th { background: none !important; border: none; }
 .rw-table th { color: var(--rw-soft); font-weight: 500; text-align: left !important;
   padding: 3px 10px 3px 0;
   border-bottom: 1px solid var(--rw-line); white-space: nowrap; vertical-align: bottom; }
-.rw-table td { padding: 3px 10px 3px 0; text-align: left; vertical-align: middle; }
-.rw-table .rw-right, .rw-panel .rw-table th.rw-right { text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.rw-table td { padding: 3px 10px 3px 0; text-align: left !important; vertical-align: middle; }
+.rw-static table { margin-left: 0 !important; }
+.rw-static thead, .rw-panel thead { border: none !important; }
+.rw-table .rw-right.rw-right { text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .rw-table tr.rw-off td { color: var(--rw-soft); }
 .rw-table tr.rw-pick td { font-weight: 600; }
 .rw-table td.rw-probability { white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -61,7 +63,7 @@ STYLE = """<style>
   padding: 0 10px 6px 0;
   vertical-align: middle; }
 .rw-maps th:first-child { width: 46px; }
-.rw-maps td { padding: 0 10px 8px 0; text-align: left; vertical-align: top; }
+.rw-maps td { padding: 0 10px 8px 0; text-align: left !important; vertical-align: top; }
 .rw-maps img { border-radius: 4px; display: block; margin: 0 0 2px; }
 .rw-panel .rw-maps img { width: 100%; height: auto; max-width: 190px; }
 .rw-static .rw-maps img { max-width: none; }
@@ -95,6 +97,6 @@ STYLE = """<style>
   height: 6px; margin-top: 11px; }
 .rw-progress .progress-bar { background: var(--rw-blue); height: 6px; }
 .rw-panel .jupyter-button.rw-action { font-size: 13px; border-radius: 4px; }
-.rw-panel details { font-size: 12px; color: var(--rw-soft); }
-.rw-panel details summary { cursor: pointer; }
+.rw-panel details, .rw-static details { margin-top: 4px; font-size: 12px; color: var(--rw-soft); }
+.rw-panel summary, .rw-static summary { cursor: pointer; }
 </style>"""
