@@ -53,6 +53,17 @@ class Candidate:
         """Predicted share of the gap closed, less what it is predicted to cost."""
         return self.share - self.cost
 
+    def likeness(self, other: Candidate) -> float:
+        """How alike the updates of two edits of one layer are; 1 for equal ones.
+
+        The cosine of the two updates, times the lesser of their lengths over the greater.
+        """
+        own, theirs = self._gram(self), other._gram(other)
+        return float(self._gram(other) / own.maximum(theirs).clamp_min(1e-30))
+
+    def _gram(self, other: Candidate) -> Tensor:
+        return ((self.left * other.left).sum(dim=1) * (self.right * other.right).sum(dim=1)).sum()
+
     @property
     def weight(self) -> Tensor:
         """The layer's weight with the edit, in its own type."""

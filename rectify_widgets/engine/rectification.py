@@ -40,9 +40,11 @@ from rectify_widgets.engine.scene import SPLIT, Scene, look
 from rectify_widgets.engine.statistics import KeyStatistics, collect
 
 STRATEGIES = ("dynamic", "static")
-TRIALS = 12
+TRIALS = 10
 """Edits tried in one round."""
 TRIALS_PER_LAYER = 3
+ALIKE = 0.95
+"""Edits of a layer whose updates have a greater cosine than this count as one."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
@@ -72,7 +74,7 @@ def rectify(
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts; one is enough.
         reference: unlabelled inputs like those of training (tensor, data set or loader); up to
-            1,024 are used.  Some may carry the corruption, unmarked: they are found and left out.
+            768 are used.  Some may carry the corruption, unmarked: they are found and left out.
             None works with a warning, from the pairs alone.
         strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
             one layer once.
@@ -325,12 +327,23 @@ def _shortlist(
     options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
 ) -> list[Candidate]:
     """The edits to try: by prediction, or the best of each layer in the order of another method."""
-    few = {name: found[:TRIALS_PER_LAYER] for name, found in options.items()}
+    few = {name: _different(found) for name, found in options.items()}
     if method == "edit-attribution":
         mixed = [candidate for found in few.values() for candidate in found]
         return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
     ranked = sorted(few, key=lambda name: -scores[name])
     return [candidate for name in ranked for candidate in few[name]][:TRIALS]
+
+
+def _different(found: list[Candidate]) -> list[Candidate]:
+    """The best few edits of a layer, leaving out those that all but repeat a better one."""
+    kept: list[Candidate] = []
+    for candidate in found:
+        if all(candidate.likeness(other) < ALIKE for other in kept):
+            kept.append(candidate)
+        if len(kept) == TRIALS_PER_LAYER:
+            break
+    return kept
 
 
 def _copy(model: nn.Module) -> nn.Module:

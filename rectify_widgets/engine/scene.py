@@ -24,7 +24,7 @@ PROBE = 32
 """References that carry the corruption in one sweep."""
 SPLIT = 64
 """References from which on solving and judging use disjoint halves."""
-MAX_REFERENCES = 1024
+MAX_REFERENCES = 768
 """References that are looked at one by one; statistics may stream more."""
 
 
