@@ -91,11 +91,7 @@ def check_inputs(argument: str, value: object, *, like: Tensor | None = None) ->
     if like is not None and value.shape[1:] != like.shape[1:]:
         raise ValueError(
             f"{argument}: got samples of shape {shape[1:]}, want {tuple(like.shape[1:])}"
-            + (
-                "; add the batch dimension with [None]"
-                if value.shape == like.shape[1:]
-                else ""
-            )
+            + ("; add the batch dimension with [None]" if value.shape == like.shape[1:] else "")
         )
     if not bool(torch.isfinite(value).all()):
         raise ValueError(

@@ -86,7 +86,7 @@ def find_corrupted(
     monitor = Monitor(progress, cancel)
     reference = inputs if reference is None else reference
     with inspecting(model) as module:
-        scene = look(module, pairs, reference, seed=seed)
+        scene = look(module, pairs, reference, statistics=statistics, seed=seed)
         statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.3))
         seen = observe(
             module, scene.layers, scene.probe(module, seed), steps=STEPS,

@@ -68,16 +68,19 @@ class Localization:
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(name) for name in self.scores))
-        lines = [
+        head = (
             f"{'rank':>4}  {'layer':<{width}}  {'score':>9}  {'direction':<9} {'ridge':>6}  "
             f"{'completeness error':>18}"
+        )
+        lines = [head]
+        lines += [
+            f"{row['rank']:>4}  {row['layer']:<{width}}  {row['score']:>9.3g}  "
+            f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>17.0%}"
+            for row in self.rows()
         ]
-        for row in self.rows():
-            lines.append(
-                f"{row['rank']:>4}  {row['layer']:<{width}}  {row['score']:>9.3g}  "
-                f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>17.0%}"
-            )
-        lines += [f"   –  {name:<{width}}  not editable: {why}" for name, why in self.refused.items()]
+        lines += [
+            f"   –  {name:<{width}}  not editable: {why}" for name, why in self.refused.items()
+        ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

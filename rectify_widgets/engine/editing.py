@@ -22,14 +22,14 @@ from torch.nn import functional
 
 from rectify_widgets.engine.checks import check_module, nearest
 from rectify_widgets.engine.inspection import unwrap, working_dtype
-from rectify_widgets.engine.layers import EditableLayer, Keys
+from rectify_widgets.engine.layers import EditableLayer, Keys, pad
 from rectify_widgets.engine.statistics import weight_bytes
 
 DIRECTIONS = ("contrast", "key")
 _FORMAT = "rectify_widgets.edits.1"
 
 
-class Unreached(ValueError):
+class Unreached(ValueError):  # noqa: N818 - named for what happened
     """The corruption does not reach the layer, so that no edit of it can help."""
 
 
@@ -92,13 +92,12 @@ def closed_form_channel(
     samples, _, height, width = corrupted.shape
     grouped = corrupted.reshape(samples, layer.groups, -1, height, width)
     image = torch.einsum("gc,ngchw->nghw", direction, grouped)
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    padded = functional.pad(image, conv._reversed_padding_repeated_twice, mode=mode)
-    patches = functional.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)
+    patches = functional.unfold(pad(conv, image), conv.kernel_size, conv.dilation, 0, conv.stride)
     patches = patches.reshape(samples, layer.groups, -1, patches.shape[-1])
     rows = patches.permute(1, 0, 3, 2).flatten(1, 2)
     targets = missing.permute(1, 0, 3, 2).flatten(1, 2)
-    return (torch.linalg.pinv(rows) @ targets).transpose(1, 2)
+    left: Tensor = torch.linalg.pinv(rows) @ targets
+    return left.transpose(1, 2)
 
 
 # --- the edit as a thing to keep -----------------------------------------------------------------
@@ -214,7 +213,7 @@ class RankOneEdit:
         modules = dict(unwrap(check_module("model", model)).named_modules())
         weight = getattr(modules.get(self.layer), "weight", None)
         if not isinstance(weight, Tensor):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - the model is a module, it lacks the layer
                 f"model: it has no layer {self.layer!r}{nearest(self.layer, modules)}, which this "
                 "edit changes"
             )

@@ -28,7 +28,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    return hasattr(module, "_orig_mod") or bool(getattr(module, "_compiled_call_impl", None))
 
 
 @contextmanager
@@ -79,7 +79,9 @@ def capturing(
 def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
     """Give torch's random state back as it was; written only where the block has changed it."""
     cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
+    cuda = (
+        torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
+    )
     try:
         yield
     finally:

@@ -72,8 +72,7 @@ class EditableLayer:
         """
         inputs = inputs.detach().to(working_dtype(inputs.dtype))
         if isinstance(conv := self.module, nn.Conv2d):
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            return Keys(self, functional.pad(inputs, conv._reversed_padding_repeated_twice, mode))
+            return Keys(self, pad(conv, inputs))
         return Keys(self, inputs.reshape(samples, -1, inputs.shape[-1]))
 
     def pixels(self, inputs: Tensor, samples: int) -> Tensor:
@@ -93,6 +92,13 @@ class EditableLayer:
         if isinstance(self.module, nn.Conv2d):
             return outputs.reshape(samples, self.groups, self.outputs // self.groups, -1)
         return outputs.reshape(samples, -1, 1, self.outputs).permute(0, 2, 3, 1)
+
+
+def pad(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """``inputs`` as the convolution pads them, in every padding mode, ``"same"`` included."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    amount = conv._reversed_padding_repeated_twice  # noqa: SLF001 - computed nowhere else
+    return functional.pad(inputs, amount, mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +157,9 @@ class Keys:
         )
         image = weights.reshape(len(self), groups * count, height, width)
         shape = (groups * count, *conv.weight.shape[1:])
-        total = conv2d_weight(self.inputs, shape, image, conv.stride, 0, conv.dilation, groups)
+        total: Tensor = conv2d_weight(
+            self.inputs, shape, image, conv.stride, 0, conv.dilation, groups
+        )
         return total.reshape(groups, count, -1)
 
     def squares(self) -> Keys:
@@ -304,10 +312,13 @@ def _parameter_owners(model: nn.Module) -> dict[tuple[int, int], list[str]]:
     """Names of the parameters by where their data lies, to find weights used in two places."""
     owners: dict[tuple[int, int], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not nn.parameter.is_lazy(parameter) and parameter.numel():
-            where = (parameter.untyped_storage().data_ptr(), parameter.storage_offset())
-            owners.setdefault(where, []).append(name)
+        if not _lazy(parameter) and parameter.numel():
+            owners.setdefault(_place(parameter), []).append(name)
     return owners
+
+
+def _place(weight: Tensor) -> tuple[int, int]:
+    return weight.untyped_storage().data_ptr(), int(weight.storage_offset())
 
 
 def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str | None:
@@ -321,7 +332,9 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
         return None
     if any(_lazy(p) for p in module.parameters(recurse=False)):
         return "lazy: run the model once so that its weight gets a shape"
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+    if parametrize.is_parametrized(module) or "weight" not in dict(
+        module.named_parameters(recurse=False)
+    ):
         return "its weight is computed from other parameters (parametrised, normalised or pruned)"
     weight = module.weight
     if weight.is_meta:
@@ -330,14 +343,14 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
         return f"its weight is {weight.dtype}, not floating point"
     if weight.is_inference():
         return "its weight was made in inference mode and cannot be changed"
-    shared = owners[weight.untyped_storage().data_ptr(), weight.storage_offset()]
+    shared = owners[_place(weight)]
     if len(shared) > 1:
         return f"its weight is shared by {' and '.join(shared)}"
     return None
 
 
 def _lazy(parameter: Tensor) -> bool:
-    return nn.parameter.is_lazy(parameter)
+    return bool(nn.parameter.is_lazy(parameter))
 
 
 def _mismatch(layer: EditableLayer, inputs: Tensor, output: Tensor) -> str | None:

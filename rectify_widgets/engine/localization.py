@@ -79,7 +79,7 @@ def localize(
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     with inspecting(model) as module:
-        scene = look(module, pairs, reference, layers=layers, seed=seed)
+        scene = look(module, pairs, reference, statistics=statistics, layers=layers, seed=seed)
         statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
         seen = observe(
             module, scene.layers, scene.probe(module, seed), steps=steps,
@@ -237,5 +237,7 @@ def completeness(seen: Observation) -> dict[str, float]:
     for name, gradients in seen.path_gradients.items():
         change = (seen.clean[name] - seen.corrupted[name]).values()
         total = (change * gradients).sum(dim=(1, 2, 3))
-        errors[name] = float((total - seen.gap).abs().mean() / seen.gap.abs().mean().clamp_min(1e-9))
+        errors[name] = float(
+            (total - seen.gap).abs().mean() / seen.gap.abs().mean().clamp_min(1e-9)
+        )
     return errors

@@ -9,7 +9,9 @@ from typing import Protocol, TypeAlias
 class Event(Protocol):
     """Anything with ``is_set``, such as ``threading.Event``."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """Whether the event has happened."""
+        ...
 
 
 Progress: TypeAlias = Callable[[float, str], None]

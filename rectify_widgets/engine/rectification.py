@@ -174,7 +174,10 @@ class _Loop:
         if self.scene.given and len(rows) >= SPLIT:
             mixed = rows[torch.randperm(len(rows), generator=_generator(self._seed))]
             half = len(rows) // 2
-            self.solving, self.judging = self.scene.only(mixed[:half]), self.scene.only(mixed[half:])
+            self.solving, self.judging = (
+                self.scene.only(mixed[:half]),
+                self.scene.only(mixed[half:]),
+            )
         judged = self.judging
         with self._clock("evaluation"):
             self._judge = Judge(
@@ -215,9 +218,7 @@ class _Loop:
             self._stale = []
         with self._clock("sweep"):
             probe = scene.probe(model, self._seed + number)
-            seen = observe(
-                model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8)
-            )
+            seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8))
         with self._clock("solving"):
             sources = scene.sources(self._seed + number)
             return layer_options(
@@ -252,7 +253,9 @@ class _Loop:
         model = self.scene.model
         best: tuple[Candidate, Verdict, int] | None = None
         for position, candidate in enumerate(shortlist):
-            monitor.report(position / len(shortlist), f"round {number}: trying {candidate.layer.name}")
+            monitor.report(
+                position / len(shortlist), f"round {number}: trying {candidate.layer.name}"
+            )
             bar = (best[1] if best else self.now).objective
             began = time.perf_counter()
             with trying(candidate):

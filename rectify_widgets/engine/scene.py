@@ -101,6 +101,7 @@ def look(
     pairs: object,
     reference: Inputs | None,
     *,
+    statistics: object = None,
     layers: object = None,
     limit: int = MAX_REFERENCES,
     opacity: float | None = None,
@@ -112,6 +113,7 @@ def look(
         model: in evaluation mode, see `rectify_widgets.engine.inspection.inspecting`.
         pairs: `SamplePairs`.
         reference: unlabelled inputs, or None (then a warning, and the pairs serve).
+        statistics: of the references, if they are known; then references may be missing.
         layers: names, or None for all editable layers.
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
@@ -125,14 +127,14 @@ def look(
         raise ValueError("model: its weights are on the meta device, want a model that holds data")
     pairs = pairs.to(model_device(model), model_dtype(model))
     references = pairs.clean
-    if reference is None:
+    if reference is None and statistics is None:
         warnings.warn(
             "reference: none given, so the pairs' own positions serve as statistics; "
             "16 or more unlabelled inputs make edits far more precise",
             UserWarning,
             stacklevel=4,
         )
-    else:
+    if reference is not None:
         references = _take(reference, limit, seed).to(pairs.clean)
         if references.shape[1:] != pairs.clean.shape[1:]:
             raise ValueError(

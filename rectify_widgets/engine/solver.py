@@ -45,6 +45,7 @@ class DenseSolver:
             )
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
+        """See `Solver.solve`."""
         if ridge not in self._factors:
             self._factors[ridge] = self._factorise(ridge)
         return torch.cholesky_solve(right.transpose(1, 2), self._factors[ridge]).transpose(1, 2)
@@ -54,13 +55,15 @@ class DenseSolver:
         self.solve(right, ridge)
         factor = self._factors[ridge]
         columns = right.transpose(1, 2)
-        return torch.linalg.solve_triangular(factor, columns, upper=False).transpose(1, 2)
+        whitened: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+        return whitened.transpose(1, 2)
 
     def _factorise(self, ridge: float) -> Tensor:
         identity = torch.eye(self._moment.shape[1]).to(self._moment)
         tried = ridge
         while True:
             regular = self._moment + tried * self._scale.reshape(-1, 1, 1) * identity
+            factor: Tensor
             factor, failed = torch.linalg.cholesky_ex(regular)
             if not bool(failed.any()):
                 return factor
@@ -122,6 +125,7 @@ class MatrixFreeSolver:
         return total / self._positions
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
+        """See `Solver.solve`; iterates to the tolerance or the bound, whichever comes first."""
         shift = ridge * self._scale
         condition = self._diagonal + shift
         solution = torch.zeros_like(right)

@@ -83,10 +83,9 @@ def solve_edit(
         DIRECTIONS if direction is None else (direction,), RIDGES if ridge is None else (ridge,)
     )
     monitor = Monitor(progress, cancel)
-    if reference is None and statistics is not None:
-        reference = pairs.clean if isinstance(pairs, SamplePairs) else None
     with inspecting(model) as module:
-        scene = look(module, pairs, reference, layers=None if layer is None else [layer], seed=seed)
+        names = None if layer is None else [layer]
+        scene = look(module, pairs, reference, statistics=statistics, layers=names, seed=seed)
         if layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
             best = _choose(scene, reference, known, directions, ridges, seed, monitor)

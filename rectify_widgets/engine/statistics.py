@@ -224,9 +224,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
                 }
         except SafetensorError as error:
             raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
-        return cls(
-            layers, key_space=metadata["key_space"], references=int(metadata["references"])
-        )
+        return cls(layers, key_space=metadata["key_space"], references=int(metadata["references"]))
 
 
 def collect(
@@ -290,7 +288,7 @@ def fingerprints(model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) 
     """Digest of everything upstream of each named layer."""
     module = unwrap(model)
     digests = {
-        name: _digest((*part._parameters.values(), *part._buffers.values()))
+        name: _digest((*part.parameters(recurse=False), *part.buffers(recurse=False)))
         for name, part in module.named_modules()
     }
     result = {}
@@ -302,10 +300,10 @@ def fingerprints(model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) 
     return result
 
 
-def _digest(tensors: Iterable[Tensor | None]) -> bytes:
+def _digest(tensors: Iterable[Tensor]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        if tensor is not None and not nn.parameter.is_lazy(tensor):
+        if not nn.parameter.is_lazy(tensor):
             digest.update(weight_bytes(tensor))
     return digest.digest()
 
