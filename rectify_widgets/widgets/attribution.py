@@ -126,7 +126,7 @@ class AttributionViewer(Panel):
 
     def _controls(self) -> list[ipw.Widget]:
         """Widgets of the controls, linked to the traits, and the grid."""
-        wide = ipw.Layout(width="100%")
+        wide = ipw.Layout(width="auto")
         named = {"description_width": "56px"}
         method = ipw.Dropdown(options=METHODS, description="Method", layout=wide, style=named)
         opacity = ipw.FloatSlider(
@@ -136,7 +136,7 @@ class AttributionViewer(Panel):
             description="Overlay",
             continuous_update=False,
             readout_format=".0%",
-            layout=wide,
+            layout=ipw.Layout(flex="1 1 auto", width="auto", min_width="0"),
             style=named,
         )
         signed = ipw.Checkbox(description="Signed", indent=False, layout=ipw.Layout(width="90px"))
@@ -144,7 +144,7 @@ class AttributionViewer(Panel):
         self.link("opacity", opacity, "value")
         self.link("signed", signed, "value")
         self.samples = self.sample_slider(self._count)
-        row = ipw.HBox([opacity, signed], layout=ipw.Layout(width="100%"))
+        row = ipw.HBox([opacity, signed])
         return [self.samples, method, row, self._grid]
 
     @traitlets.validate("method")

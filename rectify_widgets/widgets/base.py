@@ -104,7 +104,7 @@ class Panel(ipw.VBox):
             max=count - 1,
             description="Sample",
             continuous_update=False,
-            layout=ipw.Layout(width="100%", display="none" if count == 1 else None),
+            layout=ipw.Layout(width="auto", display="none" if count == 1 else None),
             style={"description_width": "56px"},
         )
         self.link("index", slider, "value")

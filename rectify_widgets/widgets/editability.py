@@ -104,7 +104,7 @@ class EditabilityViewer(Panel):
         self._choice = ipw.Dropdown(
             options=[("choose a layer", None), *((name, name) for name in self._order)],
             description="Layer",
-            layout=ipw.Layout(width="100%"),
+            layout=ipw.Layout(width="auto"),
             style={"description_width": "56px"},
         )
         row_layout = ipw.Layout(width="100%", height="24px")

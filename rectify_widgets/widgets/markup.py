@@ -180,7 +180,7 @@ def score_table(
     for name in names:
         score = scores[name]
         signs = (" ★ best" if name == best else "") + (" ● edited" if name in marked else "")
-        bar = render.bar_tag(max(score, 0.0) / top, width=160)
+        bar = render.bar_tag(max(score, 0.0) / top, width=120)
         look = "rw-pick" if name == best else ""
         body += (
             f'<tr class="{look}"><td><code>{escape(name)}</code></td>'

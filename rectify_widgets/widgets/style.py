@@ -29,7 +29,7 @@ STYLE = """<style>
 .rw-soft { color: var(--rw-soft); font-size: 12px; }
 .rw-num { font-variant-numeric: tabular-nums; font-size: 11px; color: var(--rw-soft); }
 .rw-panel code, .rw-static code { font-family: var(--rw-mono); font-size: 12px;
-  background: none !important; color: inherit; padding: 0; }
+  background: none !important; color: inherit; padding: 0 !important; }
 .rw-panel table.rw-table, .rw-static table.rw-table { border-collapse: collapse; margin: 0;
   width: 100%; font-size: 12px; color: var(--rw-ink); border: none; table-layout: auto; }
 .rw-table tr, .rw-table td, .rw-table th { background: none !important; border: none; }
@@ -51,7 +51,7 @@ STYLE = """<style>
 .rw-verdict { margin: 10px 0 2px; }
 .rw-cards { gap: 12px; padding: 2px 0; }
 .rw-static > div { margin-bottom: 12px; }
-.rw-static .rw-columns { display: flex; flex-wrap: wrap; gap: 12px 40px; }
+.rw-static .rw-columns { display: flex; flex-wrap: wrap; gap: 12px 28px; }
 .rw-static .rw-columns > div { flex: 0 1 auto; min-width: 270px; }
 .rw-gap { margin-top: 12px; }
 .rw-panel .widget-label { text-align: left; }

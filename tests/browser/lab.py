@@ -98,6 +98,7 @@ class Lab:
                 f"--port={self.port}",
                 "--IdentityProvider.token=",
                 "--ServerApp.password=",
+                "--ServerApp.disable_check_xsrf=True",
                 f"--ServerApp.root_dir={self.folder}",
                 "--LabApp.expose_app_in_browser=True",
             ],
