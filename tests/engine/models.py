@@ -164,7 +164,7 @@ class Padded(nn.Module):
         self.reflect = nn.Conv2d(CHANNELS, 4, 3, padding=2, padding_mode="reflect")
         self.circular = nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="circular")
         self.replicate = nn.Conv2d(4, 6, (1, 3), padding=(0, 1), padding_mode="replicate")
-        self.same = nn.Conv2d(6, 6, (2, 4), padding="same", groups=3)
+        self.same = nn.Conv2d(6, 6, (1, 3), padding="same", groups=3)
         self.valid = nn.Conv2d(6, 6, 3, padding="valid", groups=6, stride=2, bias=False)
         self.head = nn.Linear(6, CLASSES)
 
