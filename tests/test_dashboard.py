@@ -304,6 +304,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target_gap": "small"}, TypeError, "target_gap"),
     ({"classes": "abc"}, TypeError, "list of class names"),
     ({"seed": -1}, ValueError, "seed"),
+    ({"mean": [0.5, 0.5]}, ValueError, "one a channel"),
+    ({"std": 0.5}, TypeError, "std"),
     ({"session": "thread"}, TypeError, "Session"),
 ]
 

@@ -22,6 +22,7 @@ from rectify_widgets.explain import METHODS, attribute, find_layer
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.base import (
     Panel,
+    check_channels,
     check_classes,
     check_index,
     check_samples,
@@ -109,7 +110,9 @@ class AttributionViewer(Panel):
         self._columns = check_samples("inputs", inputs)
         self._count = len(next(iter(self._columns.values())))
         self._classes = check_classes(classes)
-        self._mean, self._std = mean, std
+        channels = next(iter(self._columns.values())).shape[1]
+        self._mean = check_channels("mean", mean, channels)
+        self._std = check_channels("std", std, channels)
         self._cache: OrderedDict[tuple[object, ...], View] = OrderedDict()
         self._views: dict[str, View] = {}
         super().__init__(session)

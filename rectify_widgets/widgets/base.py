@@ -7,6 +7,7 @@ documented traits; panels that are part of a larger one share its session.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import traitlets
 from IPython.display import display
 from torch import Tensor
 
-from rectify_widgets.engine.checks import check_int, nearest
+from rectify_widgets.engine.checks import check_int, check_number, nearest
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.explain import check_images
 from rectify_widgets.widgets.jobs import Job
@@ -238,3 +239,15 @@ def check_classes(classes: object) -> tuple[str, ...] | None:
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise TypeError(f"classes: got {type(classes).__name__}, want a list of class names")
     return tuple(str(name) for name in classes)
+
+
+def check_channels(argument: str, values: object, channels: int) -> tuple[float, ...] | None:
+    """One number a channel, or None."""
+    if values is None:
+        return None
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence):
+        raise TypeError(f"{argument}: got {type(values).__name__}, want {channels} numbers or None")
+    if len(numbers) != channels:
+        raise ValueError(f"{argument}: got {len(numbers)} numbers, want {channels}: one a channel")
+    return tuple(check_number(argument, value, low=-math.inf) for value in numbers)

@@ -32,9 +32,9 @@ NAME_WIDTH = 26
 """Longest layer name that is shown whole, in characters."""
 
 UNITS = {
-    "edit-attribution": "predicted share of the gap",
-    "projection": "the paper's score, without a unit",
-    "trial": "measured share of the gap",
+    "edit-attribution": ("Share of the gap", "predicted"),
+    "projection": ("Score of the paper", "without a unit"),
+    "trial": ("Share of the gap", "measured"),
 }
 
 _numbers = itertools.count(1)
@@ -90,6 +90,7 @@ class EditabilityViewer(Panel):
             catalog = editable_layers(model, pairs.clean[:1])
             self._order, self._refused = tuple(catalog.editable), dict(catalog.refused)
         super().__init__(session)
+        self._note = ""
         self._marker = f"rw-e{next(_numbers)}"
         with self.building():
             self._build()
@@ -167,20 +168,23 @@ class EditabilityViewer(Panel):
         self.set_trait("scores", dict(localization.scores))
         best = localization.best
         self.set_trait("status", f"{best} scores best, {localization.scores[best]:.2f}")
-        self._heading.value = markup.heading("Editability of the layers", note)
+        self._note = ", ".join(filter(None, [self._unit()[1], note]))
+        self._heading.value = markup.heading("Editability of the layers", self._note)
         if self.layer is None:
             self.layer = best
         self._draw()
 
     def static_html(self) -> str:
         """The scores as a table with bars."""
-        title = markup.heading("Editability of the layers", self._unit())
+        title = markup.heading("Editability of the layers", self._note)
         if not self.scores:
             return title + '<p class="rw-soft">Not scored yet.</p>'
         order = [name for name in self._order if name in self.scores]
-        return title + markup.score_table(self.scores, order, edited=self.edited)
+        return title + markup.score_table(
+            self.scores, order, edited=self.edited, unit=self._unit()[0]
+        )
 
-    def _unit(self) -> str:
+    def _unit(self) -> tuple[str, str]:
         return UNITS[self.localization.method if self.localization is not None else self.method]
 
     def _mark(self, change: Mapping[str, str | None]) -> None:
@@ -197,7 +201,7 @@ class EditabilityViewer(Panel):
         self._sheet.value = f"<style>{''.join(rules)}</style>"
         self._head.value = (
             '<div class="rw-bars-head"><span>Layer</span>'
-            f"<span>{self._unit()[:1].upper()}{self._unit()[1:]}</span><span>Score</span></div>"
+            f"<span>{self._unit()[0]}</span><span>Score</span></div>"
         )
         best = next(iter(self.scores), None)
         for name, row in self._rows.items():
@@ -226,15 +230,9 @@ def row_rules(
         colour = "var(--rw-orange)" if sign else "var(--rw-blue)"
         rules.append(
             f".{marker} .rw-r{place} {{ --a: {start:.1f}%; --b: {stop:.1f}%; --c: {colour}; "
-            f'--s: "{sign}{number(score)}"; }}'
+            f'--s: "{sign}{markup.score_text(score)}"; }}'
         )
     return rules
-
-
-def number(score: float) -> str:
-    """A score in at most five characters."""
-    text = f"{score:.2f}" if abs(score) < 100 else f"{score:.0e}"
-    return text.replace("-", "−")
 
 
 def shorten(name: str) -> str:

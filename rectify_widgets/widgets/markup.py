@@ -34,6 +34,12 @@ def percent(share: float | None) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{100.0 * share:.1f} %"
 
 
+def score_text(score: float) -> str:
+    """A score in at most five characters, with a real minus sign."""
+    text = f"{score:.2f}" if abs(score) < 100 else f"{score:.0e}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """A time left for people: "2 s", "1 min 10 s"."""
     whole = max(round(seconds), 1)
@@ -64,7 +70,7 @@ def outcome(result: Rectification) -> str:
 def heading(text: str, note: str = "") -> str:
     """Heading of a card, with a soft note after it."""
     soft = f' <span class="rw-soft">{escape(note)}</span>' if note else ""
-    return f'<span class="rw-head">{escape(text)}</span>{soft}'
+    return f'<b class="rw-head">{escape(text)}</b>{soft}'
 
 
 def status_line(text: str) -> str:
@@ -160,7 +166,7 @@ def map_grid(
     for name, cells in rows:
         body += f"<tr><th>{escape(name)}</th>"
         for picture, caption in cells:
-            body += f'<td>{picture}<span class="rw-soft">{escape(caption)}</span></td>'
+            body += f'<td>{picture}<br><span class="rw-soft">{escape(caption)}</span></td>'
         body += "</tr>"
     return (
         f'<table class="rw-maps"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -184,11 +190,11 @@ def score_table(
         look = "rw-pick" if name == best else ""
         body += (
             f'<tr class="{look}"><td><code>{escape(name)}</code></td>'
-            f'<td>{bar}</td><td class="rw-right">{score:.2f}</td><td>{signs}</td></tr>'
+            f'<td>{bar}</td><td class="rw-right">{score_text(score)}</td><td>{signs}</td></tr>'
         )
     return (
-        '<table class="rw-table"><thead><tr><th>Layer</th><th></th>'
-        f'<th class="rw-right">{escape(unit or "Score")}</th><th></th></tr></thead>'
+        f'<table class="rw-table"><thead><tr><th>Layer</th><th>{escape(unit)}</th>'
+        '<th class="rw-right">Score</th><th></th></tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 

@@ -8,6 +8,7 @@ and a legend with numbers stands beside every map.
 from __future__ import annotations
 
 import io
+import math
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -134,13 +135,19 @@ def _encode(picture: Image.Image) -> bytes:
 
 
 def image_tag(pixels: Pixels, alt: str, *, width: int) -> str:
-    """``<img>`` that carries its PNG, ``width`` CSS pixels wide, with a text alternative."""
+    """``<img>`` that carries its PNG, ``width`` CSS pixels wide, with a text alternative.
+
+    Small images are enlarged first, so that their pixels stay sharp where no style sheet says so.
+    """
     height = max(round(width * pixels.shape[0] / pixels.shape[1]), 1)
-    look = ' style="image-rendering:pixelated"' if max(pixels.shape[:2]) < SHARP_BELOW else ""
+    side = max(pixels.shape[:2])
+    if side < SHARP_BELOW:
+        factor = min(math.ceil(2 * width / side), MAX_SIDE // side)
+        pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     data = b64encode(png(pixels)).decode("ascii")
     return (
         f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" '
-        f'height="{height}"{look}>'
+        f'height="{height}">'
     )
 
 

@@ -67,6 +67,7 @@ STYLE = """<style>
 .rw-maps img { border-radius: 4px; display: block; margin: 0 0 2px; }
 .rw-panel .rw-maps img { width: 100%; height: auto; max-width: 190px; }
 .rw-static .rw-maps img { max-width: none; }
+.rw-maps br { display: none; }
 .rw-legend { display: flex; gap: 6px; align-items: center; white-space: nowrap; }
 .rw-legend img { border-radius: 2px; margin: 0; }
 .rw-status { min-height: 19px; font-variant-numeric: tabular-nums; }

@@ -190,6 +190,7 @@ def test_layers_by_mouse_and_by_keyboard_alone(own: labs.Watched) -> None:
     page.keyboard.press("Enter")
     wait_for_status(own, "Edited")
     assert ask(own, "print(dashboard.edits[0].layer)") == name
+    assert ask(own, "found = await dashboard.locate(); print(found.best)")
     own.picture("7-edited", ".rw-cards")
     assert_quiet(own)
 
