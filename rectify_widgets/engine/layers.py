@@ -187,7 +187,7 @@ class LayerCatalog:
     editable: Mapping[str, EditableLayer]
     refused: Mapping[str, str]
     upstream: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """For each editable layer the modules that began to run before it."""
+    """For each editable layer the modules that began to run before it, their uncalled parts too."""
 
     def __iter__(self) -> Iterator[EditableLayer]:
         return iter(self.editable.values())
@@ -290,7 +290,10 @@ def _run(
             for handle in handles:
                 handle.remove()
 
-    order = sorted(editable, key=lambda name: started.get(name, len(started)))
+    for name, _ in module.named_modules():
+        # A part that is never called may have its weight used by the module that holds it.
+        started.setdefault(name, started.get(name.rpartition(".")[0], 0))
+    order = sorted(editable, key=started.__getitem__)
     kept: dict[str, EditableLayer] = {}
     for name in order:
         if calls[name] == 0:
