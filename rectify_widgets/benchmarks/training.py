@@ -53,7 +53,7 @@ class Trained:
 NETWORKS = {
     "plain-cnn": Trained(networks.PlainCNN, 1, Schedule(5, learning_rate=3e-3), adam=True),
     "mlp": Trained(networks.MLP, 1, Schedule(8, learning_rate=2e-3), adam=True),
-    "vit": Trained(networks.TinyViT, 1, Schedule(5, learning_rate=3e-3), adam=True),
+    "vit": Trained(networks.TinyViT, 1, Schedule(3, learning_rate=3e-3), adam=True),
     "resnet": Trained(networks.GreyResNet, 1, Schedule(2), adam=False),
     "colour-resnet": Trained(networks.ColourResNet, 3, Schedule(4), adam=False),
 }
