@@ -20,6 +20,8 @@ from rectify_widgets.engine.layers import EditableLayer, Keys
 
 MAX_RIDGE = 1e4
 """Bound up to which a failing factorisation raises the ridge, tenfold each time."""
+LEAST_RIDGE = 1e-6
+"""First ridge to try where 0 fails; the matrix-free solver, which cannot fail, takes no less."""
 
 
 class Solver(Protocol):
@@ -30,19 +32,30 @@ class Solver(Protocol):
         ...
 
 
+def _scale(argument: str, name: str, diagonal: Tensor) -> Tensor:
+    """Unit of the ridge, the mean diagonal of each group; ``G × K`` to ``G``.
+
+    A group whose keys are zero throughout (a depthwise convolution behind a dead channel) takes the
+    mean of the others, so that they can still be edited.
+    """
+    scale = diagonal.mean(dim=1)
+    alive = scale > 0
+    if not bool(alive.any()):
+        raise ValueError(
+            f"{argument}: the keys of layer {name!r} are zero on all references, so there is "
+            "nothing to solve with; choose another layer or other references"
+        )
+    return torch.where(alive, scale, scale[alive].mean())
+
+
 class DenseSolver:
     """Cholesky factorisation of the second moment ``G × K × K``, kept for each ridge."""
 
     def __init__(self, name: str, moment: Tensor) -> None:
         self._name = name
         self._moment = moment
-        self._scale = moment.diagonal(dim1=1, dim2=2).mean(dim=1)
+        self._scale = _scale("statistics", name, moment.diagonal(dim1=1, dim2=2))
         self._factors: dict[float, Tensor] = {}
-        if not bool((self._scale > 0).all()):
-            raise ValueError(
-                f"statistics: the keys of layer {name!r} are zero on all references, so there is "
-                "nothing to solve with; choose another layer or other references"
-            )
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
         """See `Solver.solve`."""
@@ -72,7 +85,7 @@ class DenseSolver:
                     f"statistics: the second moment of layer {self._name!r} cannot be factorised "
                     f"with any ridge up to {MAX_RIDGE:g}; collect it from more or other references"
                 )
-            raised = max(10 * tried, 1e-6)
+            raised = max(10 * tried, LEAST_RIDGE)
             warnings.warn(
                 f"layer {self._name!r}: ridge {tried:g} is too small for its references, "
                 f"using {raised:g}",
@@ -110,12 +123,7 @@ class MatrixFreeSolver:
             self._positions += ones[:, 0, 0].numel()
             parts.append(batch.squares().gather(ones))
         self._diagonal = torch.stack(parts).sum(dim=0) / self._positions
-        self._scale = self._diagonal.mean(dim=2, keepdim=True)
-        if not bool((self._scale > 0).all()):
-            raise ValueError(
-                f"reference: the keys of layer {layer.name!r} are zero on all references, so there "
-                "is nothing to solve with; choose another layer or other references"
-            )
+        self._scale = _scale("reference", layer.name, self._diagonal[:, 0]).reshape(-1, 1, 1)
 
     def product(self, vectors: Tensor) -> Tensor:
         """``C v`` for vectors ``G × D × K``."""
@@ -126,7 +134,7 @@ class MatrixFreeSolver:
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
         """See `Solver.solve`; iterates to the tolerance or the bound, whichever comes first."""
-        shift = ridge * self._scale
+        shift = max(ridge, LEAST_RIDGE) * self._scale
         condition = self._diagonal + shift
         solution = torch.zeros_like(right)
         residual = right.clone()
