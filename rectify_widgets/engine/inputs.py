@@ -74,15 +74,17 @@ def _raw(argument: str, inputs: object, batch_size: int) -> Iterator[Tensor]:
         sequential = DataLoader(inputs, batch_size, collate_fn=list, generator=generator)
         if not isinstance(inputs, IterableDataset) and count_inputs(inputs) == 0:
             return
-        for samples in sequential:
-            tensors = [_input_of(argument, sample) for sample in samples]
-            shapes = {tuple(tensor.shape) for tensor in tensors}
-            if len(shapes) > 1:
-                raise ValueError(
-                    f"{argument}: got samples of different shapes {sorted(shapes)}, "
-                    "want one shape; resize or crop them in the data set"
-                )
-            yield torch.stack(tensors)
+        # A data set may augment its samples with the caller's random numbers.
+        with preserving_rng():
+            for samples in sequential:
+                tensors = [_input_of(argument, sample) for sample in samples]
+                shapes = {tuple(tensor.shape) for tensor in tensors}
+                if len(shapes) > 1:
+                    raise ValueError(
+                        f"{argument}: got samples of different shapes {sorted(shapes)}, "
+                        "want one shape; resize or crop them in the data set"
+                    )
+                yield torch.stack(tensors)
     else:
         raise TypeError(
             f"{argument}: got {type(inputs).__name__}, want a tensor N × C × H × W, "

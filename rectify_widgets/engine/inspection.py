@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace.  Imports torch only.
+"""Looking at a model without leaving a trace.  Imports torch, and numpy for its random state.
 
 `inspecting` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
 holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
@@ -7,9 +7,12 @@ answers.  All three clean up whether the block succeeds, fails or is cancelled.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,8 +41,20 @@ def inspecting(model: nn.Module) -> Iterator[nn.Module]:
     On leaving, every module has the training flag that it came with.  Autocast and inference mode
     of the caller do not reach inside, since statistics want full precision and the sweep wants
     gradients.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: its weights hold no data yet (lazy layers, which a run would change for good) or
+            not at all (the meta device).
     """
     module = unwrap(check_module("model", model))
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError("model: its weights are on the meta device, want a model that holds data")
     flags = [(part, part.training) for part in module.modules()]
     device = model_device(module)
     with ExitStack() as stack:
@@ -75,10 +90,20 @@ def capturing(
         yield
 
 
+def _numpy_state() -> tuple[Any, ...]:
+    """Kind, words, position and spare normal of numpy's global generator."""
+    return cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002 - users draw from it
+
+
 @contextmanager
 def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give torch's random state back as it was; written only where the block has changed it."""
+    """Give the random states of torch, numpy and Python back as they were.
+
+    A user's model or data set may draw from any of them.  A state is written only where the block
+    has changed it.
+    """
     cpu = torch.get_rng_state()
+    array, python = _numpy_state(), random.getstate()
     cuda = (
         torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
     )
@@ -89,17 +114,32 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
             torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, device)  # type: ignore[arg-type]
+        if not np.array_equal(array[1], (now := _numpy_state())[1]) or array[2:] != now[2:]:
+            np.random.set_state(array)  # noqa: NPY002 - the global state is the point
+        if python != random.getstate():
+            random.setstate(python)
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Scores ``N × classes`` of ``inputs``; the random state is what it was before.
 
+    The model gets a copy, since its first layer may work in place.  What it raises is passed on,
+    with a note (from Python 3.11 on) of what it was given.
+
     Raises:
         TypeError: the model answers with something that is not a tensor.
         ValueError: the scores are not ``N × classes`` with two classes or more.
     """
-    with preserving_rng(inputs.device):
-        scores = model(inputs)
+    try:
+        with preserving_rng(inputs.device):
+            scores = model(inputs.clone())
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"raised by the model on inputs of shape {tuple(inputs.shape)}, {inputs.dtype}, as "
+                "the first dimension counts samples; add it to a single image with [None]"
+            )
+        raise
     if not isinstance(scores, Tensor):
         raise TypeError(
             f"model: its output is {type(scores).__name__}, want a tensor of N × classes scores; "
