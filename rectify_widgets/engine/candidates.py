@@ -87,16 +87,18 @@ class Candidate:
 
 @contextmanager
 def trying(candidate: Candidate) -> Iterator[None]:
-    """Have the edit in the model while the block runs; the weight is then restored to the bit."""
+    """Have the edit in the model while the block runs; the weight is then what it was.
+
+    The weight's data is exchanged, not written over: a graph that the caller holds for a backward
+    pass stays valid, since no write in place is counted.
+    """
     weight = candidate.layer.module.weight
-    before = weight.detach().clone()
+    before = weight.data
     try:
-        with torch.no_grad():
-            weight.copy_(candidate.weight)
+        weight.data = before.clone().copy_(candidate.weight)
         yield
     finally:
-        with torch.no_grad():
-            weight.copy_(before)
+        weight.data = before
 
 
 @dataclass(frozen=True)
