@@ -139,9 +139,10 @@ class Lab:
         """Wait until a kernel is idle and connected to a page; give its id."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
-            for kernel in self.api("kernels"):
-                if kernel["execution_state"] == "idle" and kernel["connections"] > 0:
-                    return str(kernel["id"])
+            with suppress(OSError):  # the list fails for a moment while a kernel is being ended
+                for kernel in self.api("kernels"):
+                    if kernel["execution_state"] == "idle" and kernel["connections"] > 0:
+                        return str(kernel["id"])
             time.sleep(0.2)
         raise TimeoutError("no kernel is idle and connected")
 
