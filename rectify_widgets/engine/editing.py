@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.checks import check_module, nearest
+from rectify_widgets.engine.checks import check_file, check_module, check_path, nearest
 from rectify_widgets.engine.inspection import unwrap, working_dtype
-from rectify_widgets.engine.layers import EditableLayer, Keys, pad
+from rectify_widgets.engine.layers import EditableLayer, Keys, editable_layers, pad
 from rectify_widgets.engine.statistics import weight_bytes
 
 DIRECTIONS = ("contrast", "key")
@@ -153,7 +153,8 @@ class RankOneEdit:
 
         Raises:
             TypeError: ``model`` is not a module.
-            ValueError: no such layer, another shape, or other weights without ``force``.
+            ValueError: no such layer, one that cannot be edited, another shape, or other weights
+                without ``force``.
         """
         weight = self._weight(model)
         if not force and digest(weight) != self.solved_for:
@@ -217,6 +218,11 @@ class RankOneEdit:
                 f"model: it has no layer {self.layer!r}{nearest(self.layer, modules)}, which this "
                 "edit changes"
             )
+        refused = editable_layers(model).refused
+        if self.layer in refused:
+            raise ValueError(
+                f"model: its layer {self.layer!r} cannot be edited: {refused[self.layer]}"
+            )
         if tuple(weight.shape) != tuple(self.shape):
             raise ValueError(
                 f"model: the weight of layer {self.layer!r} has shape {tuple(weight.shape)}, "
@@ -239,7 +245,7 @@ class Edits(Sequence[RankOneEdit]):
     """Edits in the order in which they are applied."""
 
     def __init__(self, edits: Sequence[RankOneEdit] = ()) -> None:
-        self._edits = tuple(edits)
+        self._edits = tuple(_check_edits(edits))
 
     @overload
     def __getitem__(self, index: int) -> RankOneEdit: ...
@@ -288,10 +294,16 @@ class Edits(Sequence[RankOneEdit]):
 
 
 def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
-    """Write edits, in order, as one safetensors file (a few kilobytes; no weight of the model)."""
+    """Write edits, in order, as one safetensors file (a few kilobytes; no weight of the model).
+
+    Raises:
+        TypeError: something that is no edit, or no path.
+        FileNotFoundError: the folder does not exist.
+    """
+    file = check_path("path", path)
     tensors: dict[str, Tensor] = {}
     about = []
-    for number, edit in enumerate(edits):
+    for number, edit in enumerate(_check_edits(edits)):
         tensors[f"{number}.left"] = edit.left.detach().cpu().contiguous()
         tensors[f"{number}.right"] = edit.right.detach().cpu().contiguous()
         about.append(
@@ -304,37 +316,54 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
                 "solved_for": edit.solved_for,
             }
         )
-    save_file(tensors, path, {"format": _FORMAT, "edits": json.dumps(about)})
+    save_file(tensors, file, {"format": _FORMAT, "edits": json.dumps(about)})
+
+
+def _check_edits(edits: Sequence[RankOneEdit]) -> Sequence[RankOneEdit]:
+    for edit in edits:
+        if not isinstance(edit, RankOneEdit):
+            raise TypeError(f"edits: got {type(edit).__name__}, want RankOneEdit objects in a list")
+    return edits
 
 
 def load_edits(path: str | Path) -> Edits:
     """Read edits written by `RankOneEdit.save`, `save_edits` or ``Rectification.save``.
 
     Raises:
+        TypeError: ``path`` is no path.
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no edits.
+        ValueError: the file holds no edits, or damaged ones.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: no file {str(path)!r}")
+    path = check_file("path", path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"path: {str(path)!r} holds no edits")
-            return Edits(
-                [
-                    RankOneEdit(
-                        layer=str(item["layer"]),
-                        left=file.get_tensor(f"{number}.left"),
-                        right=file.get_tensor(f"{number}.right"),
-                        shape=tuple(int(size) for size in item["shape"]),
-                        direction=str(item["direction"]),
-                        ridge=float(item["ridge"]),
-                        key_space=str(item["key_space"]),
-                        solved_for=str(item["solved_for"]),
-                    )
-                    for number, item in enumerate(json.loads(metadata["edits"]))
-                ]
-            )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"path: {str(path)!r} holds no edits, want a file written by save_edits")
+    try:
+        about = list(enumerate(json.loads(metadata["edits"])))
+        edits = Edits([_read_edit(item, tensors, number) for number, item in about])
+        shapes = [edit.delta.shape for edit in edits]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"path: {str(path)!r} holds damaged edits ({type(error).__name__}: {error}); save them "
+            "again"
+        ) from None
+    assert len(shapes) == len(edits)  # noqa: S101 - the updates could be formed
+    return edits
+
+
+def _read_edit(item: dict[str, Any], tensors: dict[str, Tensor], number: int) -> RankOneEdit:
+    return RankOneEdit(
+        layer=str(item["layer"]),
+        left=tensors[f"{number}.left"],
+        right=tensors[f"{number}.right"],
+        shape=tuple(int(size) for size in item["shape"]),
+        direction=str(item["direction"]),
+        ridge=float(item["ridge"]),
+        key_space=str(item["key_space"]),
+        solved_for=str(item["solved_for"]),
+    )
