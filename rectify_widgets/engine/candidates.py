@@ -30,6 +30,10 @@ from rectify_widgets.engine.solver import Solver
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Grid of ridges, in units of the mean diagonal of the second moment."""
+PER_LAYER = 3
+"""Edits of one layer that are tried."""
+ALIKE = 0.95
+"""Edits of a layer that are more alike than this count as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +87,17 @@ class Candidate:
             key_space="patch",
             solved_for=digest(self.layer.module.weight),
         )
+
+
+def different(found: Sequence[Candidate]) -> list[Candidate]:
+    """The first few edits of a layer, leaving out those that all but repeat an earlier one."""
+    kept: list[Candidate] = []
+    for candidate in found:
+        if all(candidate.likeness(other) < ALIKE for other in kept):
+            kept.append(candidate)
+        if len(kept) == PER_LAYER:
+            break
+    return kept
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.candidates import Candidate, observe, trying
+from rectify_widgets.engine.candidates import Candidate, different, observe, trying
 from rectify_widgets.engine.checks import (
     check_choice,
     check_inputs,
@@ -42,9 +42,6 @@ from rectify_widgets.engine.statistics import KeyStatistics, collect
 STRATEGIES = ("dynamic", "static")
 TRIALS = 10
 """Edits tried in one round."""
-TRIALS_PER_LAYER = 3
-ALIKE = 0.95
-"""Edits of a layer whose updates have a greater cosine than this count as one."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
@@ -197,7 +194,7 @@ class _Loop:
         with self._clock("sweep"):
             assert self._statistics is not None  # noqa: S101 - `_options` has collected them
             scores = layer_scores(
-                self._method, self.solving, self.scene.model, self._statistics, options, STEPS,
+                self._method, self.solving, self._statistics, options, STEPS, 0,
                 monitor.part(0.5, 0.6),
             )  # fmt: skip
         shortlist = _shortlist(options, scores, self._method)
@@ -330,23 +327,12 @@ def _shortlist(
     options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
 ) -> list[Candidate]:
     """The edits to try: by prediction, or the best of each layer in the order of another method."""
-    few = {name: _different(found) for name, found in options.items()}
+    few = {name: different(found) for name, found in options.items()}
     if method == "edit-attribution":
         mixed = [candidate for found in few.values() for candidate in found]
         return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
     ranked = sorted(few, key=lambda name: -scores[name])
     return [candidate for name in ranked for candidate in few[name]][:TRIALS]
-
-
-def _different(found: list[Candidate]) -> list[Candidate]:
-    """The best few edits of a layer, leaving out those that all but repeat a better one."""
-    kept: list[Candidate] = []
-    for candidate in found:
-        if all(candidate.likeness(other) < ALIKE for other in kept):
-            kept.append(candidate)
-        if len(kept) == TRIALS_PER_LAYER:
-            break
-    return kept
 
 
 def _copy(model: nn.Module) -> nn.Module:
