@@ -345,19 +345,16 @@ def load_edits(path: str | Path) -> Edits:
         raise ValueError(f"path: {str(path)!r} holds no edits, want a file written by save_edits")
     try:
         about = list(enumerate(json.loads(metadata["edits"])))
-        edits = Edits([_read_edit(item, tensors, number) for number, item in about])
-        shapes = [edit.delta.shape for edit in edits]
+        return Edits([_read_edit(item, tensors, number) for number, item in about])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"path: {str(path)!r} holds damaged edits ({type(error).__name__}: {error}); save them "
             "again"
         ) from None
-    assert len(shapes) == len(edits)  # noqa: S101 - the updates could be formed
-    return edits
 
 
 def _read_edit(item: dict[str, Any], tensors: dict[str, Tensor], number: int) -> RankOneEdit:
-    return RankOneEdit(
+    edit = RankOneEdit(
         layer=str(item["layer"]),
         left=tensors[f"{number}.left"],
         right=tensors[f"{number}.right"],
@@ -367,3 +364,6 @@ def _read_edit(item: dict[str, Any], tensors: dict[str, Tensor], number: int) ->
         key_space=str(item["key_space"]),
         solved_for=str(item["solved_for"]),
     )
+    if not bool(torch.isfinite(edit.delta).all()):
+        raise ValueError(f"the update of layer {edit.layer!r} is NaN or infinite")
+    return edit

@@ -105,19 +105,20 @@ def evaluate(
     """
     check_module("model", model)
     check_int("batch_size", batch_size, low=1)
+    check_int("seed", seed, low=0)
     if confidence is not None:
         confidence = check_number("confidence", confidence, low=0.5, high=0.9999)
     x, y = _labelled("clean", clean, None)
     xt, yt = (None, None) if corrupted is None else _labelled("corrupted", corrupted, x)
     with inspecting(model) as module:
-        scores = predict_all(module, x, batch_size).cpu()
+        scores = _scores(module, x, batch_size)
         classes = scores.shape[1]
         check_labels("clean[1]", y, count=len(x), classes=classes)
         if target is not None and check_int("target", target, low=0) >= classes:
             raise ValueError(f"target: got {target}, want a class from 0 to {classes - 1}")
         if yt is not None and xt is not None:
             check_labels("corrupted[1]", yt, count=len(xt), classes=classes)
-            predicted = predict_all(module, xt, batch_size).cpu().argmax(dim=1)
+            predicted = _scores(module, xt, batch_size).argmax(dim=1)
     answers = scores.argmax(dim=1)
     outcomes = {"overall_accuracy": answers == y}
     if target is not None:
@@ -145,6 +146,14 @@ def evaluate(
         intervals=intervals,
         samples=(len(x), 0 if xt is None else len(xt)),
     )
+
+
+def _scores(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+    """Scores on the CPU.  Infinite ones are fine (a masked class), NaN has no greatest class."""
+    scores = predict_all(model, inputs, batch_size).cpu()
+    if bool(scores.isnan().any()):
+        raise ValueError("model: some of its scores are NaN, want a model with finite weights")
+    return scores
 
 
 def bootstrap(

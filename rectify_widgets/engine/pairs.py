@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.checks import check_inputs, check_labels, check_number
+from rectify_widgets.engine.checks import check_inputs, check_int, check_labels, check_number
 
 SMALL = 0.25
 """Share of the input values up to which a corruption counts as a patch rather than a full image."""
@@ -85,6 +85,15 @@ class SamplePairs:
             self.clean.to(device=device, dtype=dtype),
             None if self.labels is None else self.labels.to(device),
         )
+
+
+def check_pairs(pairs: object) -> SamplePairs:
+    """``pairs`` if it is `SamplePairs`."""
+    if not isinstance(pairs, SamplePairs):
+        raise TypeError(
+            f"pairs: got {type(pairs).__name__}, want SamplePairs(corrupted=..., clean=...)"
+        )
+    return pairs
 
 
 def data_range(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +186,8 @@ def transplant(
     Raises:
         TypeError, ValueError: inputs of another shape, or an opacity outside 0..1.
     """
+    check_pairs(pairs)
+    check_int("seed", seed, low=0)
     inputs = check_inputs("inputs", inputs, like=pairs.corrupted)
     pairs = pairs.to(inputs.device, inputs.dtype)
     low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.checks import check_choice, check_file, check_int, check_path
 from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.inspection import (
     capturing,
@@ -127,13 +127,14 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """
         check_choice("key_space", key_space, KEY_SPACES)
         check_int("batch_size", batch_size, low=1)
+        check_int("seed", seed, low=0)
         if positions is not None:
             check_int("positions", positions, low=1)
         monitor = Monitor(progress, cancel)
         example = next(batches("reference", reference, batch_size))
         catalog = editable_layers(model, example)
-        names = list(layers) if layers is not None and not isinstance(layers, str) else layers
-        chosen = catalog.select("layers", names)
+        iterable = isinstance(layers, Iterable) and not isinstance(layers, str)
+        chosen = catalog.select("layers", list(layers) if iterable else layers)
         return collect(
             model, reference, catalog, chosen, key_space, positions, batch_size, seed, monitor
         )
@@ -186,7 +187,13 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file.
+
+        Raises:
+            TypeError: ``path`` is no path.
+            FileNotFoundError: the folder does not exist.
+        """
+        path = check_path("path", path)
         tensors = {name: part.total.contiguous().cpu() for name, part in self.items()}
         about = {
             name: {"positions": part.positions, "fingerprint": part.fingerprint}
@@ -205,26 +212,35 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """Read a file written by `save`.
 
         Raises:
+            TypeError: ``path`` is no path.
             FileNotFoundError: there is no such file.
-            ValueError: the file is not one of key statistics.
+            ValueError: the file is not one of key statistics, or it is damaged.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"path: no file {str(path)!r}")
+        path = check_file("path", path)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"path: {str(path)!r} holds no key statistics")
-                about = json.loads(metadata["layers"])
-                layers = {
-                    name: LayerStatistics(
-                        file.get_tensor(name), int(item["positions"]), str(item["fingerprint"])
-                    )
-                    for name, item in about.items()
-                }
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
-        return cls(layers, key_space=metadata["key_space"], references=int(metadata["references"]))
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(
+                f"path: {str(path)!r} holds no key statistics, want a file written by save"
+            )
+        try:
+            layers = {
+                name: LayerStatistics(
+                    tensors[name], int(item["positions"]), str(item["fingerprint"])
+                )
+                for name, item in json.loads(metadata["layers"]).items()
+            }
+            references = int(metadata["references"])
+            return cls(layers, key_space=metadata["key_space"], references=references)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"path: {str(path)!r} holds damaged key statistics ({type(error).__name__}: "
+                f"{error}); collect them again"
+            ) from None
 
 
 def collect(
