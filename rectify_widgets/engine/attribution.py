@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rectify_widgets.engine.inspection import capturing, predict
 from rectify_widgets.engine.layers import EditableLayer
@@ -91,22 +92,26 @@ def _path_average(
     sums: dict[str, Tensor] = {}
 
     def watch(name: str, _: Tensor, output: Tensor) -> None:
-        # A hook on the tensor, set before whatever follows may change it in place, receives the
-        # gradient of the layer's own output; keeping the tensor itself would not (in-place ReLU).
+        # The edge stands for the layer's own output even where what follows changes the tensor in
+        # place (in-place ReLU); the tensor itself would not.
         if output.requires_grad:
-            output.register_hook(lambda gradient: add(name, gradient))
-
-    def add(name: str, gradient: Tensor) -> None:
-        part = layers[name].positions(gradient, samples=len(start))
-        sums[name] = part.clone() if name not in sums else sums[name].add_(part)
+            edges[name] = get_gradient_edge(output)
 
     modules = {name: layer.module for name, layer in layers.items()}
     for step in range(steps):
         monitor.report(step / steps, "following gradients through every layer")
         at = (step + 0.5) / steps
         point = (start + at * (end - start)).detach()
+        edges: dict[str, GradientEdge] = {}
         with torch.enable_grad(), capturing(modules, watch):
             point.requires_grad_(True)
-            scores = predict(model, point)
-            (_,) = torch.autograd.grad(margin(scores, labels, rivals).sum(), point)
+            total = margin(predict(model, point), labels, rivals).sum()
+        if not edges or not total.requires_grad:
+            return {}
+        # Unused: layers behind which the model stops the gradient.
+        found = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
+        for name, gradient in zip(edges, found, strict=True):
+            if gradient is not None:
+                part = layers[name].positions(gradient, samples=len(start))
+                sums[name] = part.clone() if name not in sums else sums[name].add_(part)
     return {name: total / steps for name, total in sums.items()}
