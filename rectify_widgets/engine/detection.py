@@ -20,7 +20,7 @@ from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.inspection import inspecting, model_device, model_dtype
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.localization import STEPS, layer_options, statistics_for
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import look
 from rectify_widgets.engine.statistics import KeyStatistics
@@ -82,6 +82,9 @@ def find_corrupted(
         Cancelled: ``cancel`` said so.
     """
     check_int("batch_size", batch_size, low=1)
+    check_int("seed", seed, low=0)
+    shape = check_pairs(pairs).corrupted
+    next(batches("inputs", inputs, batch_size, like=shape))
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
     monitor = Monitor(progress, cancel)
     reference = inputs if reference is None else reference
@@ -103,7 +106,7 @@ def find_corrupted(
         total = count_inputs(inputs) or 0
         scores: list[Tensor] = []
         done = 0
-        for batch in batches("inputs", inputs, batch_size):
+        for batch in batches("inputs", inputs, batch_size, like=shape):
             monitor.part(0.6, 1.0).report(done / total if total else 0.0, "searching inputs")
             scores.append(corruption_scores(module, scene.pairs, voters, batch))
             done += len(batch)

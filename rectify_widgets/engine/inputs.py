@@ -18,8 +18,10 @@ Inputs: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any]
 _INPUT_NAMES = ("pixel_values", "image", "images", "img", "input", "inputs", "x", "data")
 
 
-def batches(argument: str, inputs: object, batch_size: int) -> Iterator[Tensor]:
-    """Yield checked batches of inputs.
+def batches(
+    argument: str, inputs: object, batch_size: int, *, like: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield checked batches of inputs, all of one sample shape, that of ``like`` if it is given.
 
     A sample of a data set, or a batch of a loader, may be a tensor, a tuple or list whose first
     entry is the input, or a dict with the input under a customary name or as its only image.
@@ -28,12 +30,13 @@ def batches(argument: str, inputs: object, batch_size: int) -> Iterator[Tensor]:
         TypeError: ``inputs`` is none of the three kinds, or a sample holds no tensor.
         ValueError: nothing in it, NaN, or samples of different shapes.
     """
-    first: Tensor | None = None
+    count = 0
     for batch in _raw(argument, inputs, batch_size):
-        checked = check_inputs(argument, batch, like=first)
-        first = checked if first is None else first
+        checked = check_inputs(argument, batch, like=like)
+        like = checked if like is None else like
+        count += 1
         yield checked
-    if first is None:
+    if not count:
         raise ValueError(f"{argument}: got no samples, want at least one")
 
 

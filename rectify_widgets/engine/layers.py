@@ -220,6 +220,8 @@ class LayerCatalog:
                 names = [names]
             if not isinstance(names, list | tuple | set | frozenset):
                 raise TypeError(f"{argument}: got {names!r}, want a list of layer names or None")
+            if not names:
+                raise ValueError(f"{argument}: got an empty list, want at least one name, or None")
             wanted = {self.get(argument, name).name for name in names}
             chosen = {name: layer for name, layer in self.editable.items() if name in wanted}
         if not chosen:

@@ -5,7 +5,7 @@ Imports torch only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from rectify_widgets.engine.judging import Judge
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look
-from rectify_widgets.engine.solver import DenseSolver
+from rectify_widgets.engine.solver import MAX_RIDGE, DenseSolver
 from rectify_widgets.engine.statistics import KeyStatistics, collect
 
 METHODS = ("edit-attribution", "projection", "trial")
@@ -121,13 +121,16 @@ def check_grid(
     directions: Sequence[str], ridges: Sequence[float]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The edit directions and ridges to choose from, checked."""
-    kinds = (directions,) if isinstance(directions, str) else tuple(directions)
-    sizes = (ridges,) if isinstance(ridges, int | float) else tuple(ridges)
-    if not kinds or not sizes:
-        raise ValueError("directions and ridges: want at least one of each")
+    kinds = (directions,) if isinstance(directions, str) else directions
+    sizes = (ridges,) if isinstance(ridges, int | float | str) else ridges
+    for argument, values in (("directions", kinds), ("ridges", sizes)):
+        if not isinstance(values, Iterable):
+            raise TypeError(f"{argument}: got {values!r}, want a list")
+        if not len(values):
+            raise ValueError(f"{argument}: got an empty list, want at least one")
     return (
-        tuple(check_choice("direction", kind, DIRECTIONS) for kind in kinds),
-        tuple(check_number("ridge", ridge, low=0.0, high=1e4) for ridge in sizes),
+        tuple(check_choice("directions", kind, DIRECTIONS) for kind in kinds),
+        tuple(check_number("ridges", ridge, low=0.0, high=MAX_RIDGE) for ridge in sizes),
     )
 
 
@@ -144,8 +147,6 @@ def statistics_for(
         return collect(
             scene.model, source, scene.catalog, scene.layers, "patch", None, 64, seed, monitor
         )
-    if not isinstance(statistics, KeyStatistics):
-        raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
     if statistics.key_space != "patch":
         raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'patch' keys")
     statistics.check(scene.model, scene.catalog, scene.layers)

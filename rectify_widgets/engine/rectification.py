@@ -109,7 +109,7 @@ def rectify(
     with inspecting(work) as module:
         scene = look(module, pairs, reference, seed=seed, opacity=opacity)
         if strategy == "static":
-            chosen = scene.catalog.get("layer", layer or _last_layer(scene.catalog))
+            chosen = scene.catalog.get("layer", _last_layer(scene.catalog) if layer is None else layer)
             scene = replace(scene, layers={chosen.name: chosen})
             max_rounds = 1
         labelled = None if validation is None else _validation(module, validation, scene)
@@ -162,6 +162,11 @@ class _Loop:
                 if not self._round(number, required, part):
                     return "no layer helps"
         except Cancelled:
+            # The best edit of the round that was under way has not been applied.
+            self.steps = [
+                replace(step, accepted=False, reason="cancelled") if step.round == number else step
+                for step in self.steps
+            ]
             return "cancelled"
         return "target" if self.now.gap <= self._target else "round limit"
 
@@ -344,9 +349,9 @@ def _copy(model: nn.Module) -> nn.Module:
         )
     try:
         return copy.deepcopy(module)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise ValueError(
-            f"model: it cannot be copied ({error}); detach tensors kept as attributes, or give "
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as attributes, or give "
             "modules that hold locks or files a __deepcopy__"
         ) from error
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.attribution import margin
 from rectify_widgets.engine.candidates import Probe, runner_up
-from rectify_widgets.engine.checks import check_labels
+from rectify_widgets.engine.checks import check_labels, check_number
 from rectify_widgets.engine.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.inspection import model_device, model_dtype, predict, predict_all
 from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
-from rectify_widgets.engine.pairs import SamplePairs, transplant
+from rectify_widgets.engine.pairs import SamplePairs, check_pairs, transplant
+from rectify_widgets.engine.statistics import KeyStatistics
 
 PROBE = 32
 """References that carry the corruption in one sweep."""
@@ -103,6 +104,7 @@ def look(
     *,
     statistics: object = None,
     layers: object = None,
+    argument: str = "layers",
     limit: int = MAX_REFERENCES,
     opacity: float | None = None,
     seed: int = 0,
@@ -115,16 +117,16 @@ def look(
         reference: unlabelled inputs, or None (then a warning, and the pairs serve).
         statistics: of the references, if they are known; then references may be missing.
         layers: names, or None for all editable layers.
+        argument: what the caller calls ``layers``.
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
         seed: which references, and which pair's corruption goes onto which.
     """
-    if not isinstance(pairs, SamplePairs):
-        raise TypeError(
-            f"pairs: got {type(pairs).__name__}, want SamplePairs(corrupted=..., clean=...)"
-        )
-    if model_device(model).type == "meta":
-        raise ValueError("model: its weights are on the meta device, want a model that holds data")
+    pairs = check_pairs(pairs)
+    if statistics is not None and not isinstance(statistics, KeyStatistics):
+        raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
+    if opacity is not None:
+        check_number("opacity", opacity, low=0.0, high=1.0)
     pairs = pairs.to(model_device(model), model_dtype(model))
     references = pairs.clean
     if reference is None and statistics is None:
@@ -136,6 +138,11 @@ def look(
         )
     if reference is not None:
         references = _take(reference, limit, seed).to(pairs.clean)
+        if references.shape[1:] == pairs.clean.shape:
+            raise ValueError(
+                f"pairs: got samples of shape {tuple(pairs.clean.shape[1:])} for references of "
+                f"shape {tuple(references.shape[1:])}; add the batch dimension with [None]"
+            )
         if references.shape[1:] != pairs.clean.shape[1:]:
             raise ValueError(
                 f"reference: got samples of shape {tuple(references.shape[1:])}, want "
@@ -152,7 +159,7 @@ def look(
     return Scene(
         model=model,
         catalog=catalog,
-        layers=catalog.select("layers", layers),
+        layers=catalog.select(argument, layers),
         pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
         references=references,
         carriers=(

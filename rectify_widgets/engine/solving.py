@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.candidates import RIDGES, Candidate, layer_keys, observe
-from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.editing import (
     DIRECTIONS,
     RankOneEdit,
@@ -22,8 +22,8 @@ from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, inspecting, predict
 from rectify_widgets.engine.layers import KEY_SPACES, Keys
 from rectify_widgets.engine.localization import (
+    MAX_RIDGE,
     STEPS,
-    check_grid,
     layer_options,
     statistics_for,
 )
@@ -79,13 +79,18 @@ def solve_edit(
     check_choice("key_space", key_space, KEY_SPACES)
     check_choice("solver", solver, SOLVERS)
     check_int("seed", seed, low=0)
-    directions, ridges = check_grid(
-        DIRECTIONS if direction is None else (direction,), RIDGES if ridge is None else (ridge,)
-    )
+    directions, ridges = DIRECTIONS, RIDGES
+    if direction is not None:
+        directions = (check_choice("direction", direction, DIRECTIONS),)
+    if ridge is not None:
+        ridges = (check_number("ridge", ridge, low=0.0, high=MAX_RIDGE),)
     monitor = Monitor(progress, cancel)
     with inspecting(model) as module:
         names = None if layer is None else [layer]
-        scene = look(module, pairs, reference, statistics=statistics, layers=names, seed=seed)
+        scene = look(
+            module, pairs, reference, statistics=statistics, layers=names, argument="layer",
+            seed=seed,
+        )  # fmt: skip
         if layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
             best = _choose(scene, reference, known, directions, ridges, seed, monitor)
