@@ -163,10 +163,9 @@ class _Loop:
                     return "no layer helps"
         except Cancelled:
             # The best edit of the round that was under way has not been applied.
-            self.steps = [
-                replace(step, accepted=False, reason="cancelled") if step.round == number else step
-                for step in self.steps
-            ]
+            for row, step in enumerate(self.steps):
+                if step.accepted and step.round == number:
+                    self.steps[row] = replace(step, accepted=False, reason="cancelled")
             return "cancelled"
         return "target" if self.now.gap <= self._target else "round limit"
 
