@@ -109,7 +109,8 @@ def rectify(
     with inspecting(work) as module:
         scene = look(module, pairs, reference, seed=seed, opacity=opacity)
         if strategy == "static":
-            chosen = scene.catalog.get("layer", _last_layer(scene.catalog) if layer is None else layer)
+            name = _last_layer(scene.catalog) if layer is None else layer
+            chosen = scene.catalog.get("layer", name)
             scene = replace(scene, layers={chosen.name: chosen})
             max_rounds = 1
         labelled = None if validation is None else _validation(module, validation, scene)

@@ -21,16 +21,11 @@ from rectify_widgets.engine.editing import (
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, inspecting, predict
 from rectify_widgets.engine.layers import KEY_SPACES, Keys
-from rectify_widgets.engine.localization import (
-    MAX_RIDGE,
-    STEPS,
-    layer_options,
-    statistics_for,
-)
+from rectify_widgets.engine.localization import STEPS, layer_options, statistics_for
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look
-from rectify_widgets.engine.solver import DenseSolver, MatrixFreeSolver, Solver
+from rectify_widgets.engine.solver import MAX_RIDGE, DenseSolver, MatrixFreeSolver, Solver
 from rectify_widgets.engine.statistics import KeyStatistics, collect
 
 SOLVERS = ("dense", "matrix-free")
@@ -79,7 +74,8 @@ def solve_edit(
     check_choice("key_space", key_space, KEY_SPACES)
     check_choice("solver", solver, SOLVERS)
     check_int("seed", seed, low=0)
-    directions, ridges = DIRECTIONS, RIDGES
+    directions: tuple[str, ...] = DIRECTIONS
+    ridges: tuple[float, ...] = RIDGES
     if direction is not None:
         directions = (check_choice("direction", direction, DIRECTIONS),)
     if ridge is not None:

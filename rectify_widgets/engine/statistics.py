@@ -133,8 +133,8 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         monitor = Monitor(progress, cancel)
         example = next(batches("reference", reference, batch_size))
         catalog = editable_layers(model, example)
-        iterable = isinstance(layers, Iterable) and not isinstance(layers, str)
-        chosen = catalog.select("layers", list(layers) if iterable else layers)
+        several = isinstance(layers, Iterable) and not isinstance(layers, str)
+        chosen = catalog.select("layers", list(layers or ()) if several else layers)
         return collect(
             model, reference, catalog, chosen, key_space, positions, batch_size, seed, monitor
         )
