@@ -226,11 +226,11 @@ def row_rules(
             continue
         score = scores[name]
         start, stop = (100.0 * (end - low) / (high - low) for end in sorted((0.0, score)))
-        sign = "● " if name in marked else "★ " if name == best else ""
+        sign = ("★" if name == best else "") + ("●" if name in marked else "")
         colour = "var(--rw-orange)" if sign else "var(--rw-blue)"
         rules.append(
             f".{marker} .rw-r{place} {{ --a: {start:.1f}%; --b: {stop:.1f}%; --c: {colour}; "
-            f'--s: "{sign}{markup.score_text(score)}"; }}'
+            f'--s: "{sign} {markup.score_text(score)}"; }}'
         )
     return rules
 

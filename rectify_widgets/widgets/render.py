@@ -27,8 +27,9 @@ FOR = "#d55e00"
 MAX_SIDE = 256
 """Greatest side of a picture in pixels; larger ones are scaled down on their way to the page."""
 
-MAX_BYTES = 70_000
-"""A PNG larger than this is reduced to 256 colours: no map takes 100 KB on the wire."""
+LOSSLESS = 25_000
+"""A picture of more colour changes than this is reduced to 256 colours: at most a byte a pixel, so
+that no map takes 100 KB on the wire."""
 
 SHARP_BELOW = 80
 """Images with a smaller side are shown with visible pixels rather than smoothed."""
@@ -86,15 +87,25 @@ def shared_scale(planes: Iterable[Floats], percentile: float = 99.0) -> float:
     return float(np.percentile(every, percentile)) or float(every.max()) or 1.0
 
 
-def colours(values: Floats) -> Pixels:
-    """Colours of values in −1..1: dark blue, pale, dark orange; lightness falls to both ends."""
+def _table() -> Pixels:
+    """Colours of 511 values from −1 to 1."""
     positions = [stop for stop, _ in _STOPS]
-    clipped = np.clip(values, -1.0, 1.0)
+    values = np.linspace(-1.0, 1.0, 511)
     channels = [
-        np.interp(clipped, positions, [colour[channel] for _, colour in _STOPS])
+        np.interp(values, positions, [colour[channel] for _, colour in _STOPS])
         for channel in range(3)
     ]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+_TABLE = _table()
+
+
+def colours(values: Floats) -> Pixels:
+    """Colours of values in −1..1: dark blue, pale, dark orange; lightness falls to both ends."""
+    places = np.clip(values * 255.0 + 255.5, 0.0, 510.0).astype(np.int16)
+    picked: Pixels = _TABLE[places]
+    return picked
 
 
 def overlay(image: Pixels, plane: Floats, scale: float, *, opacity: float = 0.85) -> Pixels:
@@ -106,31 +117,32 @@ def overlay(image: Pixels, plane: Floats, scale: float, *, opacity: float = 0.85
         scale: magnitude at which colours saturate.
         opacity: 0 shows the image alone, 1 fades it most.
     """
-    strength = np.clip(plane / scale, -1.0, 1.0).astype(np.float32)
-    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    faded = image * (1.0 - opacity) + (PAPER + (250.0 - PAPER) * grey / 255.0) * opacity
-    alpha = (opacity * np.abs(strength) ** 0.5)[..., None]
-    mixed = faded * (1.0 - alpha) + colours(strength).astype(np.float32) * alpha
-    result: Pixels = np.clip(mixed.round(), 0, 255).astype(np.uint8)
+    strength = np.clip(plane / np.float32(scale), -1.0, 1.0).astype(np.float32)
+    pixels = image.astype(np.float32)
+    paper = PAPER + pixels.mean(axis=-1, keepdims=True) * np.float32((250.0 - PAPER) / 255.0)
+    pixels += (paper - pixels) * np.float32(opacity)
+    alpha = (np.sqrt(np.abs(strength)) * np.float32(opacity))[..., None]
+    pixels += (colours(strength) - pixels) * alpha
+    result: Pixels = np.clip(pixels + 0.5, 0.0, 255.0).astype(np.uint8)
     return result
 
 
 def png(pixels: Pixels) -> bytes:
-    """PNG bytes of ``H × W × 3`` (or ``× 4``) pixels, at most about `MAX_BYTES` long."""
+    """PNG bytes of ``H × W × 3`` pixels, at most about 75 KB long."""
     picture = Image.fromarray(pixels)
     if max(picture.size) > MAX_SIDE:
         ratio = MAX_SIDE / max(picture.size)
         width, height = (max(round(side * ratio), 1) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX)
-    data = _encode(picture)
-    if len(data) > MAX_BYTES:
-        data = _encode(picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE))
-    return data
+    changes = np.count_nonzero(np.any(pixels[:, 1:] != pixels[:, :-1], axis=-1))
+    if changes > LOSSLESS:
+        picture = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return _encode(picture)
 
 
 def _encode(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=6)
+    picture.save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 

@@ -72,12 +72,12 @@ STYLE = """<style>
 .rw-legend img { border-radius: 2px; margin: 0; }
 .rw-status { min-height: 19px; font-variant-numeric: tabular-nums; }
 .rw-error { border-left: 3px solid var(--rw-orange); padding: 4px 0 4px 10px; }
-.rw-bars-head { display: grid; grid-template-columns: var(--rw-names) 1fr 4em; column-gap: 10px;
+.rw-bars-head { display: grid; grid-template-columns: var(--rw-names) 1fr 5em; column-gap: 10px;
   font-size: 12px; color: var(--rw-soft); padding: 0 8px 3px 11px;
   border-bottom: 1px solid var(--rw-line); }
 .rw-bars-head span:last-child { text-align: right; }
 .rw-rows { overflow-y: auto; overflow-x: hidden; }
-.rw-rows .jupyter-button.rw-row { display: grid; grid-template-columns: var(--rw-names) 1fr 4em;
+.rw-rows .jupyter-button.rw-row { display: grid; grid-template-columns: var(--rw-names) 1fr 5em;
   column-gap: 10px; align-items: center; width: 100%; height: 24px; line-height: 24px; flex: none;
   margin: 0; padding: 0 8px; border: none; border-left: 3px solid transparent; border-radius: 0;
   background: none; box-shadow: none; color: var(--rw-ink); text-align: left;
