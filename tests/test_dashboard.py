@@ -222,6 +222,17 @@ def test_traits_of_the_viewers_are_linked(make: Make) -> None:
             setattr(dashboard, name, getattr(dashboard, name))
 
 
+def test_wrapped_models_keep_their_layer_names(make: Make) -> None:
+    dashboard = make(model=nn.DataParallel(network()))
+    dashboard.locate().wait()
+    assert dashboard.maps.layer == "3"
+    dashboard.maps.method = "grad-cam"
+    assert dashboard.error is None
+    dashboard.edit().wait()
+    assert dashboard.error is None
+    assert "Sequential" in texts(dashboard)
+
+
 def test_examples_are_looked_at_but_never_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import ipywidgets as ipw
@@ -54,6 +55,7 @@ def fake_localization(model: object, given: object, **options: Any) -> Localizat
 
 def fake_rectification(model: nn.Sequential, given: object, **options: Any) -> Rectification:
     edit = FakeEdit("3")
+    model = copy.deepcopy(model)
     edit.apply(model)
     step = Step(1, "3", 0.8, "key", 0.1, 1.0, 0.01, 0.0, 0.002, 0.01, True, "the gap falls", 0.1)
     missed = Step(1, "6", 0.1, "key", 0.1, 1.0, None, 0.0, None, None, False, "too costly", 0.1)

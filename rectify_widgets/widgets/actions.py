@@ -19,6 +19,7 @@ from torch import nn
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit, save_edits
 from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
@@ -39,6 +40,17 @@ class Edited:
     edits: tuple[RankOneEdit, ...]
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the unwrapped model that shares nothing with it."""
+    try:
+        return copy.deepcopy(unwrap(model))
+    except Exception as error:
+        raise ValueError(
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
+            "attributes, or give modules that hold locks or files a __deepcopy__"
+        ) from error
+
+
 def locate(
     job: Job[Any],
     model: nn.Module,
@@ -48,16 +60,14 @@ def locate(
     **options: Any,
 ) -> Localization:
     """Score every layer; ``span`` is the slice of the job's progress that it takes."""
-    return localize(
-        copy.deepcopy(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options
-    )
+    return localize(copied(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options)
 
 
 def edit_layer(
     job: Job[Any], model: nn.Module, pairs: SamplePairs, layer: str | None, **options: Any
 ) -> Edited:
     """Solve the edit of one layer and apply it to a copy of the model."""
-    edited = copy.deepcopy(model)
+    edited = copied(model)
     edit = solve_edit(
         edited, pairs, layer=layer, progress=job.progress, cancel=job.cancelled, **options
     )
@@ -75,9 +85,7 @@ def rectify_model(
     **options: Any,
 ) -> Rectification:
     """Edit until the target is reached; ``span`` is the slice of the job's progress."""
-    return rectify(
-        copy.deepcopy(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options
-    )
+    return rectify(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
 
 
 def replay(_: Job[Any], model: nn.Module, edits: Iterable[RankOneEdit]) -> Edited:
@@ -85,7 +93,7 @@ def replay(_: Job[Any], model: nn.Module, edits: Iterable[RankOneEdit]) -> Edite
     remaining = list(edits)
     if not remaining:
         return Edited(None, ())
-    edited = copy.deepcopy(model)
+    edited = copied(model)
     for edit in remaining:
         edit.apply(edited)
     return Edited(edited, ())

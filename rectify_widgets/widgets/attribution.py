@@ -16,7 +16,7 @@ import traitlets
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_choice, check_int, check_module, check_number
-from rectify_widgets.engine.inspection import inspecting, predict_all
+from rectify_widgets.engine.inspection import inspecting, predict_all, unwrap
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.explain import METHODS, attribute, find_layer
 from rectify_widgets.widgets import markup, render
@@ -161,7 +161,7 @@ class AttributionViewer(Panel):
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
         if proposal["value"] is not None:
-            find_layer(self._model, proposal["value"])
+            find_layer(unwrap(self._model), proposal["value"])
         return proposal["value"]
 
     @traitlets.validate("target")

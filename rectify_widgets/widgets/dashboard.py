@@ -19,6 +19,7 @@ from rectify_widgets.engine.checks import check_choice, check_int, check_module,
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets import actions, markup
@@ -350,7 +351,7 @@ class RectificationDashboard(Panel):
     def _follow_layer(self, change: Mapping[str, str | None]) -> None:
         """Grad-CAM looks at the chosen layer, if that is a convolution."""
         name = change["new"]
-        part = None if name is None else self._original.get_submodule(name)
+        part = None if name is None else unwrap(self._original).get_submodule(name)
         self.maps.layer = name if isinstance(part, nn.Conv2d) else None
 
     def _show_state(self, _: object) -> None:
@@ -389,7 +390,7 @@ class RectificationDashboard(Panel):
         return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
 
     def _title(self) -> str:
-        facts = [type(self._original).__name__, markup.some(len(self._pairs), "pair")]
+        facts = [type(unwrap(self._original)).__name__, markup.some(len(self._pairs), "pair")]
         if isinstance(self._reference, Tensor):
             facts.append(markup.some(len(self._reference), "reference"))
         return (
