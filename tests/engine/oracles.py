@@ -85,12 +85,18 @@ def rows_of(found: Array) -> Array:
 
 
 def solve(moment: Array, right: Array, ridge: float) -> Array:
-    """``(C + λ · mean(diag C) · I) d = b`` for each group, ``G × K``."""
-    found = []
-    for square, vector in zip(moment, right, strict=True):
-        shift = ridge * np.diag(square).mean() * np.eye(len(square))
-        found.append(np.linalg.solve(square + shift, vector))
-    return np.stack(found)
+    """``(C + λ · mean(diag C) · I) d = b`` for each group, ``G × K``.
+
+    A dead group has no diagonal of its own and takes the mean of the others'.
+    """
+    scales = [np.diag(square).mean() for square in moment]
+    usual = np.mean([scale for scale in scales if scale > 0])
+    return np.stack(
+        [
+            np.linalg.solve(square + ridge * (scale or usual) * np.eye(len(square)), vector)
+            for square, scale, vector in zip(moment, scales, right, strict=True)
+        ]
+    )
 
 
 def key_sum(corrupted: Array, clean: Array, direction: str) -> Array:
