@@ -207,8 +207,8 @@ class LayerCatalog:
         if name in self.refused:
             raise ValueError(f"{argument}: {name!r} cannot be edited: {self.refused[name]}")
         raise ValueError(
-            f"{argument}: no layer {name!r} in the model{nearest(name, self.editable)}; "
-            f"editable layers: {', '.join(self.editable) or 'none'}"
+            f"{argument}: no layer {name!r} that can be edited"
+            f"{nearest(name, [*self.editable, *self.refused])}; editable layers: {', '.join(self.editable) or 'none'}"
         )
 
     def select(self, argument: str, names: object) -> dict[str, EditableLayer]:
