@@ -206,9 +206,10 @@ class LayerCatalog:
             return self.editable[name]
         if name in self.refused:
             raise ValueError(f"{argument}: {name!r} cannot be edited: {self.refused[name]}")
+        close = nearest(name, [*self.editable, *self.refused])
         raise ValueError(
-            f"{argument}: no layer {name!r} that can be edited"
-            f"{nearest(name, [*self.editable, *self.refused])}; editable layers: {', '.join(self.editable) or 'none'}"
+            f"{argument}: no layer {name!r} that can be edited{close}; "
+            f"editable layers: {', '.join(self.editable) or 'none'}"
         )
 
     def select(self, argument: str, names: object) -> dict[str, EditableLayer]:
