@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.candidates import Candidate, different, observe, trying
+from rectify_widgets.engine.candidates import RIDGES, Candidate, different, observe, trying
 from rectify_widgets.engine.checks import (
     check_choice,
     check_inputs,
@@ -27,13 +27,19 @@ from rectify_widgets.engine.checks import (
     check_number,
 )
 from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
-from rectify_widgets.engine.editing import RankOneEdit, Unreached
+from rectify_widgets.engine.editing import DIRECTIONS, RankOneEdit, Unreached
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import inspecting, predict_all, unwrap
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.layers import LayerCatalog
-from rectify_widgets.engine.localization import METHODS, STEPS, layer_options, layer_scores
+from rectify_widgets.engine.localization import (
+    METHODS,
+    STEPS,
+    check_grid,
+    layer_options,
+    layer_scores,
+)
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Cancelled, Monitor, Progress
 from rectify_widgets.engine.scene import SPLIT, Scene, look
@@ -60,6 +66,8 @@ def rectify(
     max_degradation: float = 0.01,
     target_gap: float = 0.02,
     validation: tuple[Tensor, Tensor] | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+    ridges: Sequence[float] = RIDGES,
     opacity: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,6 +91,7 @@ def rectify(
             class that suffers most may lose five times as much.
         target_gap: gap at which the behaviour counts as removed, a fraction.
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
+        directions, ridges: what edits are chosen from, see `localize`.
         opacity: of the corruption when it is transplanted, see `transplant`.
         seed: of every random choice.
         progress, cancel: hooks, see `rectify_widgets.engine.progress`.  On cancel the edits kept so
@@ -104,6 +113,7 @@ def rectify(
             f"layer: got {layer!r} with strategy {strategy!r}, want strategy='static' to edit one "
             "named layer"
         )
+    grid = check_grid(directions, ridges)
     monitor = Monitor(progress, cancel)
     work = _copy(model)
     with inspecting(work) as module:
@@ -114,7 +124,7 @@ def rectify(
             scene = replace(scene, layers={chosen.name: chosen})
             max_rounds = 1
         labelled = None if validation is None else _validation(module, validation, scene)
-        loop = _Loop(scene, labelled, method, budget, target, seed)
+        loop = _Loop(scene, labelled, method, grid, budget, target, seed)
         stopped = loop.run(max_rounds, layer, monitor)
     return Rectification(
         model=work,
@@ -138,6 +148,7 @@ class _Loop:
         scene: Scene,
         validation: tuple[Tensor, Tensor] | None,
         method: str,
+        grid: tuple[tuple[str, ...], tuple[float, ...]],
         budget: float,
         target: float,
         seed: int,
@@ -148,7 +159,8 @@ class _Loop:
         self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
         self.flagged = torch.empty(0, dtype=torch.long)
         self._validation = validation
-        self._method, self._budget, self._target, self._seed = method, budget, target, seed
+        self._method, self._grid = method, grid
+        self._budget, self._target, self._seed = budget, target, seed
         self._statistics: KeyStatistics | None = None
         self._stale = list(scene.layers)
         self._split(torch.arange(len(scene.references)))
@@ -224,7 +236,7 @@ class _Loop:
         with self._clock("solving"):
             sources = scene.sources(self._seed + number)
             return layer_options(
-                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0)
+                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0), *self._grid
             )
 
     def _leave_out_corrupted(self, options: Mapping[str, list[Candidate]]) -> bool:
