@@ -136,8 +136,8 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     except Exception as error:
         if hasattr(error, "add_note"):
             error.add_note(
-                f"raised by the model on inputs of shape {tuple(inputs.shape)}, {inputs.dtype}, as "
-                "the first dimension counts samples; add it to a single image with [None]"
+                f"the model raised this on inputs of shape {tuple(inputs.shape)}, {inputs.dtype}; "
+                "the first dimension counts samples (add it to a single image with [None])"
             )
         raise
     if not isinstance(scores, Tensor):

@@ -360,7 +360,8 @@ def _copy(model: nn.Module) -> nn.Module:
             "model: it has lazy layers without a shape; run it once on an input before this call"
         )
     try:
-        return copy.deepcopy(module)
+        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
+            return copy.deepcopy(module)
     except Exception as error:
         raise ValueError(
             f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as attributes, or give "
