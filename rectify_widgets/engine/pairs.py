@@ -11,8 +11,10 @@ which is a replacement for ``a = 1`` and a plain residual for ``a = 0``.  One pa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -65,11 +67,13 @@ class SamplePairs:
     def __len__(self) -> int:
         return int(self.corrupted.shape[0])
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> SamplePairs:
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index: got {index}, want one of {len(self)} pairs")
-            index = [index]
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> SamplePairs:
+        if not isinstance(index, slice | Sequence) and not getattr(index, "ndim", 0):
+            # One pair; numpy and torch have whole numbers of their own.
+            position = operator.index(index)
+            if not -len(self) <= position < len(self):
+                raise IndexError(f"index: got {position}, want one of {len(self)} pairs")
+            index = [position]
         labels = None if self.labels is None else self.labels[index]
         return SamplePairs(self.corrupted[index], self.clean[index], labels)
 
