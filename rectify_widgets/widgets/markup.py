@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rectify_widgets.engine.history import Rectification, Step
 
 
-TRACK = 44
+TRACK = 40
 """Length of a full probability bar in CSS pixels."""
 
 

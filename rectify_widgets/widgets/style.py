@@ -45,8 +45,8 @@ STYLE = """<style>
 .rw-table td.rw-probability { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .rw-panel table.rw-predictions { table-layout: fixed; }
 .rw-predictions td { padding-right: 6px; }
-.rw-predictions td:first-child, .rw-predictions th:first-child { width: 28%; }
-.rw-track { display: inline-block; width: 44px; height: 8px; border-radius: 2px; margin-right: 7px;
+.rw-predictions td:first-child, .rw-predictions th:first-child { width: 27%; }
+.rw-track { display: inline-block; width: 40px; height: 8px; border-radius: 2px; margin-right: 7px;
   background: var(--rw-fill); vertical-align: middle; line-height: 0; font-size: 0; }
 .rw-verdict { margin: 10px 0 2px; }
 .rw-cards { gap: 12px; padding: 2px 0; }
@@ -73,8 +73,10 @@ STYLE = """<style>
 .rw-status { min-height: 19px; font-variant-numeric: tabular-nums; }
 .rw-error { border-left: 3px solid var(--rw-orange); padding: 4px 0 4px 10px; }
 .rw-bars-head { display: grid; grid-template-columns: var(--rw-names) 1fr 5em; column-gap: 10px;
-  font-size: 12px; color: var(--rw-soft); padding: 0 8px 3px 11px;
+  font: 12px var(--rw-mono); color: var(--rw-soft); padding: 0 8px 3px 11px;
   border-bottom: 1px solid var(--rw-line); }
+.rw-bars-head span { font-family: var(--jp-ui-font-family, system-ui, sans-serif);
+  white-space: nowrap; }
 .rw-bars-head span:last-child { text-align: right; }
 .rw-rows { overflow-y: auto; overflow-x: hidden; }
 .rw-rows .jupyter-button.rw-row { display: grid; grid-template-columns: var(--rw-names) 1fr 5em;

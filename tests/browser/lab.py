@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,29 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def write_notebook(path: Path, sources: Iterable[str]) -> None:
+    """A notebook of code cells, none of which has run."""
+    cells: list[dict[str, object]] = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{number}",
+            "execution_count": None,
+            "metadata": {},
+            "outputs": [],
+            "source": source,
+        }
+        for number, source in enumerate(sources)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {
+        "cells": cells,
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.write_text(json.dumps(notebook), "utf-8")
 
 
 class Lab:
@@ -212,7 +235,7 @@ class Watched:
 
 @contextmanager
 def open_page(
-    lab: Lab, notebook: str, *, width: int = 1280, height: int = 1400
+    lab: Lab, notebook: str, *, width: int = 1280, height: int = 1400, scale: float = 1.0
 ) -> Iterator[Watched]:
     """One notebook of the lab in Chromium, on its own page."""
     from playwright.sync_api import sync_playwright
@@ -221,7 +244,9 @@ def open_page(
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, headless=True, args=list(ARGUMENTS)
         )
-        page = browser.new_page(viewport={"width": width, "height": height})
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=scale
+        )
         watched = Watched(page, lab)
 
         def on_console(message: Any) -> None:

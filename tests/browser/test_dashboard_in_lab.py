@@ -16,8 +16,6 @@ import pytest
 
 from tests.browser import lab as labs
 
-nbformat = pytest.importorskip("nbformat")
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -25,8 +23,6 @@ pytestmark = [
 ]
 
 TUTORIAL = labs.ROOT / "notebooks" / "01_remove_a_trojan.ipynb"
-
-KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 OWN = (
     """import torch
@@ -45,8 +41,7 @@ dashboard""",
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("notebooks")
-    cells = [nbformat.v4.new_code_cell(source) for source in OWN]
-    nbformat.write(nbformat.v4.new_notebook(metadata=KERNEL, cells=cells), path / "own.ipynb")
+    labs.write_notebook(path / "own.ipynb", OWN)
     if TUTORIAL.exists():
         shutil.copy(TUTORIAL, path / TUTORIAL.name)
     return path
