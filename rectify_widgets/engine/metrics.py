@@ -133,8 +133,11 @@ def evaluate(
                 )
     intervals = {}
     if confidence is not None:
-        for name, hits in outcomes.items():
-            intervals[name] = bootstrap(hits.double(), confidence=confidence, seed=seed)
+        intervals = {
+            name: bootstrap(hits.double(), confidence=confidence, seed=seed)
+            for name, hits in outcomes.items()
+            if len(hits)  # nothing to resample where all clean inputs are of the target class
+        }
     rates = {
         name: float(hits.double().mean()) if len(hits) else None for name, hits in outcomes.items()
     }
