@@ -1,0 +1,150 @@
+"""Gap, disturbance and degradation against a recount in numpy; what progress hooks promise."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.judging import CLASS_FACTOR, CLASS_SIZE, WEIGHT, Judge, Verdict
+from rectify_widgets.engine.progress import Cancelled, Monitor
+
+
+class Scores(nn.Module):
+    """Answers sample ``i`` with row ``i`` of a table; samples carry their number."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[x.flatten(1)[:, 0].long()]
+
+
+def numbered(start: int, stop: int) -> Tensor:
+    return torch.arange(start, stop).float().reshape(-1, 1)
+
+
+def softmax(scores: Tensor) -> np.ndarray:
+    powers = np.exp(scores.double().numpy())
+    rows: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return rows
+
+
+def tables(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scores of the original and of an edited model: references first, then carriers."""
+    generator = torch.Generator().manual_seed(seed)
+    original = 2 * torch.randn(2 * count, 3, generator=generator)
+    return original, original + torch.randn(2 * count, 3, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_figures(seed: int) -> None:
+    count = 60
+    before, after = tables(count, seed)
+    judge = Judge(Scores(before), numbered(0, count), numbered(count, 2 * count))
+    original, now = softmax(before), softmax(after)
+    clean = original[:count]
+
+    start = judge.measure(Scores(before))
+    assert start.gap == pytest.approx(np.abs(original[count:] - clean).sum(axis=1).mean() / 2)
+    assert (start.disturbance, start.degradation, start.worst_class) == (0.0, 0.0, 0.0)
+
+    found = judge.measure(Scores(after))
+    assert found.gap == pytest.approx(np.abs(now[count:] - clean).sum(axis=1).mean() / 2)
+    assert found.disturbance == pytest.approx(np.abs(now[:count] - clean).sum(axis=1).mean() / 2)
+    answers, flipped = clean.argmax(axis=1), now[:count].argmax(axis=1)
+    rows = np.arange(count)
+    losses = clean[rows, answers] - clean[rows, flipped]
+    assert losses.sum() > 0
+    assert found.degradation == pytest.approx(losses.mean())
+    worst = 0.0
+    for number in range(3):
+        members = losses[answers == number]
+        if len(members) >= CLASS_SIZE:
+            worst = max(worst, (members.sum() - members.max()) / len(members))
+    assert found.worst_class == pytest.approx(worst)
+    assert found.objective == pytest.approx(found.gap + WEIGHT * found.disturbance)
+
+    assert judge.measure_below(Scores(after), found.gap + 1e-6) == found
+    assert judge.measure_below(Scores(after), found.gap - 1e-6) is None
+
+
+def test_validation_counts_accuracy() -> None:
+    """Forty labelled samples of two classes; the edit loses four of one class."""
+    labels = torch.tensor([0] * 20 + [1] * 20)
+    before = nn.functional.one_hot(labels, 2).float()
+    before[3] = before[3].flip(0)  # an error from the start
+    after = before.clone()
+    after[20:24] = after[20:24].flip(1)
+    after[3] = after[3].flip(0)  # and one that the edit mends
+    inputs = numbered(0, 40)
+    judge = Judge(Scores(before), inputs[:5], inputs[5:10], (inputs, labels))
+    assert judge.measure(Scores(before)).degradation == 0.0
+    found = judge.measure(Scores(after))
+    assert found.degradation == pytest.approx(3 / 40)
+    assert found.worst_class == pytest.approx(3 / 20)  # of four, one is set aside
+
+
+def test_small_classes_are_not_judged_by_themselves() -> None:
+    labels = [0] * 30 + [1] * (CLASS_SIZE - 1)
+    before = 9 * nn.functional.one_hot(torch.tensor(labels), 2).float()
+    after = before.clone()
+    after[30:] = after[30:].flip(1)
+    inputs = numbered(0, len(labels))
+    found = Judge(Scores(before), inputs, inputs).measure(Scores(after))
+    assert found.worst_class == 0.0
+    assert found.degradation == pytest.approx((CLASS_SIZE - 1) / len(labels), rel=1e-3)
+
+
+def test_budget() -> None:
+    verdict = Verdict(gap=0.1, disturbance=0.0, degradation=0.01, worst_class=0.05)
+    assert verdict.within(0.01)
+    assert not verdict.within(0.0099)
+    assert not Verdict(0.1, 0.0, 0.0, 0.01 * CLASS_FACTOR + 1e-6).within(0.01)
+    assert Verdict(0.1, 0.0, -0.02, 0.0).within(0.0)
+
+
+def test_scores_that_overflow_are_as_bad_as_can_be() -> None:
+    before = torch.eye(4)
+    judge = Judge(Scores(before), numbered(0, 4), numbered(0, 4))
+    broken = judge.measure(Scores(torch.full((4, 4), torch.nan)))
+    assert broken.gap == broken.disturbance == 1.0
+
+
+# --- progress and cancellation -------------------------------------------------------------------
+
+
+def test_parts_of_a_monitor() -> None:
+    told: list[tuple[float, str]] = []
+    monitor = Monitor(lambda at, message: told.append((at, message)))
+    monitor.report(0.0, "start")
+    half = monitor.part(0.5, 1.0)
+    half.report(0.5, "three quarters")
+    half.part(0.5, 1.0).report(0.5, "seven eighths")
+    half.report(7.0, "never beyond the end")
+    assert told == [
+        (0.0, "start"),
+        (0.75, "three quarters"),
+        (0.875, "seven eighths"),
+        (1.0, "never beyond the end"),
+    ]
+
+
+def test_cancel_is_a_function_or_an_event() -> None:
+    event, answers = threading.Event(), [False, True]
+    for monitor in (Monitor(cancel=event), Monitor(cancel=lambda: answers.pop(0))):
+        monitor.part(0.0, 0.5).report(0.0, "on")
+        event.set()
+        with pytest.raises(Cancelled):
+            monitor.part(0.0, 0.5).check()
+
+
+def test_a_cancelled_step_is_not_reported() -> None:
+    told: list[float] = []
+    with pytest.raises(Cancelled):
+        Monitor(lambda at, _: told.append(at), lambda: True).report(0.5, "half")
+    assert not told

@@ -1,0 +1,142 @@
+"""The test-set figures against a recount in numpy, and their bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rectify_widgets.engine.metrics import Report, bootstrap, evaluate
+from tests.engine.models import images, make
+
+
+class Echo(nn.Module):
+    """Answers with the scores that its inputs spell out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.flatten(1)
+
+
+def saying(answers: list[int], classes: int = 4) -> Tensor:
+    """Inputs that `Echo` answers with these classes."""
+    return nn.functional.one_hot(torch.tensor(answers), classes).float()
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 3), st.integers(0, 1000))
+def test_figures_are_those_of_a_recount(count: int, many: int, target: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    answers, labels = rng.integers(0, 4, count), rng.integers(0, 4, count)
+    wrong, truth = rng.integers(0, 4, many), rng.integers(0, 4, many)
+    truth[0] = (target + 1) % 4
+    report = evaluate(
+        Echo(),
+        (saying(answers.tolist()), torch.tensor(labels)),
+        (saying(wrong.tolist()), torch.tensor(truth)),
+        target,
+        batch_size=7,
+    )
+    assert report.overall_accuracy == pytest.approx(np.mean(answers == labels))
+    assert report.corrupted_accuracy == pytest.approx(np.mean(wrong == truth))
+    assert report.attack_success_rate == pytest.approx(np.mean(wrong[truth != target] == target))
+    others = answers[labels != target]
+    if len(others):
+        assert report.clean_target_rate == pytest.approx(np.mean(others == target))
+    else:
+        assert report.clean_target_rate is None
+    assert report.samples == (count, many)
+
+
+def test_the_target_class_itself_does_not_count_as_a_success() -> None:
+    """Nine inputs of the target class, all predicted as it, and one of four others."""
+    clean = (saying([0, 1, 2]), torch.tensor([0, 1, 2]))
+    corrupted = (saying([0] * 9 + [0, 1, 2, 3]), torch.tensor([0] * 9 + [1, 1, 2, 3]))
+    report = evaluate(Echo(), clean, corrupted, target=0)
+    assert report.attack_success_rate == 0.25
+    assert report.corrupted_accuracy == pytest.approx(12 / 13)
+    assert report.clean_target_rate == 0.0
+
+
+def test_what_is_not_given_is_not_measured() -> None:
+    clean = (saying([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3]))
+    report = evaluate(Echo(), clean)
+    assert report == Report(overall_accuracy=0.75, samples=(4, 0))
+    assert list(report.figures()) == ["overall_accuracy"]
+    with_target = evaluate(Echo(), clean, target=2)
+    assert with_target.attack_success_rate is None
+    assert with_target.clean_target_rate == pytest.approx(1 / 3)
+    assert evaluate(Echo(), clean, clean).corrupted_accuracy == 0.75
+    assert evaluate(Echo(), clean, clean).attack_success_rate is None
+    with pytest.raises(ValueError, match="all its labels are the target 1"):
+        evaluate(Echo(), clean, (saying([1, 1]), torch.tensor([1, 1])), target=1)
+
+
+def test_clean_inputs_of_the_target_class_only() -> None:
+    clean = (saying([2, 2, 1]), torch.tensor([2, 2, 2]))
+    report = evaluate(Echo(), clean, target=2, confidence=0.9)
+    assert report.overall_accuracy == pytest.approx(2 / 3)
+    assert report.clean_target_rate is None
+    assert list(report.intervals) == ["overall_accuracy"]
+
+
+def test_intervals() -> None:
+    clean = (saying([0] * 80 + [1] * 20), torch.tensor([0] * 100))
+    corrupted = (saying([3] * 30 + [0] * 70), torch.tensor([0] * 100))
+    report = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95)
+    assert set(report.intervals) == set(report.figures())
+    for name, value in report.figures().items():
+        low, high = report.intervals[name]
+        assert low <= value <= high
+    low, high = report.intervals["overall_accuracy"]
+    # The normal approximation: 0.8 ± 1.96 √(0.8 · 0.2 / 100).
+    assert low == pytest.approx(0.8 - 0.078, abs=0.02)
+    assert high == pytest.approx(0.8 + 0.078, abs=0.02)
+    again = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95)
+    assert again.intervals == report.intervals
+    other = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95, seed=1)
+    assert other.intervals != report.intervals
+    narrow = evaluate(Echo(), clean, corrupted, target=3, confidence=0.5)
+    assert narrow.intervals["overall_accuracy"][0] > low
+    assert not evaluate(Echo(), clean).intervals
+
+
+def test_bootstrap_of_another_statistic() -> None:
+    values = torch.arange(101).double()
+    low, high = bootstrap(values, confidence=0.9, seed=0, statistic=torch.median)
+    assert 35 < low < 50 < high < 65
+    ones = torch.ones(10).double()
+    assert bootstrap(ones, confidence=0.9, seed=0) == (1.0, 1.0)
+
+
+def test_table_in_per_cent() -> None:
+    clean = (saying([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3]))
+    report = evaluate(Echo(), clean, clean, target=2, confidence=0.9)
+    lines = str(report).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("overall accuracy      75.00 %  [")
+    assert "attack success rate" in lines[1]
+    html = report._repr_html_()
+    assert html.startswith("<table>")
+    assert html.count("<tr>") == 4
+    assert "75.00 %" in html
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_model_is_evaluated_and_left_as_it_was(dtype: torch.dtype) -> None:
+    model = make("residual").to(dtype).train()
+    flags = [part.training for part in model.modules()]
+    with torch.no_grad():
+        answers = make("residual").to(dtype)(images(6).to(dtype)).argmax(dim=1)
+    state = torch.get_rng_state()
+    # In training mode dropout and batch statistics would change answers, and each time anew.
+    report = evaluate(model, (images(6), answers), confidence=0.9)
+    assert report.overall_accuracy == 1.0
+    assert [part.training for part in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), state)
