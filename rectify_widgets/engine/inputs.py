@@ -69,9 +69,16 @@ def _raw(argument: str, inputs: object, batch_size: int) -> Iterator[Tensor]:
         yield from (check_inputs(argument, inputs)).split(batch_size)
     elif isinstance(inputs, DataLoader):
         # A loader takes its seed, and a shuffle its order, from the caller's random numbers.
-        with preserving_rng():
-            for batch in inputs:
-                yield _input_of(argument, batch)
+        generators = [inputs.generator, getattr(inputs.sampler, "generator", None)]
+        own = [one for one in generators if isinstance(one, torch.Generator)]
+        states = [one.get_state() for one in own]
+        try:
+            with preserving_rng():
+                for batch in inputs:
+                    yield _input_of(argument, batch)
+        finally:
+            for one, state in zip(own, states, strict=True):
+                one.set_state(state)
     elif isinstance(inputs, Dataset):
         generator = torch.Generator().manual_seed(0)
         sequential = DataLoader(inputs, batch_size, collate_fn=list, generator=generator)

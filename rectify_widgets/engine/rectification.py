@@ -364,8 +364,8 @@ def _copy(model: nn.Module) -> nn.Module:
             return copy.deepcopy(module)
     except Exception as error:
         raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as attributes, or give "
-            "modules that hold locks or files a __deepcopy__"
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
+            "attributes, or give modules that hold locks or files a __deepcopy__"
         ) from error
 
 
