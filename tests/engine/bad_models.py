@@ -144,7 +144,8 @@ def shared() -> nn.Module:
 
 def lazy() -> nn.Module:
     """A layer that does not know its shape yet."""
-    with warnings.catch_warnings(action="ignore"):  # torch: lazy modules are a new feature
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: lazy modules are a new feature
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(4)).eval()
 
 

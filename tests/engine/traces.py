@@ -142,7 +142,7 @@ def _tensor(label: str, tensor: Tensor) -> Record:
         f"{label}: dtype": tensor.dtype,
         f"{label}: device": str(tensor.device),
         f"{label}: requires_grad": tensor.requires_grad,
-        f"{label}: grad": None if tensor.grad is None else _bytes(tensor.grad),
+        f"{label}: grad": _gradient(tensor),
         f"{label}: hooks": _hooks_of(tensor),
         # The version grows with every write in place, also with one that is taken back: a graph
         # that a user keeps for a backward pass would be refused afterwards.
@@ -155,6 +155,13 @@ def _tensor(label: str, tensor: Tensor) -> Record:
             found[f"{label}: place"] = tensor.data_ptr()
             found[f"{label}: values"] = _bytes(tensor)
     return found
+
+
+def _gradient(tensor: Tensor) -> tuple[int, str] | None:
+    """Identity and values of the gradient; torch warns when that of an inner tensor is asked for."""
+    if not tensor.is_leaf or tensor.grad is None:
+        return None
+    return id(tensor.grad), _bytes(tensor.grad)
 
 
 def _bytes(tensor: Tensor) -> str:

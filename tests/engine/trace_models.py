@@ -1,0 +1,119 @@
+"""Models on which a call could easily leave a trace.  Imports torch.
+
+`MODELS` holds what makes each of them, by name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.engine.traces import Tiny, images
+
+
+class Careless(Tiny):
+    """Normalises its input in place, as hand-written preprocessing does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+
+class Dropping(Tiny):
+    """Has dropout layers, and drops at random even in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.dropout(super().forward(self.drop(x)), p=0.1, training=True)
+        return x + 0.0 * torch.rand_like(x)
+
+
+class Gambling(Tiny):
+    """Draws from numpy and Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = np.random.rand() + random.random()  # noqa: NPY002 - the global state is the point
+        return super().forward(x) + 1e-3 * noise
+
+
+def training() -> nn.Module:
+    """Handed over in training mode, with batch statistics to spoil, one part left in evaluation."""
+    model = Tiny().train()
+    model.second.eval()
+    return model
+
+
+def frozen() -> nn.Module:
+    """Some weights want no gradient."""
+    model = Tiny()
+    model.first.requires_grad_(requires_grad=False)
+    model.head.weight.requires_grad_(False)
+    return model
+
+
+def half_trained() -> nn.Module:
+    """Carries gradients of a backward pass, and an optimiser has hooked onto them."""
+    model = Tiny()
+    model(images(2)).sum().backward()
+    model.third.weight.register_post_accumulate_grad_hook(lambda _: None)
+    return model
+
+
+def hooked() -> nn.Module:
+    """Carries the user's own hooks of every kind."""
+    model: Any = Tiny()
+    for part in (model, model.second, model.head):
+        part.register_forward_hook(lambda *_: None)
+        part.register_forward_hook(lambda *_, **__: None, with_kwargs=True, always_call=True)
+        part.register_forward_pre_hook(lambda *_: None)
+        part.register_state_dict_post_hook(lambda *_: None)
+        part.register_state_dict_pre_hook(lambda *_: None)
+        part.register_load_state_dict_pre_hook(lambda *_: None)
+        part.register_load_state_dict_post_hook(lambda *_: None)
+    model.head.register_full_backward_hook(lambda *_: None)
+    model.head.register_full_backward_pre_hook(lambda *_: None)
+    model.third.weight.register_hook(lambda gradient: gradient)
+    return model  # type: ignore[no-any-return]
+
+
+def compiled() -> nn.Module:
+    """Behind torch.compile; the engine runs it eagerly."""
+    return cast("nn.Module", torch.compile(Tiny(), backend="eager"))
+
+
+def compiled_in_place() -> nn.Module:
+    """Compiled as ``module.compile()`` does."""
+    model = Tiny()
+    model.compile(backend="eager")
+    return model
+
+
+def parallel() -> nn.Module:
+    """Behind DataParallel."""
+    return nn.DataParallel(Tiny())
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Tiny,
+    "training mode": training,
+    "partly frozen": frozen,
+    "with gradients": half_trained,
+    "user's hooks": hooked,
+    "channels last": lambda: Tiny().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    "float64": lambda: Tiny().double(),
+    "bfloat16": lambda: Tiny().bfloat16(),
+    "in place on its input": Careless,
+    "random in evaluation": Dropping,
+    "random of numpy and Python": Gambling,
+    "compiled": compiled,
+    "compiled in place": compiled_in_place,
+    "data parallel": parallel,
+}
