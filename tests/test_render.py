@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from rectify_widgets.engine.history import Step
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.style import STYLE
 
@@ -130,16 +130,8 @@ def test_percent_and_duration_read_well() -> None:
 NASTY = "<script>alert('x')</script>"
 
 
-@dataclass
-class FakeStep:
-    round: int = 1
-    layer: str = NASTY
-    direction: str = "contrast"
-    gap_before: float = 1.0
-    gap_after: float = 0.12
-    degradation_after: float = 0.004
-    accepted: bool = False
-    reason: str = NASTY
+def step(*, layer: str = NASTY, accepted: bool = False, reason: str = NASTY) -> Step:
+    return Step(1, layer, 0.8, "contrast", 0.1, 1.0, 0.12, 0.0, 0.004, 0.01, accepted, reason, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +145,7 @@ class FakeStep:
         markup.map_grid([NASTY], [(NASTY, [("", NASTY)])], ""),
         markup.score_table({NASTY: 0.5}, [NASTY], edited=[NASTY], unit=NASTY),
         markup.refused_list({NASTY: NASTY}),
-        markup.steps_table([FakeStep()]),
+        markup.steps_table([step()]),
         render.image_tag(np.zeros((2, 2, 3), np.uint8), NASTY + '"', width=3),
     ],
 )
@@ -177,7 +169,7 @@ def test_predictions_carry_signs_and_numbers() -> None:
 
 
 def test_steps_say_what_was_kept_without_colour() -> None:
-    steps = [FakeStep(layer="conv1", accepted=True), FakeStep(layer="head", reason="no gain")]
+    steps = [step(layer="conv1", accepted=True), step(layer="head", reason="no gain")]
     html = markup.steps_table(steps)
     assert "✓ kept" in html
     assert "↺ rolled back: no gain" in html

@@ -120,7 +120,8 @@ class EditabilityViewer(Panel):
         box = ipw.VBox(list(self._rows.values()), layout=ipw.Layout(max_height="560px"))
         box.add_class("rw-rows")
         more = len(self._order) - len(self._rows)
-        note = f'<span class="rw-soft">and {more} more in the list above</span>' if more else ""
+        signs = "★ scores best · ● edited" + (f" · {more} more in the list above" if more else "")
+        note = f'<span class="rw-soft">{signs}</span>'
         foot = ipw.HTML(note + markup.refused_list(self._refused))
         self.fill([self._heading, self._choice, self._sheet, self._head, box, foot])
         self.link("layer", self._choice, "value")
