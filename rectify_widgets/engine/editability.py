@@ -75,7 +75,7 @@ class Localization:
         lines = [head]
         lines += [
             f"{row['rank']:>4}  {row['layer']:<{width}}  {row['score']:>9.3g}  "
-            f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>17.0%}"
+            f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>18.0%}"
             for row in self.rows()
         ]
         lines += [
