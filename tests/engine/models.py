@@ -56,7 +56,14 @@ class Block(nn.Module):
 class Residual(nn.Module):
     """A residual network with batch norm; in place wherever possible by default."""
 
-    def __init__(self, *, inplace: bool = True, channels: int = CHANNELS, width: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        inplace: bool = True,
+        channels: int = CHANNELS,
+        width: int = 4,
+        classes: int = CLASSES,
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
@@ -64,7 +71,7 @@ class Residual(nn.Module):
         self.block1 = Block(width, width, 1, inplace=inplace)
         self.block2 = Block(width, 2 * width, 2, inplace=inplace)
         self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(2 * width, CLASSES)
+        self.head = nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block2(self.block1(self.relu(self.norm(self.stem(x)))))

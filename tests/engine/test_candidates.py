@@ -1,0 +1,168 @@
+"""What an edit is predicted to do, against what it does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rectify_widgets.engine.attribution import margin, sweep
+from rectify_widgets.engine.candidates import (
+    Candidate,
+    Probe,
+    candidates,
+    different,
+    effect,
+    layer_keys,
+    observe,
+    runner_up,
+    trying,
+)
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.layers import editable_layers
+from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.solver import DenseSolver
+from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.statistics import KeyStatistics
+from tests.engine.models import images, make
+from tests.engine.test_editing import patched
+from tests.engine.test_layer_catalog import LAYERS
+
+GRID = [(direction, ridge) for direction in ("contrast", "key") for ridge in (0.01, 1.0)]
+
+
+def grid_of(model: nn.Module, count: int = 6) -> dict[str, list[Candidate]]:
+    """Candidates of every layer, predicted on ``count`` patched references."""
+    pairs, reference = patched(), patched(count, seed=11)
+    catalog = editable_layers(model, pairs.clean)
+    statistics = KeyStatistics.collect(model, images(8).double())
+    with inspecting(model) as module:
+        answers = module(reference.clean).argmax(dim=1)
+        probe = Probe(reference.corrupted, reference.clean, answers)
+        seen = observe(module, catalog.editable, probe, steps=4, monitor=Monitor())
+        dirty = layer_keys(module, catalog.editable, pairs.corrupted)
+        clean = layer_keys(module, catalog.editable, pairs.clean)
+        return {
+            name: candidates(
+                layer, DenseSolver(name, statistics[name].moment), (dirty[name], clean[name]), seen,
+                directions=("contrast", "key"), ridges=(0.01, 1.0),
+            )
+            for name, layer in catalog.editable.items()
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("network", ["residual", "padded", "transformer"])
+def test_effect_is_the_slope_of_the_margin(network: str) -> None:
+    """Against the margin of a network with a thousandth of the edit in it."""
+    model = make(network).double()
+    x, labels = images(3).double(), torch.tensor([0, 1, 2])
+    rivals = torch.tensor([1, 3, 0])
+    for name, found in grid_of(model).items():
+        candidate = found[0]
+        layers = {name: candidate.layer}
+        with inspecting(model) as module:
+            still = sweep(module, layers, x, x, labels, rivals, steps=1, monitor=Monitor())
+            keys = layer_keys(module, layers, x)[name]
+            predicted = effect(
+                candidate.left.unsqueeze(1), candidate.right.unsqueeze(1),
+                still.gradients[name], keys,
+            )[:, 0]  # fmt: skip
+            changed = copy.deepcopy(module)
+            margins = []
+            for sign in (1, -1):
+                part = candidate.layer.module.weight + sign * 1e-4 * candidate.edit().delta
+                changed.get_parameter(f"{name}.weight").copy_(part)
+                margins.append(margin(changed(x), labels, rivals))
+        slope = (margins[0] - margins[1]) / 2e-4
+        torch.testing.assert_close(predicted, slope, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", LAYERS)
+def test_every_direction_and_ridge_of_every_layer(network: str) -> None:
+    model, pairs = make(network).double(), patched()
+    statistics = KeyStatistics.collect(model, images(8).double())
+    found = grid_of(model)
+    assert list(found) == LAYERS[network]
+    for name, options in found.items():
+        assert [(c.direction, c.ridge) for c in options] == GRID
+        for candidate in options[1:3]:
+            edit = solve_edit(
+                model, pairs, layer=name, statistics=statistics,
+                direction=candidate.direction, ridge=candidate.ridge,
+            )  # fmt: skip
+            own = candidate.edit()
+            torch.testing.assert_close(own.delta, edit.delta)
+            assert own.solved_for == edit.solved_for
+            assert -1 <= candidate.share <= 1.2
+            assert 0 <= candidate.cost <= 1
+            assert candidate.score == candidate.share - candidate.cost
+
+
+def test_share_and_cost_are_of_margins() -> None:
+    """The head cuts every path and is linear: what is predicted there is exact."""
+    model = make("plain").double()
+    reference = patched(6, seed=11)
+    head = grid_of(model)["head"]
+    with torch.no_grad():
+        labels = model(reference.clean).argmax(dim=1)
+        before, clean = model(reference.corrupted), model(reference.clean)
+        rivals, seconds = runner_up(before, labels), runner_up(clean, labels)
+        gap = margin(clean, labels, rivals) - margin(before, labels, rivals)
+        least = torch.tensor(1e-6)
+        for candidate in head:
+            edited = copy.deepcopy(model)
+            candidate.edit().apply(edited)
+            won = margin(edited(reference.corrupted) - before, labels, rivals)
+            lost = -margin(edited(reference.clean) - clean, labels, seconds)
+            share = (won / gap.float().maximum(least)).clamp(-1, 1.2).mean()
+            cost = (lost / margin(clean, labels, seconds).maximum(least)).clamp(0, 1).mean()
+            assert candidate.share == pytest.approx(float(share), rel=1e-5)
+            assert candidate.cost == pytest.approx(float(cost), rel=1e-5)
+
+
+def test_runner_up_is_the_best_of_the_others() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 0.0, -1.0]])
+    assert runner_up(scores, torch.tensor([0, 1, 1])).tolist() == [2, 0, 0]
+    assert float(scores[0, 0]) == 3.0
+
+
+def test_trying_puts_the_weight_back() -> None:
+    model = make("residual").double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    candidate = grid_of(model)["block2.conv1"][0]
+    weight, wanted = model.get_parameter("block2.conv1.weight"), candidate.weight
+    torch.testing.assert_close(wanted, before["block2.conv1.weight"] + candidate.edit().delta)
+
+    def inside() -> None:
+        assert torch.equal(weight, wanted)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"), trying(candidate):
+        inside()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.get_parameter("block2.conv1.weight") is weight
+    assert weight.requires_grad
+
+
+def test_likeness() -> None:
+    found = grid_of(make("padded").double())["same"]
+    for one in found:
+        assert one.likeness(one) == pytest.approx(1.0)
+        for other in found:
+            deltas = [c.edit().delta.flatten() for c in (one, other)]
+            lengths = [float(delta.norm()) for delta in deltas]
+            cosine = float(deltas[0] @ deltas[1]) / (lengths[0] * lengths[1])
+            wanted = cosine * min(lengths) / max(lengths)
+            assert one.likeness(other) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_only_different_edits_are_tried() -> None:
+    found = grid_of(make("residual").double())["block1.conv1"]
+    assert different([found[0]] * 5) == [found[0]]
+    kept = different(found)
+    assert kept[0] is found[0]
+    assert 1 <= len(kept) <= 3
+    for i, one in enumerate(kept):
+        assert all(one.likeness(other) < 0.95 for other in kept[:i])
