@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterable
 from numbers import Integral, Real
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,26 +48,6 @@ def check_number(argument: str, value: object, *, low: float, high: float = math
     if not math.isfinite(number) or not low <= number <= high:
         raise ValueError(f"{argument}: got {value}, want a number from {low} to {high}")
     return number
-
-
-def check_path(argument: str, value: object) -> Path:
-    """``value`` as the path of a file, whether it exists or not, in a folder that does."""
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{argument}: got {type(value).__name__}, want the name of a file")
-    path = Path(os.fspath(value))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{argument}: no folder {str(path.parent)!r}; make it first")
-    return path
-
-
-def check_file(argument: str, value: object) -> Path:
-    """``value`` as the path of a file that exists."""
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{argument}: got {type(value).__name__}, want the name of a file")
-    path = Path(os.fspath(value))
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument}: no file {str(path)!r}")
-    return path
 
 
 def check_module(argument: str, model: object) -> nn.Module:

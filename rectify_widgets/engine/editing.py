@@ -1,6 +1,6 @@
 """The rank-one edit of one layer in closed form, and applying it, taking it back, keeping it.
 
-Imports torch and safetensors.  In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped
+Imports torch only.  In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped
 convolution is edited group by group, rank one within each.
 """
 
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.checks import check_file, check_module, check_path, nearest
+from rectify_widgets.engine.checks import check_module, nearest
+from rectify_widgets.engine.files import read_tensors, write_tensors
 from rectify_widgets.engine.inspection import unwrap, working_dtype
 from rectify_widgets.engine.layers import EditableLayer, Keys, editable_layers, pad
 from rectify_widgets.engine.statistics import weight_bytes
@@ -300,12 +299,11 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
         TypeError: something that is no edit, or no path.
         FileNotFoundError: the folder does not exist.
     """
-    file = check_path("path", path)
     tensors: dict[str, Tensor] = {}
     about = []
     for number, edit in enumerate(_check_edits(edits)):
-        tensors[f"{number}.left"] = edit.left.detach().cpu().contiguous()
-        tensors[f"{number}.right"] = edit.right.detach().cpu().contiguous()
+        tensors[f"{number}.left"] = edit.left
+        tensors[f"{number}.right"] = edit.right
         about.append(
             {
                 "layer": edit.layer,
@@ -316,7 +314,7 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
                 "solved_for": edit.solved_for,
             }
         )
-    save_file(tensors, file, {"format": _FORMAT, "edits": json.dumps(about)})
+    write_tensors(path, _FORMAT, tensors, {"edits": json.dumps(about)})
 
 
 def _check_edits(edits: Sequence[RankOneEdit]) -> Sequence[RankOneEdit]:
@@ -334,15 +332,7 @@ def load_edits(path: str | Path) -> Edits:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no edits, or damaged ones.
     """
-    path = check_file("path", path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"path: {str(path)!r} holds no edits, want a file written by save_edits")
+    metadata, tensors = read_tensors(path, _FORMAT, "edits")
     try:
         about = list(enumerate(json.loads(metadata["edits"])))
         return Edits([_read_edit(item, tensors, number) for number, item in about])

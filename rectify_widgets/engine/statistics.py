@@ -1,6 +1,6 @@
 """Second moments of the keys of every editable layer, from one streaming pass.
 
-Imports torch, numpy (bytes of weights) and safetensors (files).  Memory is constant in the number
+Imports torch and, for the bytes of weights, numpy.  Memory is constant in the number
 of references; two halves merge to the whole.  Statistics remember the weights upstream of each
 layer, so that stale ones are refused by name instead of being used in silence.
 """
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_choice, check_file, check_int, check_path
+from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.files import read_tensors, write_tensors
 from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.inspection import (
     capturing,
@@ -193,19 +192,17 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
             TypeError: ``path`` is no path.
             FileNotFoundError: the folder does not exist.
         """
-        path = check_path("path", path)
-        tensors = {name: part.total.contiguous().cpu() for name, part in self.items()}
         about = {
             name: {"positions": part.positions, "fingerprint": part.fingerprint}
             for name, part in self.items()
         }
         metadata = {
-            "format": _FORMAT,
             "key_space": self.key_space,
             "references": str(self.references),
             "layers": json.dumps(about),
         }
-        save_file(tensors, path, metadata)
+        tensors = {name: part.total for name, part in self.items()}
+        write_tensors(path, _FORMAT, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
@@ -216,17 +213,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
             FileNotFoundError: there is no such file.
             ValueError: the file is not one of key statistics, or it is damaged.
         """
-        path = check_file("path", path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from None
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"path: {str(path)!r} holds no key statistics, want a file written by save"
-            )
+        metadata, tensors = read_tensors(path, _FORMAT, "key statistics")
         try:
             layers = {
                 name: LayerStatistics(

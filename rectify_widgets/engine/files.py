@@ -1,0 +1,58 @@
+"""Reading and writing tensors with a word on what they are.  Imports safetensors.
+
+Nothing in such a file can be executed; a file of another kind is refused before a tensor is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(
+    path: object, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write ``tensors`` as a file of that ``kind``.
+
+    Raises:
+        TypeError: ``path`` is no path.
+        FileNotFoundError: the folder does not exist.
+    """
+    file = _path(path)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"path: no folder {str(file.parent)!r}; make it first")
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(held, file, {"format": kind, **metadata})
+
+
+def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file of that ``kind``; ``what`` it holds, for the message.
+
+    Raises:
+        TypeError: ``path`` is no path.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a safetensors file, or one of another kind.
+    """
+    file = _path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: no file {str(file)!r}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"path: {str(file)!r} is not a safetensors file ({error})") from None
+    if metadata.get("format") != kind:
+        raise ValueError(f"path: {str(file)!r} holds no {what}, want a file written by save")
+    return metadata, tensors
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: got {type(path).__name__}, want the name of a file")
+    return Path(os.fspath(path))
