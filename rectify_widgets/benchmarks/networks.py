@@ -160,16 +160,3 @@ class ColourResNet(ResidualNetwork):
             mean=(0.5,) * channels,
             std=(0.25,) * channels,
         )
-
-
-class GreyResNet(ResidualNetwork):
-    """The case's network, for other data: eleven 3×3 convolutions."""
-
-    def __init__(self, *, channels: int = 1, size: int = 28, classes: int = 10) -> None:
-        del size  # any will do
-        super().__init__(
-            channels=channels,
-            classes=classes,
-            mean=GREY_MEAN * channels,
-            std=GREY_STD * channels,
-        )
