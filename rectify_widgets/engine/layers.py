@@ -98,7 +98,10 @@ def pad(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     """``inputs`` as the convolution pads them, in every padding mode, ``"same"`` included."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     amount = conv._reversed_padding_repeated_twice  # noqa: SLF001 - computed nowhere else
-    return functional.pad(inputs, amount, mode)
+    padded = functional.pad(inputs, amount, mode)
+    # Plain strides: on the CPU the weight gradient of a strided 1×1 convolution writes past its
+    # buffer in channels_last (uxlfoundation/oneDNN#6035), and `Keys.gather` is just that.
+    return padded.flatten().view(padded.shape)
 
 
 @dataclass(frozen=True, eq=False)

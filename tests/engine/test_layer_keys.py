@@ -164,6 +164,19 @@ def test_keys_ignore_the_memory_format() -> None:
     )
 
 
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_keys_of_a_convolution_have_plain_strides(channels: int, padding: int) -> None:
+    """In channels_last the weight gradient of this very convolution ends the process on the CPU."""
+    conv = nn.Conv2d(channels, 4, 1, stride=2, padding=padding)
+    x = images(33, channels=channels, size=10).to(memory_format=torch.channels_last)
+    keys = EditableLayer("conv", conv).keys(x, samples=33)
+    assert keys.inputs.stride() == torch.empty(keys.inputs.shape).stride()
+    weights = torch.ones(33, 1, 2, keys.unfold().shape[3])
+    wanted = oracles.keys(conv, x, 33).sum(axis=(0, 3))
+    np.testing.assert_allclose(keys.gather(weights)[:, 0], wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize("network", ["plain", "residual", "padded", "mobile", "transformer"])
 def test_keys_of_every_layer_in_a_network(network: str) -> None:
     model, x = make(network), images(3)
