@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -167,20 +167,26 @@ class _Loop:
 
     def run(self, max_rounds: int, required: str | None, monitor: Monitor) -> str:
         """Go round after round; answers why it ended."""
+        stopped = "round limit"
         try:
             for number in range(1, max_rounds + 1):
                 if self.now.gap <= self._target:
                     break
                 part = monitor.part((number - 1) / max_rounds, number / max_rounds)
                 if not self._round(number, required, part):
-                    return "no layer helps"
+                    stopped = "no layer helps"
+                    break
         except Cancelled:
             # The best edit of the round that was under way has not been applied.
             for row, step in enumerate(self.steps):
                 if step.accepted and step.round == number:
                     self.steps[row] = replace(step, accepted=False, reason="cancelled")
             return "cancelled"
-        return "target" if self.now.gap <= self._target else "round limit"
+        if self.now.gap <= self._target:
+            stopped = "target"
+        with suppress(Cancelled):  # there is nothing left to stop
+            monitor.report(1.0, f"stopped: {stopped}")
+        return stopped
 
     def _split(self, rows: Tensor) -> None:
         """Solve on one half of these references and judge on the other, if there are enough."""
@@ -202,9 +208,9 @@ class _Loop:
     def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
         """One round; whether an edit was kept."""
         message = f"round {number}"
-        options = self._options(number, monitor.part(0.0, 0.5))
+        options = self._options(number, monitor.part(0.0, 0.25))
         if number == 1 and self._leave_out_corrupted(options):
-            options = self._options(number, monitor.part(0.0, 0.5))
+            options = self._options(number, monitor.part(0.25, 0.5))
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
         monitor.report(0.5, f"{message}: ranking layers")

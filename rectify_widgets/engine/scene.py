@@ -134,7 +134,7 @@ def look(
             "reference: none given, so the pairs' own positions serve as statistics; "
             "16 or more unlabelled inputs make edits far more precise",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     if reference is not None:
         references = _take(reference, limit, seed).to(pairs.clean)
