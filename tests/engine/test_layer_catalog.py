@@ -260,7 +260,7 @@ def test_select_keeps_network_order() -> None:
     assert list(catalog.select("layers", ["head", "first"])) == ["first", "head"]
     assert list(catalog.select("layers", "second")) == ["second"]
     assert list(catalog.select("layers", None)) == LAYERS["plain"]
-    with pytest.raises(ValueError, match="at least one Conv2d or Linear"):
+    with pytest.raises(ValueError, match="layers: got an empty list"):
         catalog.select("layers", [])
     with pytest.raises(ValueError, match="layers: no layer 'neck'"):
         catalog.select("layers", ["head", "neck"])

@@ -1,0 +1,262 @@
+"""A tiny Trojan removed: what is kept, what is rolled back, and that the history tells it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rectify_widgets.engine.editing import Edits, load_edits
+from rectify_widgets.engine.history import STEP_COLUMNS, Rectification
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.rectification import rectify
+from tests.engine.test_edit_keeping import bits, same
+from tests.engine.test_layer_catalog import LAYERS
+from tests.engine.test_localization import distance
+from tests.engine.toy import Toy, samples, stamped
+
+STOPPED = {"target", "no layer helps", "round limit", "cancelled"}
+
+
+def run(toy: Toy, which: int | slice = 0, **options: Any) -> Rectification:
+    return rectify(
+        toy.model, toy.pairs[which], **{"reference": toy.reference, "max_rounds": 3, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def mended(trojan: Toy) -> Rectification:
+    """The result that most tests look at."""
+    before = bits(trojan.model)
+    result = run(trojan)
+    assert same(trojan.model, before)
+    return result
+
+
+def check_history(result: Rectification) -> None:
+    """What holds of every rectification."""
+    kept = [step for step in result.steps if step.accepted]
+    assert [(s.layer, s.direction, s.ridge) for s in kept] == [
+        (e.layer, e.direction, e.ridge) for e in result.edits
+    ]
+    assert len({step.round for step in kept}) == len(kept)  # one edit a round at most
+    assert [s.round for s in result.steps] == sorted(s.round for s in result.steps)
+    gap, loss = result.gap_before, 0.0
+    for step in kept:
+        assert (step.gap_before, step.degradation_before) == (gap, loss)
+        assert step.gap_after is not None
+        assert step.degradation_after is not None
+        gap, loss = step.gap_after, step.degradation_after
+    assert (result.gap_after, result.degradation) == (gap, loss)
+    assert result.gap_after <= result.gap_before
+    for step in result.steps:
+        others = [k for k in kept if k.round < step.round]
+        assert step.gap_before == (others[-1].gap_after if others else result.gap_before)
+        assert step.reason
+        assert step.seconds >= 0
+        assert (step.gap_after is None) == (step.degradation_after is None)
+    assert result.stopped in STOPPED
+    assert set(result.seconds) == {"statistics", "sweep", "solving", "evaluation"}
+    assert all(seconds > 0 for seconds in result.seconds.values())
+
+
+# --- the Trojan is gone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3, slice(0, 4)])
+def test_the_trojan_is_removed(trojan: Toy, which: int | slice) -> None:
+    accuracy, success = trojan.rates(trojan.model)
+    assert accuracy > 0.97
+    assert success > 0.97
+    result = run(trojan, which)
+    after, left = trojan.rates(result.model)
+    assert left < 0.1
+    assert after > accuracy - 0.02
+    assert result.gap_after < 0.2 * result.gap_before
+    assert result.degradation <= 0.01
+    check_history(result)
+
+
+def test_history_and_result_agree(trojan: Toy, mended: Rectification) -> None:
+    check_history(mended)
+    assert mended.strategy == "dynamic"
+    assert 1 <= len(mended.edits) <= 3
+    rejected = [step for step in mended.steps if not step.accepted]
+    assert rejected
+    assert any("did better" in step.reason for step in rejected)
+    assert {step.layer for step in mended.steps} <= set(LAYERS["residual"])
+    fresh = copy.deepcopy(trojan.model)
+    Edits(mended.edits).apply(fresh)
+    assert same(fresh, bits(mended.model))
+
+
+def test_only_the_edited_weights_differ(trojan: Toy, mended: Rectification) -> None:
+    edited = {f"{edit.layer}.weight" for edit in mended.edits}
+    before, after = bits(trojan.model), bits(mended.model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == edited
+    assert mended.model is not trojan.model
+    pointers = {p.data_ptr() for p in trojan.model.parameters()}
+    assert not pointers & {p.data_ptr() for p in mended.model.parameters()}
+    assert all(p.requires_grad for p in mended.model.parameters())
+
+
+def test_save_load_apply(trojan: Toy, mended: Rectification, tmp_path: Path) -> None:
+    mended.save(tmp_path / "fix.safetensors")
+    edits = load_edits(tmp_path / "fix.safetensors")
+    fresh = copy.deepcopy(trojan.model)
+    edits.apply(fresh)
+    assert same(fresh, bits(mended.model))
+    edits.revert(fresh)
+    assert same(fresh, bits(trojan.model))
+    # The repaired copy can be taken back too.
+    copied = copy.deepcopy(mended.model)
+    Edits(mended.edits).revert(copied)
+    assert same(copied, bits(trojan.model))
+
+
+def test_same_seed_same_edits(trojan: Toy, mended: Rectification) -> None:
+    torch.manual_seed(123)  # the caller's random numbers play no part
+    state = torch.get_rng_state()
+    again = run(trojan)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(again.model, bits(mended.model))
+    told = [
+        [[getattr(s, c) for c in STEP_COLUMNS if c != "seconds"] for s in result.steps]
+        for result in (again, mended)
+    ]
+    assert told[0] == told[1]
+    other = run(trojan, seed=1)
+    assert not same(other.model, bits(mended.model))
+
+
+# --- judged as promised --------------------------------------------------------------------------
+
+
+def test_gap_is_what_a_recount_gives(trojan: Toy) -> None:
+    """With fewer than 64 references all of them judge, but for those that seem to be corrupted."""
+    reference = trojan.reference[:40]
+    result = run(trojan, reference=reference, max_rounds=2)
+    assert len(result.flagged) < 3
+    reference = reference[[i for i in range(40) if i not in result.flagged.tolist()]]
+    with torch.no_grad():
+        clean = trojan.model(reference)
+        for model, gap in ((trojan.model, result.gap_before), (result.model, result.gap_after)):
+            assert gap == pytest.approx(distance(model(stamped(reference)), clean), abs=1e-5)
+        answers, now = clean.argmax(dim=1), result.model(reference).argmax(dim=1)
+        sure = clean.softmax(dim=1)
+        rows = torch.arange(len(reference))
+        losses = sure[rows, answers] - sure[rows, now]
+    assert result.degradation == pytest.approx(float(losses.mean()), abs=1e-5)
+
+
+def test_budget(trojan: Toy) -> None:
+    """A budget of nothing is kept to; without bounds edits are taken that cost more."""
+    strict = run(trojan, max_degradation=0.0)
+    assert strict.degradation <= 0.0
+    check_history(strict)
+    refused = [s for s in strict.steps if s.reason == "over the degradation budget"]
+    assert refused
+    for step in refused:
+        assert step.degradation_after is not None
+        assert step.worst_class is not None
+        assert max(step.degradation_after, step.worst_class) > 0.0
+
+
+def test_the_target_ends_it(trojan: Toy) -> None:
+    easy = run(trojan, target_gap=0.6)
+    assert easy.stopped == "target"
+    assert len(easy.edits) == 1
+    assert easy.gap_after <= 0.6
+    done = run(trojan, target_gap=1.0)
+    assert done.stopped == "target"
+    assert not done.edits
+    assert not done.steps
+    assert same(done.model, bits(trojan.model))
+    assert done.gap_before == done.gap_after
+    one = run(trojan, max_rounds=1, target_gap=0.0)
+    assert one.stopped == "round limit"
+    assert {step.round for step in one.steps} == {1}
+
+
+def test_validation_counts_accuracy(trojan: Toy) -> None:
+    x, y = samples(100, seed=20)
+    result = run(trojan, validation=(x, y), max_rounds=2)
+    with torch.no_grad():
+        right = [float((m(x).argmax(1) == y).float().mean()) for m in (trojan.model, result.model)]
+    assert result.degradation == pytest.approx(right[0] - right[1], abs=1e-6)
+    assert trojan.rates(result.model)[1] < 0.2
+    check_history(result)
+
+
+def test_wrong_validation_labels_leave_nothing_to_lose(trojan: Toy) -> None:
+    """Every label wrong: an edit can only gain accuracy, and none is over the budget."""
+    x, y = samples(50, seed=20)
+    result = run(trojan, validation=(x, (y + 1) % 5), max_rounds=1, max_degradation=0.0)
+    assert not [s for s in result.steps if s.reason == "over the degradation budget"]
+    assert result.degradation <= 0.0
+
+
+# --- strategies and methods ----------------------------------------------------------------------
+
+
+def test_static_edits_the_named_layer_once(trojan: Toy) -> None:
+    result = run(trojan, strategy="static", layer="block2.conv1", max_rounds=8)
+    assert result.strategy == "static"
+    assert [edit.layer for edit in result.edits] == ["block2.conv1"]
+    assert {step.layer for step in result.steps} == {"block2.conv1"}
+    assert {step.round for step in result.steps} == {1}
+    assert 1 <= len(result.steps) <= 10
+    assert result.gap_after < result.gap_before
+    check_history(result)
+
+
+def test_static_takes_the_last_convolution_by_default(trojan: Toy) -> None:
+    assert {s.layer for s in run(trojan, strategy="static").steps} == {"block2.short"}
+
+
+@pytest.mark.parametrize("method", ["projection", "trial"])
+def test_other_methods(trojan: Toy, method: str) -> None:
+    result = run(trojan, method=method, max_rounds=1, reference=trojan.reference[:64])
+    assert len(result.steps) <= 10
+    scores = [step.score for step in result.steps]
+    assert scores == sorted(scores, reverse=True)
+    check_history(result)
+
+
+# --- rendering -----------------------------------------------------------------------------------
+
+
+def test_table_frame_and_html(mended: Rectification) -> None:
+    lines = str(mended).splitlines()
+    assert len(lines) == len(mended.steps) + 2
+    assert lines[-1].startswith(f"stopped: {mended.stopped}; gap {mended.gap_before:.3f} → ")
+    assert sum("yes: " in line for line in lines) == len(mended.edits)
+    frame = mended.to_frame()
+    assert list(frame.columns) == list(STEP_COLUMNS)
+    assert len(frame) == len(mended.steps)
+    assert frame["accepted"].sum() == len(mended.edits)
+    html = mended._repr_html_()
+    assert html.count("<tr") == len(mended.steps) + 1
+    assert html.count("✓") == len(mended.edits)
+    assert repr(mended).startswith(f"Rectification({len(mended.edits)} edits in ")
+
+
+def test_an_empty_history_can_be_shown(trojan: Toy) -> None:
+    nothing = run(trojan, target_gap=1.0)
+    assert "0 edits kept" in str(nothing)
+    assert nothing.to_frame().empty
+    assert "<table>" in nothing._repr_html_()
+
+
+def test_labels_may_be_given(trojan: Toy) -> None:
+    pair = trojan.pairs[0]
+    labels = torch.tensor([1])
+    with torch.no_grad():
+        assert trojan.model(pair.clean).argmax(dim=1).equal(labels)
+    labelled = SamplePairs(pair.corrupted, pair.clean, labels)
+    options: dict[str, Any] = {"reference": trojan.reference[:40], "max_rounds": 1}
+    one, other = (rectify(trojan.model, p, **options) for p in (pair, labelled))
+    assert same(one.model, bits(other.model))
