@@ -59,7 +59,7 @@ def test_fresh_environment_from_exactly_these_files(repository: Path, tmp_path: 
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+        if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_QUIET"}
     } | {"PATH": path}
     install = subprocess.run(
         [python, "-m", "pip", "install", "-q", "-r", "binder/requirements.txt"],
