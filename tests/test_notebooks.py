@@ -1,0 +1,299 @@
+"""The tutorials are fit to be read, and able to fail.
+
+pytest runs every cell of them (nbval, see pyproject.toml), and test_house.py sees to it that they
+are committed complete.  This file checks what a reader needs besides, and that a run turns red when
+the engine is broken, when a job fails in the background, and when a printed verdict changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIRST = ROOT / "notebooks" / "01_remove_a_trojan.ipynb"
+
+MAX_BYTES = 1_500_000
+MAX_CELL = 25
+"""Lines of code that a reader takes in at once."""
+
+VERDICT = "nbval-check-output"
+"""Tag of the cells whose printed output must stay as it was committed."""
+
+Notebook = dict[str, Any]
+
+
+def read(path: Path) -> Notebook:
+    notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
+    return notebook
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def code(notebook: Notebook) -> list[dict[str, Any]]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell: dict[str, Any]) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
+
+
+def trees(notebook: Notebook) -> Iterator[tuple[str, ast.Module]]:
+    for cell in code(notebook):
+        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        yield cell["id"], compile(source(cell), cell["id"], "exec", flags)
+
+
+# --- fit to be read ------------------------------------------------------------------------------
+
+
+def unsteady(notebook: Notebook, path: Path) -> list[str]:
+    """What would change with every run or editor: cell ids, timings, the interpreter's version."""
+    known = {"kernelspec", "language_info"}
+    complaints = [f"metadata {name}" for name in notebook["metadata"].keys() - known]
+    if notebook["metadata"]["kernelspec"]["name"] != "python3":
+        complaints.append("a kernel other than python3")
+    if "version" in notebook["metadata"]["language_info"]:
+        complaints.append("a Python version")
+    ids = [cell.get("id", "") for cell in notebook["cells"]]
+    complaints += [f"two cells {name!r}" for name in set(ids) if ids.count(name) > 1]
+    complaints += [
+        f"cell id {name!r}, want a word"
+        for name in ids
+        if not re.fullmatch(r"[a-z][a-z-]+[a-z]", name)
+    ]
+    complaints += [
+        f"cell {cell['id']} has {', '.join(cell['metadata'])}"
+        for cell in notebook["cells"]
+        if cell["metadata"].keys() - {"tags"}
+    ]
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        complaints.append(f"{path.stat().st_size} bytes")
+    return complaints
+
+
+def hard_to_see(notebook: Notebook, _: Path) -> list[str]:
+    """Pictures without a text alternative, and live widgets without a static view after them."""
+    complaints, live, static = [], "", False
+    for cell in code(notebook):
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            html = "".join(data.get("text/html", []))
+            complaints += [f"{cell['id']}: {kind}" for kind in data if kind.startswith("image/")]
+            complaints += [
+                f"{cell['id']}: a picture without alt"
+                for tag in re.findall(r"<img\b[^>]*>", html)
+                if " alt=" not in tag
+            ]
+            if "application/vnd.jupyter.widget-view+json" in data:
+                live, static = cell["id"], False
+            static = static or "rw-static" in html
+    if live and not static:
+        complaints.append(f"{live}: no snapshot() after it, the view is lost with the kernel")
+    return complaints
+
+
+def hard_to_follow(notebook: Notebook, _: Path) -> list[str]:
+    """Long cells, and anything but the public interface."""
+    complaints = [
+        f"{cell['id']}: {source(cell).count(chr(10)) + 1} lines"
+        for cell in code(notebook)
+        if source(cell).count("\n") >= MAX_CELL
+    ]
+    for name, tree in trees(notebook):
+        for node in ast.walk(tree):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            complaints += [f"{name}: {m}" for m in modules if m.startswith("rectify_widgets.")]
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                complaints.append(f"{name}: {ast.unparse(node)}")
+    return complaints
+
+
+def toothless(notebook: Notebook, _: Path) -> list[str]:
+    """No assertions, no verdicts, or verdicts that nbval could not compare."""
+    complaints = []
+    if not any(isinstance(node, ast.Assert) for _, tree in trees(notebook) for node in tree.body):
+        complaints.append("no assertion")
+    verdicts = [cell for cell in code(notebook) if VERDICT in tags(cell)]
+    if not verdicts:
+        complaints.append(f"no cell tagged {VERDICT}")
+    complaints += [
+        f"{cell['id']}: want one printed output"
+        for cell in verdicts
+        if [output.get("name") for output in cell["outputs"]] != ["stdout"]
+    ]
+    return complaints
+
+
+RULES = [unsteady, hard_to_see, hard_to_follow, toothless]
+
+
+def test_there_are_notebooks() -> None:
+    assert FIRST in NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rule", RULES)
+def test_notebook_is_fit_to_be_read(
+    rule: Callable[[Notebook, Path], list[str]], path: Path
+) -> None:
+    complaints = rule(read(path), path)
+    assert not complaints, f"{path.name}: " + "; ".join(complaints)
+
+
+def spoil(cell: int = 0, **values: Any) -> Callable[[Notebook], object]:
+    return lambda notebook: code(notebook)[cell].update(values)
+
+
+def shows(**data: str) -> list[dict[str, Any]]:
+    kinds = {"html": "text/html", "png": "image/png", "live": "application/vnd.jupyter.widget-view"}
+    found = {kinds[k] + ("+json" if k == "live" else ""): [text] for k, text in data.items()}
+    return [{"output_type": "display_data", "data": found, "metadata": {}}]
+
+
+BROKEN: list[tuple[Callable[[Notebook, Path], list[str]], Callable[[Notebook], object], str]] = [
+    (unsteady, spoil(id="3f2a91bc"), "want a word"),
+    (unsteady, lambda n: n["cells"].append(n["cells"][0]), "two cells"),
+    (unsteady, spoil(metadata={"execution": {}}), "execution"),
+    (unsteady, lambda n: n["metadata"]["kernelspec"].update(name="rw"), "kernel"),
+    (unsteady, lambda n: n["metadata"]["language_info"].update(version="3.11.2"), "version"),
+    (hard_to_see, spoil(outputs=shows(png="")), "image/png"),
+    (hard_to_see, spoil(outputs=shows(html='<p><img src="x"></p>')), "without alt"),
+    (hard_to_see, spoil(-1, outputs=shows(live="")), "snapshot"),
+    (hard_to_follow, spoil(source=["x = 1\n"] * 26), "lines"),
+    (hard_to_follow, spoil(source="from rectify_widgets.engine import editing"), "editing"),
+    (hard_to_follow, spoil(source="import rectify_widgets.explain"), "explain"),
+    (hard_to_follow, spoil(source="dashboard._groups.clear()"), "_groups"),
+    (toothless, lambda n: [cell.update(source="1") for cell in code(n)], "no assertion"),
+    (toothless, lambda n: [cell.update(metadata={}) for cell in code(n)], "tagged"),
+    (toothless, spoil(metadata={"tags": [VERDICT]}, outputs=shows(html="1")), "printed"),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "word"), BROKEN)
+def test_each_rule_can_fail(
+    rule: Callable[[Notebook, Path], list[str]], change: Callable[[Notebook], object], word: str
+) -> None:
+    notebook = read(FIRST)
+    change(notebook)
+    assert any(word in complaint for complaint in rule(notebook, Path("changed.ipynb")))
+
+
+# --- able to fail --------------------------------------------------------------------------------
+
+
+def run(notebook: Notebook, folder: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a notebook as pytest runs the tutorials, to the first red cell.
+
+    ``before`` is run in the notebook's kernel before its first cell.
+    """
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-before.py").write_text(before, encoding="utf-8")
+    (folder / "changed.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    environment |= {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": path}
+    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *settings, "-p", "no:cacheprovider", "-x", "-v",
+         "--color=no", str(folder / "changed.ipynb")],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+
+
+def cells(notebook: Notebook, wanted: Callable[[set[str]], bool]) -> Notebook:
+    """The notebook with some of its cells."""
+    return notebook | {"cells": [cell for cell in notebook["cells"] if wanted(tags(cell))]}
+
+
+def printing(text: str, committed: str) -> Notebook:
+    """The tutorial's frame with one verdict, printed and committed."""
+    output = {"output_type": "stream", "name": "stdout", "text": [f"{committed}\n"]}
+    verdict = {
+        "cell_type": "code",
+        "id": "verdict",
+        "execution_count": 1,
+        "metadata": {"tags": [VERDICT]},
+        "outputs": [output],
+        "source": [f"print({text!r})"],
+    }
+    return read(FIRST) | {"cells": [verdict]}
+
+
+def test_a_changed_verdict_is_red(tmp_path: Path) -> None:
+    sound = run(printing("kept: True", "kept: True"), tmp_path / "sound")
+    assert sound.returncode == 0, sound.stdout
+    changed = run(printing("kept: False", "kept: True"), tmp_path / "changed")
+    assert changed.returncode == 1, changed.stdout
+    assert "mismatch" in changed.stdout
+
+
+WRONG_SIGN = """
+import sys
+import rectify_widgets
+from rectify_widgets.engine import editing
+
+sound = editing.closed_form
+
+def closed_form(*keys):
+    return -sound(*keys)
+
+for module in list(sys.modules.values()):
+    if getattr(module, "closed_form", None) is sound:
+        module.closed_form = closed_form
+"""
+
+
+@pytest.mark.slow
+def test_a_broken_closed_form_is_red(tmp_path: Path) -> None:
+    done = run(read(FIRST), tmp_path, WRONG_SIGN)
+    assert done.returncode == 1, done.stdout
+    assert "AssertionError" in done.stdout
+    assert "1 failed" in done.stdout
+    assert done.stdout.count("PASSED") > 5, "it ran well until the first edit was looked at"
+
+
+NOTHING_CHANGES = """
+from rectify_widgets.engine.editing import RankOneEdit
+
+RankOneEdit.apply = lambda *_, **__: None
+"""
+
+JOB_FAILS = """
+from rectify_widgets.widgets import actions
+
+def rectify_model(*_, **__):
+    raise RuntimeError("broken on purpose")
+
+actions.rectify_model = rectify_model
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "word"),
+    [(NOTHING_CHANGES, "AssertionError"), (JOB_FAILS, "broken on purpose")],
+    ids=["nothing changes", "job fails"],
+)
+def test_a_dashboard_that_does_not_work_is_red(before: str, word: str, tmp_path: Path) -> None:
+    part = cells(read(FIRST), lambda found: bool(found & {"setup", "dashboard"}))
+    done = run(part, tmp_path, before)
+    assert done.returncode == 1, done.stdout
+    assert word in done.stdout
+    assert "1 failed" in done.stdout
+    assert done.stdout.count("PASSED") > 3, "it ran well until the button was pressed"
