@@ -17,6 +17,7 @@ from rectify_widgets.engine.editing import DIRECTIONS
 from rectify_widgets.engine.progress import Monitor
 
 ABLATION_TEST = 2000
+ABLATION_RIDGES = (1e-3, 1e-1)
 NETWORKS_TEST = 4000
 """Test inputs in tables of many repairs."""
 SHARES = (0.0, 0.01, 0.05, 0.10)
@@ -71,13 +72,13 @@ def measure_ablation(subject: Subject, pairs: int, progress: Monitor) -> Table:
     everything: list[tuple[str, str, Sequence[str], Sequence[float]]] = [
         ("dynamic", "edit-attribution", directions, ridges)
         for directions in (DIRECTIONS, ("contrast",), ("key",))
-        for ridges in (RIDGES, *((ridge,) for ridge in RIDGES))
+        for ridges in (RIDGES, *((ridge,) for ridge in ABLATION_RIDGES))
     ]
     everything += [("dynamic", method, DIRECTIONS, RIDGES) for method in ("projection", "trial")]
     everything += [
         ("static", "edit-attribution", directions, ridges)
         for directions in (DIRECTIONS, ("contrast",), ("key",))
-        for ridges in (RIDGES, *((ridge,) for ridge in RIDGES))
+        for ridges in (RIDGES, *((ridge,) for ridge in ABLATION_RIDGES))
     ]
     for number, (strategy, method, directions, ridges) in enumerate(everything):
         progress.report(number / len(everything), f"{strategy}, {method}")
