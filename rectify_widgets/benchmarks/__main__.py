@@ -52,8 +52,14 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
         3,
         "other networks and triggers (needs --data with MNIST as IDX files)",
         lambda options, monitor: measure_networks(
-            options.data, options.cache, options.pairs, options.seed, monitor
-        ),
+            options.data,
+            options.cache,
+            options.pairs,
+            options.seed,
+            monitor,
+            only=options.only,
+            budget=options.budget,
+        ),  # fmt: skip
     ),
 }
 
@@ -73,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of trained networks")
     parser.add_argument("--data", type=Path, help="folder of the four IDX files of MNIST")
     parser.add_argument("--cache", type=Path, help="where trained networks are kept")
+    parser.add_argument("--only", help="networks: one cell, such as 'vit blend'")
+    parser.add_argument("--budget", type=float, default=0.01, help="networks: max_degradation")
     parser.add_argument("--out", type=Path, help="folder for NAME.md and NAME.csv")
     options = parser.parse_args(arguments)
     pairs, _, run = BENCHMARKS[options.name]

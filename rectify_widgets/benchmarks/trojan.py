@@ -108,12 +108,18 @@ def measure_networks(
     pairs: int,
     seed: int,
     progress: Monitor,
-    cells: Sequence[tuple[str, str]] = CELLS,
+    *,
+    only: str | None = None,
+    budget: float = 0.01,
 ) -> Table:
     """Networks and triggers that nothing was tuned on, with clean and contaminated references."""
+    cells = [cell for cell in CELLS if only is None or only == " ".join(cell)]
+    if not cells:
+        known = ", ".join(repr(" ".join(cell)) for cell in CELLS)
+        raise SystemExit(f"only: got {only!r}, want one of {known}")
     table = Table(
         "networks",
-        f"Dynamic, n = 1, mean ± deviation (worst) over {pairs} pairs, per cent and points, on "
+        f"Dynamic, n = 1, degradation budget {budget:g}, mean ± deviation (worst) over {pairs} pairs, per cent and points, on "
         f"{NETWORKS_TEST} test inputs.  Contaminated: a tenth of the references carries the trigger, unmarked.",
     )
     for number, (network, trigger) in enumerate(cells):
@@ -123,9 +129,12 @@ def measure_networks(
             progress.report((number + share) / len(cells), f"{network}, {trigger}")
             references, _ = subject.contaminated(share, seed)
             repairs = [
-                repair(subject, pair, before, references=references, limit=NETWORKS_TEST)
+                repair(
+                    subject, pair, before, references=references, limit=NETWORKS_TEST,
+                    max_degradation=budget,
+                )
                 for pair in range(pairs)
-            ]
+            ]  # fmt: skip
             table.add(
                 network=network,
                 trigger=trigger,
