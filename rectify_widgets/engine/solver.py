@@ -58,9 +58,9 @@ class DenseSolver:
         self._factors: dict[float, Tensor] = {}
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
-        """See `Solver.solve`."""
+        """See `Solver.solve`; statistics from a file may lie on another device than ``right``."""
         if ridge not in self._factors:
-            self._factors[ridge] = self._factorise(ridge)
+            self._factors[ridge] = self._factorise(ridge).to(right)
         return torch.cholesky_solve(right.transpose(1, 2), self._factors[ridge]).transpose(1, 2)
 
     def whiten(self, right: Tensor, ridge: float) -> Tensor:

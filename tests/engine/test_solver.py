@@ -111,6 +111,16 @@ def test_nothing_to_solve_gives_nothing() -> None:
     assert not MatrixFreeSolver(layer, keys).solve(torch.zeros_like(right), 0.1).any()
 
 
+def test_the_answer_lies_where_the_question_lay() -> None:
+    """Statistics may come from a file, on the CPU and in float32, to a model that is elsewhere."""
+    _, __, moment, right = scene("conv")
+    found = DenseSolver("conv", torch.from_numpy(moment).float()).solve(right, 0.1)
+    assert found.dtype is torch.float64
+    np.testing.assert_allclose(found, exact(moment, right, 0.1), rtol=1e-3)
+    nowhere = DenseSolver("conv", torch.from_numpy(moment)).solve(right.to("meta"), 0.1)
+    assert nowhere.is_meta
+
+
 def test_whitening() -> None:
     """``L⁻¹ b`` has the products ``bᵀ C⁻¹ b``."""
     _, __, moment, right = scene("grouped")
