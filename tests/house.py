@@ -34,7 +34,7 @@ Notebook = dict[str, Any]
 
 SESSION_MODULES = {"torch", "numpy", "traitlets"}
 
-_MACHINE_PATH = re.compile(r"(?<![\w.$}~-])/(?:root|work|farm|home|tmp|mnt|Users)/[\w.-]")
+_MACHINE_PATH = re.compile(r"(?<![\w.$}~-])/(?:root|work|home|tmp|mnt|opt|srv|Users)/[\w.-]")
 _PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
