@@ -162,7 +162,11 @@ def fit(
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Change how the convolutions' weights lie in memory, and nothing else."""
+    """Change how the convolutions' weights lie in memory, and nothing else.
+
+    Strided 1×1 convolutions must have 16 input channels or more: with fewer, their weight gradient
+    in channels_last is wrong on the CPU (uxlfoundation/oneDNN#6035).  The networks here have 16.
+    """
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
