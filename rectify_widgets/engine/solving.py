@@ -87,21 +87,25 @@ def solve_edit(
             module, pairs, reference, statistics=statistics, layers=names, argument="layer",
             seed=seed,
         )  # fmt: skip
+        last = monitor
         if layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
             best = _choose(scene, reference, known, directions, ridges, seed, monitor)
             layer, direction, ridge = best.layer.name, best.direction, best.ridge
-        monitor.report(0.8, f"solving {layer}")
+            last = monitor.part(0.8, 1.0)
+        last.report(0.0, f"solving {layer}")
         scene = replace(scene, layers={layer: scene.layers[layer]})
-        last = monitor.part(0.8, 1.0)
         if key_space == "channel":
-            return _channel_edit(scene, layer, statistics, direction, ridge, seed, last)
-        if solver == "matrix-free":
-            factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
+            edit = _channel_edit(scene, layer, statistics, direction, ridge, seed, last)
         else:
-            known = statistics_for(scene, reference, statistics, seed, last)
-            factor = DenseSolver(layer, known[layer].moment)
-        return _patch_edit(scene, layer, factor, direction, ridge)
+            if solver == "matrix-free":
+                factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
+            else:
+                known = statistics_for(scene, reference, statistics, seed, last)
+                factor = DenseSolver(layer, known[layer].moment)
+            edit = _patch_edit(scene, layer, factor, direction, ridge)
+        monitor.report(1.0, f"solved {layer}")
+        return edit
 
 
 def _patch_edit(

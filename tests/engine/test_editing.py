@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rectify_widgets.engine.editing import (
 )
 from rectify_widgets.engine.layers import EditableLayer, Keys
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.statistics import KeyStatistics
 from tests.engine import oracles
@@ -323,6 +325,31 @@ def test_what_is_none_is_chosen() -> None:
     assert torch.equal(again.delta, edit.delta)
     assert solve_edit(model, pairs, reference=reference, ridge=0.5).ridge == 0.5
     assert solve_edit(model, pairs, reference=reference, direction="key").direction == "key"
+
+
+WAYS = [{}, {"key_space": "channel"}, {"solver": "matrix-free"}, {"direction": "key", "ridge": 0.1}]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_progress_and_cancel(options: dict[str, Any]) -> None:
+    model, limit = make("plain"), 10_000
+    told: list[float] = []
+
+    def run() -> RankOneEdit:
+        return solve_edit(
+            model, patched(), layer="second", reference=images(10), **options,
+            progress=lambda at, _: told.append(at), cancel=lambda: len(told) >= limit,
+        )  # fmt: skip
+
+    run()
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    for limit in range(0, len(told), 4):
+        told.clear()
+        with pytest.raises(Cancelled):
+            run()
+        assert len(told) == limit
+    assert not any(part._forward_hooks for part in model.modules())
 
 
 def test_repr_names_layer_and_edit() -> None:
