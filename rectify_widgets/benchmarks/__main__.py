@@ -59,7 +59,7 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             monitor,
             only=options.only,
             budget=options.budget,
-        ),  # fmt: skip
+        ),
     ),
 }
 
