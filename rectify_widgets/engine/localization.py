@@ -35,6 +35,8 @@ from rectify_widgets.engine.statistics import KeyStatistics, collect
 METHODS = ("edit-attribution", "projection", "trial")
 STEPS = 8
 """Midpoints of the path in one sweep."""
+TRIALS = 12
+"""Bound on the edits at the top of the ranking that are tried."""
 VERIFY = 128
 """References on which an edit at the top of the ranking is tried."""
 
@@ -50,7 +52,7 @@ def localize(
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
     steps: int = STEPS,
-    trials: int = 12,
+    trials: int = TRIALS,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,13 @@ from rectify_widgets.engine.editing import (
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, inspecting, predict
 from rectify_widgets.engine.layers import KEY_SPACES, Keys
-from rectify_widgets.engine.localization import STEPS, layer_options, statistics_for
+from rectify_widgets.engine.localization import (
+    STEPS,
+    TRIALS,
+    layer_options,
+    layer_scores,
+    statistics_for,
+)
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look
@@ -48,8 +55,10 @@ def solve_edit(
 ) -> RankOneEdit:
     """Solve for the rank-one edit of one layer that maps the pairs' corrupted keys to clean values.
 
-    What is None is chosen: the layer, direction and ridge whose edit is predicted to close most of
-    the gap at the least cost.  Nothing is applied.
+    What is None is chosen as `localize` chooses it, and the edit is the one that it scored: solved
+    from the pairs and, where references are given, from some that carry the transplanted
+    corruption.  A layer, direction and ridge that are all given are solved from the pairs alone, and
+    so is every edit in the channel key space or by the matrix-free solver.  Nothing is applied.
 
     Args:
         model: the classifier; left as it was.
@@ -90,7 +99,12 @@ def solve_edit(
         last = monitor
         if layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
-            best = _choose(scene, reference, known, directions, ridges, seed, monitor)
+            as_scored = key_space == "patch" and solver == "dense"
+            sources = scene.sources(seed) if as_scored else scene.sources(seed)[:1]
+            best = _choose(scene, reference, known, sources, directions, ridges, seed, monitor)
+            if as_scored:
+                monitor.report(1.0, f"solved {best.layer.name}")
+                return best.edit()
             layer, direction, ridge = best.layer.name, best.direction, best.ridge
             last = monitor.part(0.8, 1.0)
         last.report(0.0, f"solving {layer}")
@@ -202,22 +216,24 @@ def _choose(
     scene: Scene,
     reference: Inputs | None,
     statistics: KeyStatistics | None,
+    sources: Sequence[tuple[Tensor, Tensor]],
     directions: tuple[str, ...],
     ridges: tuple[float, ...],
     seed: int,
     monitor: Monitor,
 ) -> Candidate:
-    """The candidate with the best prediction among the layers of the scene."""
+    """The candidate that `localize` puts first among the layers of the scene."""
     model = scene.model
     known = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
     probe = scene.probe(model, seed)
     seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.7))
-    pairs_alone = [(scene.pairs.corrupted, scene.pairs.clean)]
     options = layer_options(
-        scene, model, known, seen, pairs_alone, monitor.part(0.7, 0.8), directions, ridges
+        scene, model, known, seen, sources, monitor.part(0.7, 0.75), directions, ridges
     )
-    found = [candidates[0] for candidates in options.values() if candidates]
-    if not found:
+    if not any(options.values()):
         names = ", ".join(map(repr, scene.layers))
         raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
-    return max(found, key=lambda candidate: candidate.score)
+    scores = layer_scores(
+        "edit-attribution", scene, known, options, STEPS, TRIALS, monitor.part(0.75, 0.8)
+    )
+    return options[max((name for name in options if options[name]), key=scores.__getitem__)][0]

@@ -243,7 +243,8 @@ def collect(
 ) -> KeyStatistics:
     """The streaming pass behind `KeyStatistics.collect`, on layers that are already found."""
     total_inputs = count_inputs(reference)
-    generator = torch.Generator().manual_seed(seed)
+    # One generator a layer: its sample does not depend on which others are collected with it.
+    generators = {name: torch.Generator().manual_seed(seed) for name in chosen}
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(chosen, 0)
     done = 0
@@ -260,7 +261,7 @@ def collect(
             POSITIONS_PER_INPUT, math.ceil(POSITIONS_PER_KEY * size / (total_inputs or batch_size))
         )
         if available > wanted:
-            kept = torch.randperm(available, generator=generator)[:wanted]
+            kept = torch.randperm(available, generator=generators[name])[:wanted]
             keys = keys[..., kept.to(keys.device)]
         rows = keys.permute(1, 2, 0, 3).flatten(2)
         part = rows @ rows.transpose(1, 2)
