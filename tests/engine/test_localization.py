@@ -263,7 +263,7 @@ def test_progress_and_cancel_at_every_stage(trojan: Toy, method: str) -> None:
     assert told[-1] == 1.0
     assert len(messages) > 3
     before = {name: tensor.clone() for name, tensor in trojan.model.state_dict().items()}
-    for limit in range(0, len(told), 7):
+    for limit in range(0, len(told), 11):
         told.clear()
         with pytest.raises(Cancelled):
             run()

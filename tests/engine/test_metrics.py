@@ -87,7 +87,7 @@ def test_clean_inputs_of_the_target_class_only() -> None:
 
 
 def test_intervals() -> None:
-    clean = (saying([0] * 80 + [1] * 20), torch.tensor([0] * 100))
+    clean = (saying([0] * 320 + [1] * 80), torch.tensor([0] * 400))
     corrupted = (saying([3] * 30 + [0] * 70), torch.tensor([0] * 100))
     report = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95)
     assert set(report.intervals) == set(report.figures())
@@ -95,9 +95,9 @@ def test_intervals() -> None:
         low, high = report.intervals[name]
         assert low <= value <= high
     low, high = report.intervals["overall_accuracy"]
-    # The normal approximation: 0.8 ± 1.96 √(0.8 · 0.2 / 100).
-    assert low == pytest.approx(0.8 - 0.078, abs=0.02)
-    assert high == pytest.approx(0.8 + 0.078, abs=0.02)
+    # The normal approximation: 0.8 ± 1.96 √(0.8 · 0.2 / 400).
+    assert low == pytest.approx(0.8 - 0.0392, abs=0.004)
+    assert high == pytest.approx(0.8 + 0.0392, abs=0.004)
     again = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95)
     assert again.intervals == report.intervals
     other = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95, seed=1)

@@ -99,8 +99,8 @@ def test_no_references(trojan: Toy) -> None:
 
 
 def test_references_may_come_in_many_ways(trojan: Toy) -> None:
-    x = trojan.reference[:40]
-    labelled = TensorDataset(x, torch.zeros(40))
+    x = trojan.reference[:24]
+    labelled = TensorDataset(x, torch.zeros(24))
     results = [
         rectify(trojan.model, trojan.pairs[0], reference=reference, max_rounds=1)
         for reference in (x, labelled, DataLoader(labelled, batch_size=7))
@@ -131,11 +131,12 @@ def test_a_corruption_of_the_whole_image(trojan: Toy) -> None:
     pattern = torch.rand(1, 1, SIZE, SIZE, generator=generator).round()
     clean = trojan.pairs.clean
     pairs = SamplePairs(clean + 0.3 * (pattern - clean), clean)
-    result = rectify(trojan.model, pairs[0], reference=trojan.reference, max_rounds=2)
-    assert result.gap_after <= result.gap_before
-    check_history(result)
-    told = rectify(trojan.model, pairs[0], reference=trojan.reference, max_rounds=2, opacity=0.3)
-    check_history(told)
+    for opacity in (None, 0.3):
+        result = rectify(
+            trojan.model, pairs[0], reference=trojan.reference[:64], max_rounds=1, opacity=opacity
+        )
+        assert result.gap_after <= result.gap_before
+        check_history(result)
 
 
 def test_a_corruption_that_does_no_harm_is_left_alone(trojan: Toy) -> None:
@@ -224,7 +225,7 @@ def test_cancel_at_many_points_keeps_what_is_done(trojan: Toy) -> None:
     reference, before = trojan.reference[:40], bits(trojan.model)
     whole, told = cut(trojan, 10_000, reference)
     counts = []
-    for limit in range(0, len(told) - 1, 9):
+    for limit in range(0, len(told) - 1, 11):
         result, seen = cut(trojan, limit, reference)
         assert len(seen) == limit
         assert result.stopped == "cancelled"
