@@ -5,6 +5,7 @@ Imports `measure` and `tables`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -180,13 +181,17 @@ def measure_seconds(subject: Subject, pairs: int, progress: Monitor) -> Table:
     """How the time of a rectification splits between its stages."""
     before = subject.report(subject.model, 1)
     table = Table(
-        "seconds", f"{subject.name}: seconds of `rectify`, n = 1, by stage, on this machine."
+        "seconds",
+        f"{subject.name}: seconds of `rectify`, n = 1, by stage, on this machine; "
+        "'processor' is the time of all cores together.",
     )
     for pair in range(pairs):
         progress.report(pair / pairs, f"pair {pair + 1} of {pairs}")
+        began = time.process_time()
         done = repair(subject, pair, before, limit=1)
+        processor = time.process_time() - began
         stages = {stage: float(seconds) for stage, seconds in done.result.seconds.items()}
-        table.add(pair=pair, total=done.seconds, **stages)
+        table.add(pair=pair, total=done.seconds, processor=processor, **stages)
     return table
 
 
