@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectify_widgets.engine.attribution import margin, sweep
 from rectify_widgets.engine.candidates import (
@@ -26,6 +26,7 @@ from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.solver import DenseSolver
 from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.statistics import KeyStatistics
+from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.test_layer_catalog import LAYERS
@@ -126,6 +127,32 @@ def test_runner_up_is_the_best_of_the_others() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 0.0, -1.0]])
     assert runner_up(scores, torch.tensor([0, 1, 1])).tolist() == [2, 0, 0]
     assert float(scores[0, 0]) == 3.0
+
+
+def test_keys_are_those_before_anything_changed_them_in_place() -> None:
+    class Preactivated(nn.Module):
+        """The activation comes between two uses of a tensor, and overwrites it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.short = nn.Conv2d(3, 4, 3)
+            self.long = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x - 0.5
+            total = self.short(x) + self.long(x.relu_())
+            scores: Tensor = self.head(total.mean(dim=(2, 3)))
+            return scores
+
+    model, x = make(Preactivated), images(2)
+    with inspecting(model) as module:
+        keys = layer_keys(module, editable_layers(model).editable, x)
+    for name, found in keys.items():
+        inputs = oracles.layer_input(model, name, x)
+        wanted = torch.from_numpy(oracles.keys(model.get_submodule(name), inputs, 2))
+        torch.testing.assert_close(found.unfold().double(), wanted, rtol=1e-6, atol=1e-6)
+    assert float(keys["short"].unfold().min()) < 0 <= float(keys["long"].unfold().min())
 
 
 def test_trying_puts_the_weight_back() -> None:

@@ -6,16 +6,21 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.localization import METHODS, localize
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.progress import Cancelled, Monitor
 from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.statistics import KeyStatistics
+from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.test_layer_catalog import LAYERS
@@ -95,6 +100,42 @@ def test_the_default_is_verified_by_trials(trojan: Toy) -> None:
     predicted = scored(trojan, **options, trials=0)
     measured = by_hand(trojan, predicted, predicted.best, statistics)
     assert predicted.scores[predicted.best] != pytest.approx(measured, abs=1e-4)
+
+
+def test_the_edit_that_was_scored_is_the_one_that_is_solved(trojan: Toy) -> None:
+    found = scored(trojan)
+    edit = solve_edit(trojan.model, trojan.pairs[0], reference=trojan.reference)
+    assert edit.layer == found.best
+    assert (edit.direction, edit.ridge) == found.choices[found.best]
+    model = copy.deepcopy(trojan.model)
+    edit.apply(model)
+    measured = share_closed(trojan, model, trojan.reference)
+    assert found.scores[found.best] == pytest.approx(measured, abs=1e-4)
+
+
+def test_projection_is_the_papers_formula(trojan: Toy) -> None:
+    """``‖Σ_p M_p (C⁻¹ k̃_p)ᵀ‖_F`` with ``M = (v − ṽ) ⊙ Ḡ``, from numpy and the sweep's gradients."""
+    model, pair = copy.deepcopy(trojan.model).double(), trojan.pairs[1]
+    start, end = pair.corrupted.double(), pair.clean.double()
+    statistics = KeyStatistics.collect(model, trojan.reference, positions=10_000)
+    found = localize(model, pair, statistics=statistics, method="projection", steps=4)
+    with torch.no_grad():
+        labels, scores = model(end).argmax(dim=1), model(start)
+    scores[0, labels] = -torch.inf
+    layers = editable_layers(model, start).editable
+    with inspecting(model) as module:
+        gradients = sweep(
+            module, layers, start, end, labels, scores.argmax(dim=1), steps=4, monitor=Monitor()
+        ).gradients
+    for name, layer in layers.items():
+        dirty, clean = (
+            oracles.keys(layer.module, oracles.layer_input(model, name, x), 1) for x in (start, end)
+        )
+        change = np.einsum("gok,ngkp->ngop", oracles.flat(layer.module), clean - dirty)
+        summed = np.einsum("ngop,ngkp->ok", change * gradients[name].numpy(), dirty)
+        moment = statistics[name].moment.numpy()
+        rows = [oracles.solve(moment, row[None], 1e-3) for row in summed]
+        assert found.scores[name] == pytest.approx(float(np.linalg.norm(rows)), rel=1e-6)
 
 
 def test_the_default_finds_a_layer_as_good_as_the_oracles(trojan: Toy) -> None:

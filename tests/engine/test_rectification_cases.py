@@ -80,11 +80,14 @@ def test_corrupted_references_are_found_and_left_out(trojan: Toy) -> None:
 
 
 def test_sixteen_references(trojan: Toy) -> None:
-    result = rectify(trojan.model, trojan.pairs[0], reference=trojan.reference[:16], max_rounds=3)
-    accuracy, success = trojan.rates(result.model)
-    assert success < 0.5
-    assert accuracy > 0.95
-    check_history(result)
+    for which, most in ((slice(0, 1), 0.8), (slice(0, 4), 0.2)):
+        result = rectify(
+            trojan.model, trojan.pairs[which], reference=trojan.reference[:16], max_rounds=3
+        )
+        accuracy, success = trojan.rates(result.model)
+        assert success < most
+        assert accuracy > 0.97
+        check_history(result)
 
 
 def test_no_references(trojan: Toy) -> None:
