@@ -137,12 +137,13 @@ def test_keys_are_those_before_anything_changed_them_in_place() -> None:
             super().__init__()
             self.short = nn.Conv2d(3, 4, 3)
             self.long = nn.Conv2d(3, 4, 3)
-            self.head = nn.Linear(4, 4)
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
             x = x - 0.5
             total = self.short(x) + self.long(x.relu_())
-            scores: Tensor = self.head(total.mean(dim=(2, 3)))
+            x = total.mean(dim=(2, 3))
+            scores: Tensor = self.left(x) + self.right(x.relu_())
             return scores
 
     model, x = make(Preactivated), images(2)
@@ -152,7 +153,9 @@ def test_keys_are_those_before_anything_changed_them_in_place() -> None:
         inputs = oracles.layer_input(model, name, x)
         wanted = torch.from_numpy(oracles.keys(model.get_submodule(name), inputs, 2))
         torch.testing.assert_close(found.unfold().double(), wanted, rtol=1e-6, atol=1e-6)
-    assert float(keys["short"].unfold().min()) < 0 <= float(keys["long"].unfold().min())
+    least = {name: float(found.unfold().min()) for name, found in keys.items()}
+    assert least["short"] < 0 <= least["long"]
+    assert least["left"] < 0 <= least["right"]
 
 
 def test_trying_puts_the_weight_back() -> None:
