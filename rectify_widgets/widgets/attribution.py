@@ -30,6 +30,7 @@ from rectify_widgets.widgets.base import (
 )
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.stepper import SampleStepper
 
 CACHED = 64
 """Views (maps of one sample under one model) that are kept; the oldest is dropped first."""
@@ -146,7 +147,7 @@ class AttributionViewer(Panel):
         self.link("method", method, "value")
         self.link("opacity", opacity, "value")
         self.link("signed", signed, "value")
-        self.samples = self.sample_slider(self._count)
+        self.samples = SampleStepper(self, self._count)
         row = ipw.HBox([opacity, signed])
         return [self.samples, method, row, self._grid]
 

@@ -10,6 +10,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from html import escape
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ipywidgets as ipw
@@ -22,7 +24,7 @@ from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.explain import check_images
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.style import STYLE
+from rectify_widgets.widgets.style import PAGE, STYLE
 
 T = TypeVar("T")
 
@@ -98,18 +100,42 @@ class Panel(ipw.VBox):
         page = f'{STYLE}<div class="rw-static">{self.static_html()}</div>'
         display({"text/html": page, "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
 
-    def sample_slider(self, count: int) -> ipw.IntSlider:
-        """A slider for the trait ``index``; hidden where there is one sample."""
-        slider = ipw.IntSlider(
-            min=0,
-            max=count - 1,
-            description="Sample",
-            continuous_update=False,
-            layout=ipw.Layout(width="auto", display="none" if count == 1 else None),
-            style={"description_width": "56px"},
+    def page(self) -> str:
+        """The current view as one page that needs no other file, for light and dark screens."""
+        title = escape(type(self).__name__)
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{PAGE}</style></head>'
+            f'<body>{STYLE}<main class="rw-static">{self.static_html()}</main></body></html>'
         )
-        self.link("index", slider, "value")
-        return slider
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the current view to a file that opens offline, in any browser.
+
+        A view that is still being computed is waited for.
+
+        Raises:
+            TypeError: ``path`` is no path.
+        """
+        goal = check_path("path", path)
+        self.settle()
+        goal.write_text(self.page(), encoding="utf-8")
+        return goal
+
+    def choices(
+        self, name: str, options: Mapping[str, str], label: str, **layout: str
+    ) -> ipw.ToggleButtons:
+        """A row of buttons for a trait; ``options`` are its values with what the buttons say."""
+        buttons = ipw.ToggleButtons(
+            options=[(text, value) for value, text in options.items()],
+            value=getattr(self, name),
+            description=label,
+            layout=ipw.Layout(**({"width": "auto"} | layout)),
+            style={"button_width": "auto", "description_width": "auto" if label else "0"},
+        )
+        buttons.add_class("rw-choices")
+        self.link(name, buttons, "value")
+        return buttons
 
     def listen(
         self, widget: traitlets.HasTraits, handler: Callable[[Any], None], names: Any
@@ -208,6 +234,16 @@ def refuse_unknown(owner: type, unknown: Mapping[str, object]) -> None:
             f"{owner.__name__}() got an unexpected keyword argument {name!r}"
             f"{nearest(name, known)}; it takes {', '.join(known)}"
         )
+
+
+def check_path(argument: str, path: object) -> Path:
+    """A path to a file in a folder that exists."""
+    if not isinstance(path, str | Path):
+        raise TypeError(f"{argument}: got {type(path).__name__}, want the path of a file")
+    goal = Path(path)
+    if goal.is_dir() or not goal.parent.is_dir():
+        raise ValueError(f"{argument}: got {str(path)!r}, want a file in a folder that exists")
+    return goal
 
 
 def check_samples(argument: str, samples: object) -> dict[str, Tensor]:

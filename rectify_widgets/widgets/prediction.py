@@ -24,6 +24,7 @@ from rectify_widgets.widgets.base import (
 )
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.stepper import SampleStepper
 
 Probabilities = dict[str, list[Tensor]]
 """Column name to the ``N × classes`` probabilities of each model in turn."""
@@ -78,7 +79,7 @@ class PredictionViewer(Panel):
             if after is not None:
                 self.after = check_module("after", after)
             self._table = ipw.HTML()
-            self.samples = self.sample_slider(self._count)
+            self.samples = SampleStepper(self, self._count)
             self.fill(
                 [ipw.HTML(markup.heading("What the model predicts")), self.samples, self._table]
             )
