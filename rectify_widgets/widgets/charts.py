@@ -11,10 +11,12 @@ follows the theme of the page without being told.
 from __future__ import annotations
 
 import io
+import json
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -42,6 +44,12 @@ CELLS = ((0.0, render.AGAINST), (0.5, "#e8eaec"), (1.0, render.FOR))
 
 STRONG = 0.55
 """Cells beyond this share of the greatest number have white ink, the others dark ink."""
+
+HERE = "here"
+"""Name of the line that shows where we are."""
+
+KEPT = 32
+"""Still pictures that are kept: drawing one takes a tenth of a second."""
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
@@ -130,7 +138,8 @@ def lines(
         for name, level in (levels or {}).items()
     ]  # fmt: skip
     if here is not None:
-        shapes.append(_line({"yref": "paper", "y0": 0, "y1": 1, "x0": here, "x1": here}, "solid"))
+        place = {"yref": "paper", "y0": 0, "y1": 1, "x0": here, "x1": here}
+        shapes.append(_line(place, "solid") | {"name": HERE})
     axis = {"title": {"text": x_title}, **_AXIS}
     if x_names is not None:
         axis |= {"tickvals": list(range(len(x_names))), "ticktext": list(x_names)}
@@ -237,6 +246,12 @@ def _layout(height: int) -> dict[str, Any]:
 
 def picture(chart: Chart, *, width: int = 520) -> str:
     """``<img>`` of a chart, ``width`` CSS pixels wide, drawn at twice the resolution."""
+    return _still(json.dumps(chart.figure), chart.alt, width)
+
+
+@lru_cache(KEPT)
+def _still(figure: str, alt: str, width: int) -> str:
+    chart = Chart(json.loads(figure), alt)
     density = 96
     figure = Figure(
         figsize=(width / density, chart.height / density), dpi=2 * density, layout="constrained"
@@ -327,6 +342,13 @@ _DRAW = {"scatter": _draw_scatter, "heatmap": _draw_heatmap}
 # --- on the page ---------------------------------------------------------------------------------
 
 
+def _everywhere(chart: Chart) -> Chart:
+    """The chart without the line that shows where we are: it moves, and drawing is slow."""
+    layout = chart.figure["layout"]
+    shapes = [shape for shape in layout.get("shapes", ()) if shape.get("name") != HERE]
+    return replace(chart, figure={**chart.figure, "layout": {**layout, "shapes": shapes}})
+
+
 class ChartView(ipw.Output):
     """A place for a chart: plotly's where the front end can draw it, else the still picture."""
 
@@ -345,7 +367,7 @@ class ChartView(ipw.Output):
                 **chart.figure,
                 "config": {"displayModeBar": False, "responsive": True},
             },
-            "text/html": picture(chart),
+            "text/html": picture(_everywhere(chart)),
             "text/plain": chart.alt,
         }
         self.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
