@@ -105,25 +105,49 @@ def evaluate(
     """
     check_module("model", model)
     check_int("batch_size", batch_size, low=1)
-    check_int("seed", seed, low=0)
-    if confidence is not None:
-        confidence = check_number("confidence", confidence, low=0.5, high=0.9999)
+    _check_level(confidence, seed)
     x, y = _labelled("clean", clean, None)
     xt, yt = (None, None) if corrupted is None else _labelled("corrupted", corrupted, x)
+    told = None
     with inspecting(model) as module:
-        scores = _scores(module, x, batch_size)
+        scores = scored(module, x, batch_size)
         classes = scores.shape[1]
         check_labels("clean[1]", y, count=len(x), classes=classes)
-        if target is not None and check_int("target", target, low=0) >= classes:
-            raise ValueError(f"target: got {target}, want a class from 0 to {classes - 1}")
+        check_target(target, classes)
         if yt is not None and xt is not None:
             check_labels("corrupted[1]", yt, count=len(xt), classes=classes)
-            predicted = _scores(module, xt, batch_size).argmax(dim=1)
-    answers = scores.argmax(dim=1)
+            told = (scored(module, xt, batch_size).argmax(dim=1), yt)
+    return evaluate_predictions(
+        (scores.argmax(dim=1), y), told, target, confidence=confidence, seed=seed
+    )
+
+
+def evaluate_predictions(
+    clean: tuple[Tensor, Tensor],
+    corrupted: tuple[Tensor, Tensor] | None = None,
+    target: int | None = None,
+    *,
+    confidence: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """The figures of `evaluate` from classes that were predicted already.
+
+    Args:
+        clean: the ``N`` classes predicted for the clean inputs, and their true labels.
+        corrupted: the classes predicted for corrupted inputs, and their *true* labels.
+        target, confidence, seed: as in `evaluate`.
+
+    Raises:
+        TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
+    """
+    _check_level(confidence, seed)
+    check_target(target, None)
+    answers, y = _told("clean", clean)
     outcomes = {"overall_accuracy": answers == y}
     if target is not None:
         outcomes["clean_target_rate"] = (answers == target)[y != target]
-    if yt is not None:
+    if corrupted is not None:
+        predicted, yt = _told("corrupted", corrupted)
         outcomes["corrupted_accuracy"] = predicted == yt
         if target is not None:
             outcomes["attack_success_rate"] = (predicted == target)[yt != target]
@@ -147,16 +171,42 @@ def evaluate(
         corrupted_accuracy=rates.get("corrupted_accuracy"),
         clean_target_rate=rates.get("clean_target_rate"),
         intervals=intervals,
-        samples=(len(x), 0 if xt is None else len(xt)),
+        samples=(len(y), 0 if corrupted is None else len(corrupted[1])),
     )
 
 
-def _scores(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+def scored(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
     """Scores on the CPU.  Infinite ones are fine (a masked class), NaN has no greatest class."""
     scores = predict_all(model, inputs, batch_size).cpu()
     if bool(scores.isnan().any()):
         raise ValueError("model: some of its scores are NaN, want a model with finite weights")
     return scores
+
+
+def check_target(target: object, classes: int | None) -> int | None:
+    """``target`` if it is None or a class number (below ``classes``, where that is known)."""
+    if target is None:
+        return None
+    number = check_int("target", target, low=0)
+    if classes is not None and number >= classes:
+        raise ValueError(f"target: got {number}, want a class from 0 to {classes - 1}")
+    return number
+
+
+def _check_level(confidence: object, seed: object) -> None:
+    check_int("seed", seed, low=0)
+    if confidence is not None:
+        check_number("confidence", confidence, low=0.5, high=0.9999)
+
+
+def _told(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels, on the CPU."""
+    predicted, labels = data
+    predicted = check_labels(f"{argument}[0]", predicted, count=len(predicted))
+    labels = check_labels(f"{argument}[1]", labels, count=len(predicted))
+    if not len(labels):
+        raise ValueError(f"{argument}: got no predictions, want at least one")
+    return predicted.cpu(), labels.cpu()
 
 
 def bootstrap(
