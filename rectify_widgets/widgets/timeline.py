@@ -1,0 +1,312 @@
+"""The versions of a model as a tree: undo, redo, scrub, and branches that lose nothing.
+
+Imports the types of edits and steps only: no torch, no ipywidgets.  A `Timeline` holds no model.  A
+version is the model as given with some edits, root to version, applied in order; whoever wants its
+weights applies them (see `history`).
+
+A *branch* is known by its last version, its tip.  One branch is in view, and *here* is one of the
+versions on its path.  An edit made anywhere but at the tip starts a branch of its own, so that the
+later versions stay where they were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rectify_widgets.engine.editing import RankOneEdit
+    from rectify_widgets.engine.history import Rectification, Step
+
+GIVEN = "as given"
+"""Title of the version without edits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """The model at one point of its history.
+
+    Attributes:
+        number: from 0, in the order of making; it never changes.
+        parent: number of the version that it was made from; None for the model as given.
+        edit: what was done to the parent; None for the model as given.
+        title: a few words on it, the edited layer where nothing else was said.
+        gap, degradation: fractions, see `rectify_widgets.engine.history.Step`; None where they
+            were not measured.
+        trials: the trials of the round that led here, kept and rolled back.
+    """
+
+    number: int
+    parent: int | None
+    edit: RankOneEdit | None
+    title: str
+    gap: float | None = None
+    degradation: float | None = None
+    trials: tuple[Step, ...] = ()
+
+
+class Timeline:
+    """All versions, the branch in view, and the version that we are at.
+
+    Args:
+        gap, degradation: of the model as given, where they are known.
+    """
+
+    def __init__(self, *, gap: float | None = None, degradation: float | None = None) -> None:
+        self._versions = [Version(0, None, None, GIVEN, gap, degradation)]
+        self._fruitless: dict[int, tuple[Step, ...]] = {}
+        self._tips = [0]
+        self._branch = 0
+        self._here = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Timeline({len(self._versions)} versions, {len(self._tips)} branches, "
+            f"step {self.step} of {len(self.path) - 1})"
+        )
+
+    @classmethod
+    def from_rectification(cls, result: Rectification) -> Timeline:
+        """One version for each kept edit, with the trials of its round; we are at the last one."""
+        timeline = cls(gap=result.gap_before, degradation=0.0)
+        timeline.extend(result.edits, trials=result.steps)
+        return timeline
+
+    # -- what there is ----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def __iter__(self) -> Iterator[Version]:
+        return iter(self._versions)
+
+    def __getitem__(self, number: int) -> Version:
+        if not 0 <= number < len(self._versions):
+            raise ValueError(f"number: got {number}, want 0 to {len(self._versions) - 1}")
+        return self._versions[number]
+
+    @property
+    def here(self) -> Version:
+        """The version that we are at."""
+        return self._versions[self._here]
+
+    @property
+    def path(self) -> tuple[Version, ...]:
+        """The versions of the branch in view, from the model as given to its tip."""
+        return self.lineage(self._tips[self._branch])
+
+    @property
+    def step(self) -> int:
+        """Edits between the model as given and here: the place of `here` in `path`."""
+        return len(self.lineage(self._here)) - 1
+
+    @property
+    def edits(self) -> list[RankOneEdit]:
+        """The edits that lead here, in the order in which they are applied."""
+        return self.edits_to(self._here)
+
+    @property
+    def branches(self) -> tuple[Version, ...]:
+        """The tip of each branch, in the order in which the branches were begun."""
+        return tuple(self._versions[tip] for tip in self._tips)
+
+    @property
+    def branch(self) -> int:
+        """Which of `branches` is in view."""
+        return self._branch
+
+    def lineage(self, number: int) -> tuple[Version, ...]:
+        """The versions from the model as given to this one."""
+        line = [self[number]]
+        while (parent := line[-1].parent) is not None:
+            line.append(self._versions[parent])
+        return tuple(reversed(line))
+
+    def edits_to(self, number: int) -> list[RankOneEdit]:
+        """The edits that lead to a version, in the order in which they are applied."""
+        return [version.edit for version in self.lineage(number) if version.edit is not None]
+
+    def fruitless(self, number: int) -> tuple[Step, ...]:
+        """Trials that started from a version in rounds that kept none of them."""
+        return self._fruitless.get(self[number].number, ())
+
+    def fork(self, branch: int) -> Version | None:
+        """Where a branch left those begun before it: the last version that it shares with one."""
+        own = self.lineage(self._tips[self._check_branch(branch)])
+        earlier = {v.number for tip in self._tips[:branch] for v in self.lineage(tip)}
+        shared = [version for version in own if version.number in earlier]
+        return shared[-1] if shared else None
+
+    # -- growing ----------------------------------------------------------------------------------
+
+    def add(
+        self,
+        edit: RankOneEdit,
+        *,
+        title: str | None = None,
+        gap: float | None = None,
+        degradation: float | None = None,
+        trials: Iterable[Step] = (),
+    ) -> Version:
+        """Add a version made from `here`, and go to it.
+
+        Where the branch in view goes on beyond `here`, a new branch begins; it comes into view, and
+        the later versions stay on theirs.
+        """
+        version = Version(
+            number=len(self._versions),
+            parent=self._here,
+            edit=edit,
+            title=edit.layer if title is None else title,
+            gap=gap,
+            degradation=degradation,
+            trials=tuple(trials),
+        )
+        if self._tips[self._branch] != self._here:
+            self.branch_off()
+        self._versions.append(version)
+        self._tips[self._branch] = self._here = version.number
+        return version
+
+    def extend(
+        self,
+        edits: Sequence[RankOneEdit],
+        figures: Sequence[tuple[float | None, float | None]] | None = None,
+        *,
+        trials: Iterable[Step] = (),
+    ) -> list[Version]:
+        """Add the edits of a rectification (or one of your own), one version each.
+
+        Args:
+            edits: in order.
+            figures: gap and degradation after each edit; None takes them from the trials that were
+                kept.
+            trials: of all rounds, in order.  Those of a round go to the version that it kept, those
+                of rounds that kept nothing to the version that they started from.
+
+        Raises:
+            ValueError: another number of figures, or of kept trials, than edits.
+        """
+        rounds, rest = _rounds(trials)
+        if figures is not None and len(figures) != len(edits):
+            raise ValueError(
+                f"figures: got {len(figures)} for {len(edits)} edits, want a gap and a degradation "
+                "for each"
+            )
+        if rounds and len(rounds) != len(edits):
+            raise ValueError(
+                f"trials: got {len(rounds)} that were kept for {len(edits)} edits, want one for "
+                "each edit, or no trials"
+            )
+        added = []
+        for place, edit in enumerate(edits):
+            of_round = rounds[place] if rounds else ()
+            kept = next((trial for trial in of_round if trial.accepted), None)
+            gap, degradation = (
+                figures[place]
+                if figures is not None
+                else (None, None) if kept is None else (kept.gap_after, kept.degradation_after)
+            )  # fmt: skip
+            added.append(self.add(edit, gap=gap, degradation=degradation, trials=of_round))
+        if rest:
+            self._fruitless[self._here] = (*self._fruitless.get(self._here, ()), *rest)
+        return added
+
+    def measured(self, figures: Mapping[int, tuple[float | None, float | None]]) -> None:
+        """Set gap and degradation of versions, by number, as measured anew."""
+        for number, (gap, degradation) in figures.items():
+            self._versions[number] = replace(self[number], gap=gap, degradation=degradation)
+
+    # -- moving -----------------------------------------------------------------------------------
+
+    def go(self, step: int) -> Version:
+        """Go to a step of the branch in view: 0 is the model as given.
+
+        Raises:
+            ValueError: the branch has no such step.
+        """
+        path = self.path
+        if not 0 <= step < len(path):
+            raise ValueError(f"step: got {step}, want 0 to {len(path) - 1}: one of this branch")
+        self._here = path[step].number
+        return self.here
+
+    def undo(self) -> Version:
+        """Go one step back.
+
+        Raises:
+            ValueError: `here` is the model as given.
+        """
+        if self.here.parent is None:
+            raise ValueError("undo: this is the model as given, there is no edit to take back")
+        self._here = self.here.parent
+        return self.here
+
+    def redo(self) -> Version:
+        """Go one step forward on the branch in view.
+
+        Raises:
+            ValueError: `here` is its last step.
+        """
+        if self._here == self._tips[self._branch]:
+            raise ValueError("redo: this is the last step of the branch")
+        return self.go(self.step + 1)
+
+    def view(self, branch: int) -> Version:
+        """Bring a branch into view, at its tip.
+
+        Raises:
+            ValueError: there is no such branch.
+        """
+        self._branch = self._check_branch(branch)
+        self._here = self._tips[branch]
+        return self.here
+
+    def visit(self, number: int) -> Version:
+        """Go to a version wherever it is; the branch in view changes only if it has to.
+
+        Raises:
+            ValueError: there is no such version.
+        """
+        version = self[number]
+        places = [self._branch, *range(len(self._tips))]
+        self._branch = next(place for place in places if version in self.lineage(self._tips[place]))
+        self._here = number
+        return version
+
+    def branch_off(self) -> int:
+        """Begin a branch that ends `here`, and bring it into view; the next edit continues it.
+
+        Raises:
+            ValueError: nothing comes after `here`, so that there is nothing to branch off from.
+        """
+        if self._tips[self._branch] == self._here:
+            raise ValueError(
+                "branch_off: this is the last step of its branch, which the next edit continues; "
+                "go back to an earlier step first"
+            )
+        self._tips.append(self._here)
+        self._branch = len(self._tips) - 1
+        return self._branch
+
+    def _check_branch(self, branch: int) -> int:
+        if not 0 <= branch < len(self._tips):
+            raise ValueError(f"branch: got {branch}, want 0 to {len(self._tips) - 1}")
+        return branch
+
+
+def _rounds(trials: Iterable[Step]) -> tuple[list[tuple[Step, ...]], list[Step]]:
+    """Trials sorted into rounds that end with a kept edit, and those that are left over.
+
+    Trials of a fruitless round before a kept one belong to that one's version too.
+    """
+    rounds: list[tuple[Step, ...]] = []
+    waiting: list[Step] = []
+    for _, group in itertools.groupby(trials, lambda trial: trial.round):
+        waiting += group
+        if any(trial.accepted for trial in waiting):
+            rounds.append(tuple(waiting))
+            waiting = []
+    return rounds, waiting
