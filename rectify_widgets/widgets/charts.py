@@ -250,8 +250,8 @@ def picture(chart: Chart, *, width: int = 520) -> str:
 
 
 @lru_cache(KEPT)
-def _still(figure: str, alt: str, width: int) -> str:
-    chart = Chart(json.loads(figure), alt)
+def _still(description: str, alt: str, width: int) -> str:
+    chart = Chart(json.loads(description), alt)
     density = 96
     figure = Figure(
         figsize=(width / density, chart.height / density), dpi=2 * density, layout="constrained"
