@@ -5,14 +5,17 @@ Imports torch; pandas only where a frame is asked for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from rectify_widgets.engine.checks import check_int
 from rectify_widgets.engine.editing import Edits, RankOneEdit, save_edits
 
 
@@ -67,6 +70,7 @@ class Rectification:
         degradation: see `Step`, after the last kept edit.
         flagged: rows of the references that were found to carry the corruption and left out.
         seconds: time by stage: statistics, sweep, solving, evaluation.
+        max_degradation, target_gap: as they were asked for; None where that is not known.
     """
 
     model: nn.Module
@@ -79,6 +83,8 @@ class Rectification:
     degradation: float
     flagged: Tensor
     seconds: Mapping[str, float] = field(default_factory=dict)
+    max_degradation: float | None = None
+    target_gap: float | None = None
 
     def __repr__(self) -> str:
         return (
@@ -129,6 +135,25 @@ class Rectification:
             f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
             f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
         )
+
+    def at(self, step: int) -> nn.Module:
+        """A copy of the model as it was after ``step`` kept edits, weights equal to the bit.
+
+        0 is the model as given, ``len(edits)`` the repaired one.  The copy shares nothing with
+        `model`, which must still be as `rectify` left it.
+
+        Raises:
+            TypeError: ``step`` is not a whole number.
+            ValueError: there are not that many edits, or `model` was changed since.
+        """
+        check_int("step", step, low=0)
+        if step > len(self.edits):
+            raise ValueError(f"step: got {step}, want 0 to {len(self.edits)}, the edits kept")
+        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
+            model = copy.deepcopy(self.model)
+        for edit in reversed(self.edits[step:]):
+            edit.revert(model)
+        return model
 
     def to_frame(self) -> Any:
         """The steps as a pandas ``DataFrame`` (needs pandas)."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.inspection import predict_all
+from rectify_widgets.engine.progress import Monitor
 
 WEIGHT = 2.0
 """What a point of disturbance weighs against a point of gap."""
@@ -78,9 +79,13 @@ class Judge:
             self._groups = labels
             self._start = -(predict_all(model, inputs).argmax(dim=1) == labels).float()
 
-    def measure(self, model: nn.Module) -> Verdict:
+    def measure(self, model: nn.Module, monitor: Monitor | None = None) -> Verdict:
         """Measure ``model``."""
-        return self._finish(model, self._gap(model))
+        monitor = monitor or Monitor()
+        monitor.report(0.0, "measuring the gap")
+        gap = self._gap(model)
+        monitor.report(0.5, "measuring the degradation")
+        return self._finish(model, gap)
 
     def measure_below(self, model: nn.Module, bar: float) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""

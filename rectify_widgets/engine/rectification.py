@@ -42,7 +42,7 @@ from rectify_widgets.engine.localization import (
 )
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Cancelled, Monitor, Progress
-from rectify_widgets.engine.scene import SPLIT, Scene, look
+from rectify_widgets.engine.scene import Scene, look
 from rectify_widgets.engine.statistics import KeyStatistics, collect
 
 STRATEGIES = ("dynamic", "static")
@@ -123,7 +123,8 @@ def rectify(
             chosen = scene.catalog.get("layer", name)
             scene = replace(scene, layers={chosen.name: chosen})
             max_rounds = 1
-        labelled = None if validation is None else _validation(module, validation, scene)
+        like = scene.pairs.clean
+        labelled = None if validation is None else check_validation(module, validation, like)
         loop = _Loop(scene, labelled, method, grid, budget, target, seed)
         stopped = loop.run(max_rounds, layer, monitor)
     return Rectification(
@@ -137,6 +138,8 @@ def rectify(
         degradation=loop.now.degradation,
         flagged=loop.flagged,
         seconds=loop.seconds,
+        max_degradation=budget,
+        target_gap=target,
     )
 
 
@@ -190,14 +193,7 @@ class _Loop:
 
     def _split(self, rows: Tensor) -> None:
         """Solve on one half of these references and judge on the other, if there are enough."""
-        self.solving = self.judging = self.scene.only(rows)
-        if self.scene.given and len(rows) >= SPLIT:
-            mixed = rows[torch.randperm(len(rows), generator=_generator(self._seed))]
-            half = len(rows) // 2
-            self.solving, self.judging = (
-                self.scene.only(mixed[:half]),
-                self.scene.only(mixed[half:]),
-            )
+        self.solving, self.judging = self.scene.halves(rows, self._seed)
         judged = self.judging
         with self._clock("evaluation"):
             self._judge = Judge(
@@ -382,15 +378,11 @@ def _last_layer(catalog: LayerCatalog) -> str:
     return (convolutions or names)[-1]
 
 
-def _validation(model: nn.Module, data: object, scene: Scene) -> tuple[Tensor, Tensor]:
-    """Labelled inputs on the model's device, checked."""
+def check_validation(model: nn.Module, data: object, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Labelled inputs on the device of the references ``like``, checked."""
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise TypeError(f"validation: got {type(data).__name__}, want (inputs, labels)")
-    inputs = check_inputs("validation[0]", data[0], like=scene.pairs.clean).to(scene.pairs.clean)
+    inputs = check_inputs("validation[0]", data[0], like=like).to(like)
     classes = predict_all(model, inputs[:1]).shape[1]
     labels = check_labels("validation[1]", data[1], count=len(inputs), classes=classes)
     return inputs, labels.to(inputs.device)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

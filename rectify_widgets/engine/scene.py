@@ -62,6 +62,14 @@ class Scene:
             answers=self.answers[rows],
         )
 
+    def halves(self, rows: Tensor, seed: int) -> tuple[Scene, Scene]:
+        """Scenes to solve and to judge with: disjoint halves of these references, if enough."""
+        if not self.given or len(rows) < SPLIT:
+            return self.only(rows), self.only(rows)
+        mixed = rows[_shuffle(len(rows), seed)]
+        half = len(rows) // 2
+        return self.only(mixed[:half]), self.only(mixed[half:])
+
     def pair_probe(self) -> Probe:
         """The pairs themselves as a probe."""
         return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)

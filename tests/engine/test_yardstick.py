@@ -1,0 +1,208 @@
+"""One scale for every copy of a model, the same as that of a rectification; models by step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.yardstick import Yardstick
+from tests.engine.test_edit_keeping import bits, same
+from tests.engine.toy import Toy, stamped
+
+
+@pytest.fixture(scope="module")
+def mended(trojan: Toy) -> Rectification:
+    """Edits of several rounds; some references carry the corruption and are found."""
+    result = rectify(
+        trojan.model, trojan.pairs[0], reference=mixed(trojan), max_rounds=3, target_gap=0.0
+    )
+    assert len(result.edits) >= 2
+    assert len(result.flagged)
+    return result
+
+
+def mixed(toy: Toy) -> Tensor:
+    """References of which a few carry the corruption already."""
+    return torch.cat([stamped(toy.reference[:6]), toy.reference[6:]])
+
+
+def yardstick(toy: Toy, mended: Rectification, **options: Any) -> Yardstick:
+    return Yardstick(toy.model, toy.pairs[0], mixed(toy), **{"exclude": mended.flagged, **options})
+
+
+# --- the model at a step -------------------------------------------------------------------------
+
+
+def test_every_step_is_the_model_with_that_many_edits(trojan: Toy, mended: Rectification) -> None:
+    by_hand = copy.deepcopy(trojan.model)
+    repaired = bits(mended.model)
+    for step in range(len(mended.edits) + 1):
+        if step:
+            mended.edits[step - 1].apply(by_hand)
+        model = mended.at(step)
+        assert same(model, bits(by_hand)), step
+        assert model is not mended.model
+        shared = {p.data_ptr() for p in model.parameters()}
+        assert not shared & {p.data_ptr() for p in mended.model.parameters()}
+    assert same(mended.model, repaired)
+    assert same(mended.at(len(mended.edits)), repaired)
+    assert same(mended.at(0), bits(trojan.model))
+
+
+def test_steps_of_a_copy_that_was_sent_elsewhere(trojan: Toy, mended: Rectification) -> None:
+    edits, model = pickle.loads(pickle.dumps((mended.edits, mended.model)))  # noqa: S301
+    assert same(replace(mended, edits=edits, model=model).at(0), bits(trojan.model))
+
+
+def test_a_step_can_be_edited_on_from_there(mended: Rectification) -> None:
+    model = mended.at(1)
+    for edit in mended.edits[1:]:
+        edit.apply(model)
+    assert same(model, bits(mended.model))
+    mended.edits[0].revert(mended.at(1))
+
+
+def test_steps_that_are_not_there(mended: Rectification) -> None:
+    for step in (-1, len(mended.edits) + 1):
+        with pytest.raises(ValueError, match=r"^step: got"):
+            mended.at(step)
+    for wrong in (True, 1.0, "1", None):
+        with pytest.raises(TypeError, match=r"^step: got"):
+            mended.at(wrong)  # type: ignore[arg-type]
+
+
+def test_a_rectification_knows_what_was_asked_for(mended: Rectification) -> None:
+    assert (mended.max_degradation, mended.target_gap) == (0.01, 0.0)
+
+
+# --- the yardstick -------------------------------------------------------------------------------
+
+
+def test_the_figures_are_those_of_the_rectification(trojan: Toy, mended: Rectification) -> None:
+    ruler = yardstick(trojan, mended)
+    assert ruler.measure(trojan.model).gap == pytest.approx(mended.gap_before, abs=1e-6)
+    kept = [step for step in mended.steps if step.accepted]
+    for number, step in enumerate(kept, start=1):
+        found = ruler.measure(mended.at(number))
+        told = (step.gap_after, step.degradation_after, step.worst_class)
+        assert (found.gap, found.degradation, found.worst_class) == pytest.approx(told, abs=1e-6)
+    assert ruler.count == (len(trojan.reference) - len(mended.flagged) + 1) // 2
+    assert repr(ruler) == f"Yardstick({ruler.count} references)"
+
+
+def test_with_labelled_data_too(trojan: Toy) -> None:
+    validation = (trojan.x[:100], trojan.y[:100])
+    options: dict[str, Any] = {"validation": validation, "seed": 3}
+    result = rectify(
+        trojan.model, trojan.pairs[0], reference=trojan.reference, max_rounds=1, **options
+    )
+    ruler = Yardstick(
+        trojan.model, trojan.pairs[0], trojan.reference, exclude=result.flagged, **options
+    )
+    found = ruler.measure(result.model)
+    assert (found.gap, found.degradation) == pytest.approx(
+        (result.gap_after, result.degradation), abs=1e-6
+    )
+
+
+def test_what_is_left_out_counts(trojan: Toy, mended: Rectification) -> None:
+    all_of_them = yardstick(trojan, mended, exclude=None)
+    without = yardstick(trojan, mended)
+    assert all_of_them.count == len(trojan.reference) // 2
+    assert all_of_them.measure(mended.model).gap != without.measure(mended.model).gap
+    as_list = yardstick(trojan, mended, exclude=mended.flagged.tolist())
+    assert as_list.measure(mended.model) == without.measure(mended.model)
+
+
+def test_the_same_references_in_a_data_set(trojan: Toy, mended: Rectification) -> None:
+    stored = Yardstick(
+        trojan.model, trojan.pairs[0], TensorDataset(mixed(trojan)), exclude=mended.flagged
+    )
+    assert stored.measure(mended.model) == yardstick(trojan, mended).measure(mended.model)
+
+
+def test_without_references_the_pairs_serve(trojan: Toy, mended: Rectification) -> None:
+    ruler = Yardstick(trojan.model, trojan.pairs, None)
+    assert ruler.count == len(trojan.pairs)
+    assert ruler.measure(trojan.model).gap > 0.9
+    assert ruler.measure(mended.model).gap < 0.2
+
+
+def test_no_trace(trojan: Toy, mended: Rectification) -> None:
+    model = copy.deepcopy(trojan.model).train()
+    before, state = bits(model), torch.get_rng_state()
+    ruler = Yardstick(model, trojan.pairs[0], trojan.reference)
+    ruler.measure(model)
+    assert same(model, before)
+    assert all(part.training for part in model.modules())
+    assert not any(part._forward_hooks for part in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    # The original may be changed afterwards: the yardstick has its answers.
+    figures = ruler.measure(mended.model)
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    assert ruler.measure(mended.model) == figures
+
+
+def test_hooks(trojan: Toy, mended: Rectification) -> None:
+    told: list[float] = []
+    stop = threading.Event()
+
+    def note(fraction: float, message: str) -> None:
+        assert message
+        told.append(fraction)
+
+    ruler = yardstick(trojan, mended, progress=note, cancel=stop)
+    ruler.measure(mended.model, progress=note, cancel=stop)
+    assert told == [0.0, 0.5, 0.0, 0.5]
+    stop.set()
+    with pytest.raises(Cancelled):
+        ruler.measure(mended.model, cancel=stop)
+    with pytest.raises(Cancelled):
+        yardstick(trojan, mended, cancel=stop)
+
+
+def test_bad_calls(trojan: Toy, mended: Rectification) -> None:
+    def make(**options: Any) -> Yardstick:
+        given = {"model": trojan.model, "pairs": trojan.pairs, "reference": trojan.reference}
+        return Yardstick(**{**given, **options})
+
+    with pytest.raises(TypeError, match=r"^model: got int"):
+        make(model=3)
+    with pytest.raises(TypeError, match=r"^pairs: got"):
+        make(pairs=trojan.x)
+    with pytest.raises(TypeError, match=r"^seed: got"):
+        make(seed=0.5)
+    with pytest.raises(ValueError, match=r"^opacity: got 2"):
+        make(opacity=2)
+    with pytest.raises(ValueError, match=r"^exclude: got numbers from 0 to 999"):
+        make(exclude=[0, 999])
+    with pytest.raises(ValueError, match=r"^exclude: got numbers from -1"):
+        make(exclude=[-1])
+    with pytest.raises(ValueError, match=r"^exclude: got all"):
+        make(exclude=list(range(len(trojan.reference))))
+    for wrong in (["a"], 3, torch.ones(len(trojan.reference), dtype=torch.bool), [0.5]):
+        with pytest.raises(TypeError, match=r"^exclude: got"):
+            make(exclude=wrong)
+    with pytest.raises(ValueError, match=r"^exclude: got numbers from 0 to 0, want those of 0"):
+        make(reference=None, exclude=[0])
+    with pytest.raises(TypeError, match=r"^validation: got"):
+        make(validation=trojan.x)
+    ruler = yardstick(trojan, mended)
+    with pytest.raises(TypeError, match=r"^model: got"):
+        ruler.measure(None)  # type: ignore[arg-type]
+    other = nn.Sequential(nn.Flatten(), nn.Linear(100, 3))
+    with pytest.raises(ValueError, match=r"^model: its output has 3 classes, want 5"):
+        ruler.measure(other)
