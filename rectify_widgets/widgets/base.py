@@ -100,7 +100,7 @@ class Panel(ipw.VBox):
         page = f'{STYLE}<div class="rw-static">{self.static_html()}</div>'
         display({"text/html": page, "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
 
-    def page(self) -> str:
+    def whole_page(self) -> str:
         """The current view as one page that needs no other file, for light and dark screens."""
         title = escape(type(self).__name__)
         return (
@@ -119,7 +119,7 @@ class Panel(ipw.VBox):
         """
         goal = check_path("path", path)
         self.settle()
-        goal.write_text(self.page(), encoding="utf-8")
+        goal.write_text(self.whole_page(), encoding="utf-8")
         return goal
 
     def choices(

@@ -349,6 +349,11 @@ def _everywhere(chart: Chart) -> Chart:
     return replace(chart, figure={**chart.figure, "layout": {**layout, "shapes": shapes}})
 
 
+def fallback(chart: Chart) -> str:
+    """The still picture behind a live chart; a worker may draw it ahead, since it is kept."""
+    return picture(_everywhere(chart))
+
+
 class ChartView(ipw.Output):
     """A place for a chart: plotly's where the front end can draw it, else the still picture."""
 
@@ -367,7 +372,7 @@ class ChartView(ipw.Output):
                 **chart.figure,
                 "config": {"displayModeBar": False, "responsive": True},
             },
-            "text/html": picture(_everywhere(chart)),
+            "text/html": fallback(chart),
             "text/plain": chart.alt,
         }
         self.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
