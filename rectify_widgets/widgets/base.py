@@ -144,9 +144,18 @@ class Panel(ipw.VBox):
         widget.observe(handler, names=names)
         self._undo_links.append(lambda: widget.unobserve(handler, names=names))
 
-    def link(self, name: str, other: traitlets.HasTraits, its_name: str | None = None) -> None:
-        """Keep a trait equal to one of another widget until this panel is closed."""
-        link = traitlets.link((self, name), (other, its_name or name))
+    def link(
+        self,
+        name: str,
+        other: traitlets.HasTraits,
+        its_name: str | None = None,
+        transform: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
+    ) -> None:
+        """Keep a trait equal to one of another widget until this panel is closed.
+
+        ``transform`` makes its value of ours, and ours of its.
+        """
+        link = traitlets.link((self, name), (other, its_name or name), transform=transform)
         self._undo_links.append(link.unlink)
 
     def begin(
