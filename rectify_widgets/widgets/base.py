@@ -54,8 +54,11 @@ class Panel(ipw.VBox):
         self._undo_links: list[Callable[[], None]] = []
         self.add_class("rw-panel")
 
+    about = ""
+    """What it shows in a few words that stay true, such as "8 samples"; for its `repr`."""
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.status or 'ready'})"
+        return f"{type(self).__name__}({self.about})"
 
     @contextmanager
     def building(self) -> Iterator[None]:
