@@ -1,0 +1,140 @@
+"""What the dashboard's jobs do, on a small network with the real engine."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.workshop import Workshop, copied, join
+from tests.widget_fakes import network, pairs
+
+REFERENCE = torch.rand(96, 1, 9, 9, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A network that a bright corner leads to its last class."""
+    net: Any = network().eval()
+    with torch.no_grad():
+        net[0].weight.mul_(0.2)
+        net[0].weight[0] = 1.0
+        net[0].bias[0] = -7.0
+        net[3].weight[0, 0] = 1.5
+        net[6].weight[2, :4] = 6.0
+    module: nn.Module = net
+    return module
+
+
+@pytest.fixture
+def shop(model: nn.Module) -> Workshop:
+    return Workshop(model, pairs(2), REFERENCE, 0, None)
+
+
+def run(work: Any) -> Any:
+    session = Session(synchronous=True)
+    try:
+        return session.submit(work, label="work").result()
+    finally:
+        session.close()
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
+    shop: Workshop, model: nn.Module
+) -> None:
+    before = state(model)
+    made = run(lambda job: shop.edit(job, (), "3"))
+    assert same(before, state(model))
+    assert [edit.layer for edit in made.edits] == ["3"]
+    assert made.start == made.given
+    verdict = Yardstick(model, pairs(2), REFERENCE).measure(shop.edited(made.edits))
+    assert made.figures == ((verdict.gap, verdict.degradation),)
+
+
+def test_edits_go_on_from_edits(shop: Workshop) -> None:
+    first = run(lambda job: shop.edit(job, (), "3"))
+    second = run(lambda job: shop.edit(job, first.edits, "6"))
+    assert second.start == first.figures[-1]
+    assert second.given == first.given
+    both = shop.edited([*first.edits, *second.edits])
+    once = shop.edited(first.edits)
+    assert torch.equal(both[3].weight, once[3].weight)  # type: ignore[index]
+    assert not torch.equal(both[6].weight, once[6].weight)  # type: ignore[index]
+
+
+def test_a_rectification_has_the_figures_of_its_own_steps(shop: Workshop, model: nn.Module) -> None:
+    made, result = run(lambda job: shop.rectify(job, (), max_rounds=2))
+    alone = rectify(model, pairs(2), reference=REFERENCE, max_rounds=2)
+    assert made.given == (alone.gap_before, 0.0)
+    assert len(made.figures) == len(alone.edits) == len(result.edits)
+    measured = shop.measure([made.edits[:count] for count in range(1, len(made.edits) + 1)])
+    assert measured == [pytest.approx(figures, abs=1e-6) for figures in made.figures]
+
+
+def test_a_rectification_of_an_edited_model_is_measured_against_the_original(
+    shop: Workshop,
+) -> None:
+    first = run(lambda job: shop.edit(job, (), "0"))
+    made, result = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
+    assert made.given == first.given
+    assert made.start == first.figures[-1]
+    assert len(made.figures) == len(result.edits)
+
+
+def test_locate_scores_the_edited_model(shop: Workshop) -> None:
+    plain = run(lambda job: shop.locate(job, (), "projection"))
+    edit = run(lambda job: shop.edit(job, (), "0"))
+    later = run(lambda job: shop.locate(job, edit.edits, "projection"))
+    assert plain.scores.keys() == later.scores.keys()
+    assert plain.scores != later.scores
+
+
+def test_cancelling_an_edit_raises(shop: Workshop) -> None:
+    def work(job: Job[Any]) -> Any:
+        job.cancel()
+        return shop.edit(job, (), "3")
+
+    with pytest.raises(Cancelled):
+        run(work)
+
+
+def test_a_model_that_cannot_be_copied_is_an_error_in_words() -> None:
+    class Locked(nn.Module):
+        def __deepcopy__(self, memo: object) -> None:
+            raise TypeError("a lock")
+
+    with pytest.raises(ValueError, match=r"model: it cannot be copied .*a lock.*__deepcopy__"):
+        copied(Locked())
+    whole = network()
+    assert copied(nn.DataParallel(whole)) is not whole
+    assert copy.deepcopy(whole).state_dict().keys() == copied(whole).state_dict().keys()
+
+
+def test_pairs_are_joined_with_their_labels() -> None:
+    one, two = pairs(2), pairs(3)
+    assert len(join(one, two)) == 5
+    assert join(one, two).labels is None
+    labelled = SamplePairs(one.corrupted, one.clean, torch.tensor([1, 2]))
+    joined = join(labelled, labelled).labels
+    assert joined is not None
+    assert joined.tolist() == [1, 2, 1, 2]
+    other = torch.zeros(1, 1, 5, 5)
+    with pytest.raises(ValueError, match="examples: got samples of shape"):
+        join(one, SamplePairs(other + 1, other))
