@@ -186,6 +186,13 @@ class Panel(ipw.VBox):
         self._job = job
         return job
 
+    def press(self, method: Callable[[], object]) -> None:
+        """What a click does: the method; what it raises is shown, since no cell would."""
+        try:
+            method()
+        except Exception as error:  # noqa: BLE001 - shown in place
+            self.set_trait("error", error)
+
     def failed(self, job: Job[Any]) -> None:
         """Take note of work that failed or was cancelled."""
         if job.was_cancelled:

@@ -6,10 +6,12 @@ want for itself: Tab and Enter go everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
+
+from rectify_widgets.widgets.buttons import step_button
 
 if TYPE_CHECKING:
     from rectify_widgets.widgets.base import Panel
@@ -95,16 +97,6 @@ class ChoiceStepper(ipw.HBox):
     def _step(self, by: int) -> None:
         count = len(self.choice.options)
         self.choice.index = ((self.choice.index or 0) + by) % count
-
-
-def step_button(icon: str, what: str, press: Callable[[], None]) -> ipw.Button:
-    """A small button with an icon; ``what`` it does is its tooltip and its name."""
-    button = ipw.Button(
-        icon=icon, tooltip=what, layout=ipw.Layout(width="32px", flex="0 0 auto", margin="2px 0")
-    )
-    button.add_class("rw-step")
-    button.on_click(lambda _: press())
-    return button
 
 
 def _row() -> ipw.Layout:
