@@ -1,25 +1,24 @@
 """`AttributionViewer`: attribution maps of clean and corrupted inputs side by side.
 
-Imports `explain`, the base panel and the renderers.  One colour scale serves all maps in view.
+Imports `explain`'s names, the base panel, the maps and their HTML.  One colour scale serves all
+maps in view.  Maps are computed in the session and kept by model object (`maps.MapCache`), so that
+another look at them, or another turn at a model, costs a redraw.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import ipywidgets as ipw
-import numpy as np
-import torch
 import traitlets
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_choice, check_int, check_module, check_number
-from rectify_widgets.engine.inspection import inspecting, predict_all, unwrap
+from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.explain import METHODS, attribute, find_layer
-from rectify_widgets.widgets import markup, render
+from rectify_widgets.explain import METHODS, find_layer
+from rectify_widgets.widgets import map_html, maps, markup
 from rectify_widgets.widgets.base import (
     Panel,
     check_channels,
@@ -28,28 +27,26 @@ from rectify_widgets.widgets.base import (
     check_samples,
     refuse_unknown,
 )
+from rectify_widgets.widgets.concentration import Scores
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.map_controls import GRAD_CAM, MapControls
+from rectify_widgets.widgets.map_html import Shown
+from rectify_widgets.widgets.maps import MapCache, Query, View
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.stepper import SampleStepper
+from rectify_widgets.widgets.set_html import TileViews
+from rectify_widgets.widgets.set_page import SetPage
 
-CACHED = 64
-"""Views (maps of one sample under one model) that are kept; the oldest is dropped first."""
-
-TILE = 116
-"""Width of a picture in CSS pixels."""
-
-
-@dataclass(frozen=True)
-class View:
-    """Maps of one sample under one model: a column each."""
-
-    signed: tuple[render.Floats, ...]
-    absolute: tuple[render.Floats, ...]
-    explained: tuple[int, ...]
+TITLE = "What the model looks at"
+PAGES = {"sample": "One sample", "set": "Whole set"}
+RANKINGS = {"before": "Before", "after": "After"}
 
 
 class AttributionViewer(Panel):
     """Which input values speak for a class: maps of a sample, clean and corrupted side by side.
+
+    A second page shows the whole set: how concentrated its maps are (see
+    `rectify_widgets.widgets.concentration.concentration`), and the samples that stand at fixed
+    percentiles of that score, so that nobody chooses them.
 
     Args:
         model: a torch module that gives ``N × classes`` scores.
@@ -89,6 +86,12 @@ class AttributionViewer(Panel):
     after = traitlets.Instance(nn.Module, allow_none=True)
     """The edited model, or None."""
 
+    page = traitlets.Unicode("sample")
+    """What is in view: "sample", or "set" for the distribution over all samples."""
+
+    ranking = traitlets.Unicode("before")
+    """Whose percentiles the page of the set shows where `after` is set: "before" or "after"."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -108,52 +111,66 @@ class AttributionViewer(Panel):
     ) -> None:
         refuse_unknown(type(self), unknown)
         self._model = check_module("model", model)
-        self._columns = check_samples("inputs", inputs)
-        self._count = len(next(iter(self._columns.values())))
+        columns = check_samples("inputs", inputs)
+        some = next(iter(columns.values()))
+        self._columns, self._count = columns, len(some)
         self._classes = check_classes(classes)
-        channels = next(iter(self._columns.values())).shape[1]
-        self._mean = check_channels("mean", mean, channels)
-        self._std = check_channels("std", std, channels)
-        self._cache: OrderedDict[tuple[object, ...], View] = OrderedDict()
-        self._views: dict[str, View] = {}
+        self._class_count = len(self._classes) if self._classes is not None else None
+        channels = some.shape[1]
+        self._pictures = map_html.Pictures(
+            columns, check_channels("mean", mean, channels), check_channels("std", std, channels)
+        )
+        self._cache = MapCache()
+        self._shown: Shown | None = None
+        self._built = False
         super().__init__(session)
         with self.building():
             self.method, self.layer, self.target = method, layer, target
             self.opacity, self.signed = opacity, signed
             if after is not None:
                 self.after = check_module("after", after)
-            self._grid = ipw.HTML()
-            self.fill([ipw.HTML(markup.heading("What the model looks at")), *self._controls()])
-            self.listen(self, self._changed, ["index", "method", "layer", "target", "after"])
+            self._build()
+            asked = ["index", "method", "layer", "target", "after", "page", "ranking"]
+            self.listen(self, self._changed, asked)
             self.listen(self, lambda _: self.draw(), ["opacity", "signed"])
+            self._arrange()
             self.refresh()
 
-    def _controls(self) -> list[ipw.Widget]:
-        """Widgets of the controls, linked to the traits, and the grid."""
-        wide = ipw.Layout(width="auto")
-        named = {"description_width": "56px"}
-        method = ipw.Dropdown(options=METHODS, description="Method", layout=wide, style=named)
-        opacity = ipw.FloatSlider(
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            description="Overlay",
-            continuous_update=False,
-            readout_format=".0%",
-            layout=ipw.Layout(flex="1 1 auto", width="auto", min_width="0"),
-            style=named,
+    def _build(self) -> None:
+        """Make the controls, linked to the traits, and the two pages."""
+        pages = self.choices("page", PAGES, "")
+        ranking = self.choices("ranking", RANKINGS, "Percentiles of")
+        self._controls = MapControls(self, self._count, unwrap(self._model), self._classes)
+        self.samples = self._controls.samples
+        self._grid = ipw.HTML(layout=ipw.Layout(width="100%", margin="0"))
+        self._set = SetPage(
+            self._pictures,
+            self._count,
+            ranking=ranking,
+            open_sample=self.open_sample,
+            stop=self.cancel,
+            go_on=self.refresh,
         )
-        signed = ipw.Checkbox(description="Signed", indent=False, layout=ipw.Layout(width="90px"))
-        self.link("method", method, "value")
-        self.link("opacity", opacity, "value")
-        self.link("signed", signed, "value")
-        self.samples = SampleStepper(self, self._count)
-        row = ipw.HBox([opacity, signed])
-        return [self.samples, method, row, self._grid]
+        head = ipw.HBox(
+            [ipw.HTML(markup.heading(TITLE)), pages],
+            layout=ipw.Layout(width="100%", flex_flow="row wrap", justify_content="space-between"),
+        )
+        self._built = True
+        self.fill([head, self._controls, self._grid, self._set])
+
+    # -- traits -----------------------------------------------------------------------------------
 
     @traitlets.validate("method")
     def _check_method(self, proposal: Mapping[str, str]) -> str:
         return check_choice("method", proposal["value"], METHODS)
+
+    @traitlets.validate("page")
+    def _check_page(self, proposal: Mapping[str, str]) -> str:
+        return check_choice("page", proposal["value"], PAGES)
+
+    @traitlets.validate("ranking")
+    def _check_ranking(self, proposal: Mapping[str, str]) -> str:
+        return check_choice("ranking", proposal["value"], RANKINGS)
 
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
@@ -161,143 +178,220 @@ class AttributionViewer(Panel):
 
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
-        if proposal["value"] is not None:
-            find_layer(unwrap(self._model), proposal["value"])
-        return proposal["value"]
+        name = proposal["value"]
+        if name is not None:
+            find_layer(unwrap(self._model), name)
+            if self._built:
+                self._controls.offer_layer(name)
+        return name
 
     @traitlets.validate("target")
     def _check_target(self, proposal: Mapping[str, int | None]) -> int | None:
-        if proposal["value"] is not None:
-            check_int("target", proposal["value"], low=0)
-        return proposal["value"]
+        target = proposal["value"]
+        if target is not None:
+            check_int("target", target, low=0)
+            if self._class_count is not None and target >= self._class_count:
+                raise ValueError(
+                    f"target: got {target}, want 0 to {self._class_count - 1}: one of "
+                    f"{self._class_count} classes"
+                )
+        return target
 
     @traitlets.validate("opacity")
     def _check_opacity(self, proposal: Mapping[str, float]) -> float:
         return check_number("opacity", proposal["value"], low=0.0, high=1.0)
 
     def _changed(self, change: Mapping[str, object]) -> None:
-        if change["name"] == "after":
-            self._cache = OrderedDict((k, v) for k, v in self._cache.items() if k[0] != "After")
-        if change["name"] == "layer" and self.method != "grad-cam":
+        name = change["name"]
+        if self._controls.holding:
+            return
+        self._arrange()
+        if name == "target":
+            self._learn_classes(())
+        if name == "layer" and self.method != GRAD_CAM:
+            return
+        if (name == "index" and self.page == "set") or (name == "ranking" and self.page != "set"):
             return
         self.refresh()
 
-    def refresh(self) -> Job[dict[str, View]]:
-        """Compute the maps of the sample in view (or take them from the cache) and show them."""
-        index, method, target = self.index, self.method, self.target
-        layer = self.layer if method == "grad-cam" else None
-        models = {"Before" if self.after is not None else "Map": self._model}
-        if self.after is not None:
-            models["After"] = self.after
-        keys = {
-            row: ("After" if row == "After" else "Before", index, method, layer, target)
-            for row in models
+    def _arrange(self) -> None:
+        """Show the controls and the page that go with the traits."""
+        one = self.page == "sample"
+        self._controls.arrange(one=one)
+        self._grid.layout.display = None if one else "none"
+        self._set.layout.display = "none" if one else None
+        self._set.show_ranking(shown=self.after is not None)
+
+    # -- work -------------------------------------------------------------------------------------
+
+    def open_sample(self, index: int) -> Job[Any]:
+        """Show one sample in full; what the buttons under the tiles do."""
+        check_index(index, self._count)
+        with self._controls.hold():
+            self.index, self.page = index, "sample"
+        self._arrange()
+        return self.refresh()
+
+    def refresh(self) -> Job[Any]:
+        """Compute what is in view, or take it from the cache, and show it.
+
+        On the page of the set it scores what is not scored yet.
+        """
+        return self._refresh_sample() if self.page == "sample" else self._refresh_set(finish=True)
+
+    def cancel(self) -> Job[Any] | None:
+        """Stop what is being computed for this view; returns its job, None if there is none."""
+        job = self._job
+        if job is None or job.done:
+            return None
+        job.cancel()
+        return job
+
+    @property
+    def concentration(self) -> dict[tuple[str, str], Scores]:
+        """Scores of the set, as far as they are known: one a sample, NaN where there is none.
+
+        Keys are a column ("Clean", "Corrupted" or "Input") and "before" or "after".
+        """
+        return {
+            (column, "after" if row == "After" else "before"): values
+            for (column, row), values in self._set.by_sample().items()
         }
-        samples = torch.cat([column[index : index + 1] for column in self._columns.values()])
 
-        def work(job: Job[dict[str, View]]) -> dict[str, View]:
-            views = {}
-            for row, model in models.items():
-                view = self._cache.get(keys[row])
-                views[row] = view or _compute(job, model, samples, method, layer, target)
-            return views
+    def _rows(self) -> dict[str, nn.Module]:
+        """Names of the rows of maps, with their models."""
+        if self.after is None:
+            return {"Map": self._model}
+        return {"Before": self._model, "After": self.after}
 
-        def show(job: Job[dict[str, View]]) -> None:
-            self._views = job.result()
-            for row, view in self._views.items():
-                self._cache[keys[row]] = view
-                self._cache.move_to_end(keys[row])
-            while len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
-            self.set_trait("status", f"{method} of sample {index}")
+    def _query(self) -> Query:
+        return Query(self.method, self.layer if self.method == GRAD_CAM else None, self.target)
+
+    def _refresh_sample(self) -> Job[Shown]:
+        index, query, rows, cache = self.index, self._query(), self._rows(), self._cache
+        columns = list(self._columns.values())
+
+        def work(job: Job[Shown]) -> Shown:
+            views = {
+                row: maps.views_of(job, cache, model, columns, [index], query)[index]
+                for row, model in rows.items()
+            }
+            return Shown(index, views)
+
+        def show(job: Job[Shown]) -> None:
+            self._shown = job.result()
+            self._learn_classes(self._shown.views.values())
+            self.set_trait("status", f"{query.method} of sample {index}")
             self.draw()
 
-        return self.begin(
-            work, lane=f"maps {id(self)}", label="Attribution maps", short=True, on_done=show
+        return self.begin(work, lane=self._lane, label="Attribution maps", short=True, on_done=show)
+
+    def _refresh_set(self, *, finish: bool) -> Job[TileViews]:
+        query, page, cache = self._query(), self._set, self._cache
+        task = maps.set_task(
+            cache,
+            self._rows(),
+            list(self._columns.values()),
+            page.order.tolist(),
+            query,
+            lambda scores: page.picked(scores[self._ranking(scores)]),
+            finish=finish,
         )
 
-    def failed(self, job: Job[object]) -> None:
-        """Show the failure where the maps would be."""
+        def work(job: Job[TileViews]) -> TileViews:
+            return maps.score_set(job, cache, task, self.draw)
+
+        def show(job: Job[TileViews]) -> None:
+            tiles = job.result()
+            self._learn_classes(view for part in tiles.values() for view in part.values())
+            self.set_trait("progress", 1.0)
+            self.set_trait("status", page.finish(tiles, query.method))
+            self.draw()
+
+        self.set_trait("progress", 0.0)
+        page.start(task.scores, waiting=bool(task.left))
+        self.draw()
+        return self.begin(
+            work,
+            lane=self._lane,
+            label="Scores of the set",
+            short=not task.left,
+            on_done=show,
+            on_progress=self._report,
+        )
+
+    def _ranking(self, rows: Iterable[str]) -> str:
+        """Name of the row whose percentiles are shown."""
+        names = list(rows) or [""]
+        return names[-1] if self.ranking == "after" else names[0]
+
+    @property
+    def _lane(self) -> str:
+        return f"maps {id(self)}"
+
+    def _report(self, job: Job[Any]) -> None:
+        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
+        self.set_trait("status", self._set.report(job))
+
+    def _learn_classes(self, views: Iterable[View]) -> None:
+        """Bring the list of targets up to date with what the model was seen to tell apart."""
+        seen = list(views)
+        if seen:
+            self._class_count = seen[0].classes
+        in_view = [number for view in seen for number in view.explained]
+        self._controls.offer_targets(self._class_count or 0, in_view)
+
+    def failed(self, job: Job[Any]) -> None:
+        """Show the failure where the maps would be; what is scored when one stops is shown."""
         super().failed(job)
-        self._grid.value = markup.error_box(self.error)
+        if self.page == "sample":
+            self._shown = None
+            self.draw()
+        elif job.was_cancelled:
+            self._refresh_set(finish=False)
+        else:
+            self.draw()
+
+    def settle(self) -> None:
+        """Wait for the view that is being computed; its failure shows in the view itself."""
+        job = None
+        while self._job is not job:
+            job = self._job
+            super().settle()
+
+    # -- views ------------------------------------------------------------------------------------
 
     def draw(self) -> None:
-        """Show the computed maps with the current opacity and sign."""
-        self._grid.value = self._grid_html()
+        """Show what is computed with the current opacity and sign."""
+        if self.page == "sample":
+            self._grid.value = self._sample_html(still=False)
+        elif self.error is not None:
+            self._set.show_error(self.error)
+        else:
+            self._set.draw(self._look(), self._ranking(self._set.scores))
 
     def static_html(self) -> str:
-        """The grid of maps with its heading."""
-        return markup.heading("What the model looks at", self.method) + self._grid_html()
+        """The page in view, with its heading."""
+        head = markup.heading(TITLE, self.method)
+        if self.page == "sample":
+            return head + self._sample_html(still=True)
+        if self.error is not None:
+            return head + markup.error_box(self.error)
+        return head + self._set.static_html(self._look(), self._ranking(self._set.scores))
 
-    def _grid_html(self) -> str:
-        if not self._views:
-            return '<span class="rw-soft">Computing maps …</span>'
-        signed = self.signed and any(
-            float(plane.min()) < 0 for view in self._views.values() for plane in view.signed
-        )
-        planes = {n: v.signed if signed else v.absolute for n, v in self._views.items()}
-        scale = render.shared_scale([plane for row in planes.values() for plane in row])
-        images = [
-            render.to_rgb(column[self.index], self._mean, self._std)
-            for column in self._columns.values()
-        ]
-        names = list(self._columns)
-        inputs = [
-            (render.image_tag(image, f"{_input(name)}, sample {self.index}", width=TILE), "")
-            for name, image in zip(names, images, strict=True)
-        ]
-        rows = [("Input", inputs)]
-        for row, view in self._views.items():
-            cells = []
-            for name, image, plane, number in zip(
-                names, images, planes[row], view.explained, strict=True
-            ):
-                class_name = markup.class_name(self._classes, number)
-                y, x = np.unravel_index(int(np.abs(plane).argmax()), plane.shape)
-                alt = (
-                    f"{self.method} map of the {_input(name)}, {row.lower()}: evidence for "
-                    f"{class_name}, strongest at row {y}, column {x} of {plane.shape[0]} × "
-                    f"{plane.shape[1]}"
-                )
-                mixed = render.overlay(image, plane, scale, opacity=self.opacity)
-                cells.append((render.image_tag(mixed, alt, width=TILE), f"for {class_name}"))
-            rows.append((row, cells))
-        return markup.map_grid(names, rows, render.legend_tag(scale, signed=signed))
+    def _look(self) -> map_html.Look:
+        return map_html.Look(self.method, self.opacity, self.signed, self._classes)
+
+    def _sample_html(self, *, still: bool) -> str:
+        if self.error is not None:
+            return markup.error_box(self.error)
+        if self._shown is None and self._job is not None and self._job.done:
+            return '<span class="rw-soft">Cancelled.</span>'
+        return map_html.sample_html(self._pictures, self._shown, self._look(), still=still)
 
     def forget(self) -> None:
         """Let go of the maps."""
         self._cache.clear()
-        self._views.clear()
-
-
-def _input(column: str) -> str:
-    return "input" if column == "Input" else f"{column.lower()} input"
-
-
-def _compute(
-    job: Job[dict[str, View]],
-    model: nn.Module,
-    samples: Tensor,
-    method: str,
-    layer: str | None,
-    target: int | None,
-) -> View:
-    """Maps of a few inputs and the classes that they explain."""
-    with inspecting(model) as module:
-        explained = predict_all(module, samples).argmax(dim=1)
-    if target is not None:
-        explained = torch.full_like(explained, target)
-    maps = attribute(
-        model,
-        samples,
-        method=method,
-        layer=layer,
-        target=explained,
-        progress=job.progress,
-        cancel=job.cancelled,
-    )
-    return View(
-        tuple(render.to_plane(one) for one in maps),
-        tuple(render.to_plane(one, signed=False) for one in maps),
-        tuple(int(number) for number in explained),
-    )
+        self._shown = None
+        if self._built:
+            self._set.forget()

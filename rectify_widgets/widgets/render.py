@@ -1,4 +1,4 @@
-"""Arrays to pictures: attribution maps, overlays and legends as PNG bytes.  Pure functions.
+"""Arrays to pictures: attribution maps, overlays, legends and small bar charts.  Pure functions.
 
 Imports numpy, PIL (which matplotlib brings along) and torch's tensors.  Colours are safe for
 colour-blind readers: orange speaks for a class and blue against it, both darken with strength,
@@ -24,12 +24,21 @@ Floats = NDArray[np.float32]
 
 AGAINST = "#3b78b0"
 FOR = "#d55e00"
+INK = "#808488"
+"""A grey that reads on white and on black."""
+
 MAX_SIDE = 256
 """Greatest side of a picture in pixels; larger ones are scaled down on their way to the page."""
 
-LOSSLESS = 25_000
-"""A picture of more colour changes than this is reduced to 256 colours: at most a byte a pixel, so
-that no map takes 100 KB on the wire."""
+BYTES = 48_000
+"""Most bytes of a picture, a third less than its text on the wire: no map takes 100 KB there."""
+
+LOSSLESS = 12_000
+"""A picture of more colour changes than this is sent as JPEG: on photographs and noise that is ten
+times faster than PNG, a quarter of its size, and as good to look at."""
+
+QUALITIES = (92, 85, 75, 60, 45, 30)
+"""Of JPEG, tried in this order until the picture is small enough."""
 
 SHARP_BELOW = 80
 """Images with a smaller side are shown with visible pixels rather than smoothed."""
@@ -47,28 +56,37 @@ _STOPS = (
 
 
 def to_rgb(
-    image: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    image: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Pixels:
     """``H × W × 3`` bytes of one image ``C × H × W`` of any range and number of channels.
 
-    ``mean`` and ``std`` undo a normalisation, one number a channel.  Values within 0..1 are taken
-    as they are; any other range is stretched onto 0..1.  One channel is grey, three are red, green
-    and blue, and of any other number the mean is shown.
+    ``mean`` and ``std`` undo a normalisation, one number a channel.  Without them, ``limits`` are
+    the values that become black and white, so that images side by side can share them; by default
+    they are the image's own `display_limits`.  One channel is grey, three are red, green and blue,
+    and of any other number the mean is shown.
     """
     pixels = image.detach().to(device="cpu", dtype=torch.float32)
-    channels = pixels.shape[0]
     if std is not None:
         pixels = pixels * torch.tensor(list(std)).reshape(-1, 1, 1)
     if mean is not None:
         pixels = pixels + torch.tensor(list(mean)).reshape(-1, 1, 1)
-    low, high = float(pixels.min()), float(pixels.max())
-    if mean is None and std is None and (low < 0.0 or high > 1.0):
+    if mean is None and std is None:
+        low, high = display_limits(pixels) if limits is None else limits
         pixels = (pixels - low) / max(high - low, 1e-12)
-    if channels != 3:
+    if pixels.shape[0] != 3:
         pixels = pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
     scaled = (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     array: Pixels = scaled.permute(1, 2, 0).contiguous().numpy()
     return array
+
+
+def display_limits(images: Tensor) -> tuple[float, float]:
+    """What is shown as black and as white: 0 and 1 where all values are within, else the range."""
+    low, high = float(images.min()), float(images.max())
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 
 
 def to_plane(attribution: Tensor, *, signed: bool = True) -> Floats:
@@ -76,6 +94,17 @@ def to_plane(attribution: Tensor, *, signed: bool = True) -> Floats:
     values = attribution.detach().to(device="cpu", dtype=torch.float32)
     plane: Floats = (values if signed else values.abs()).sum(dim=0).numpy()
     return plane
+
+
+def shrink_plane(plane: Floats, side: int = MAX_SIDE) -> Floats:
+    """The map with no side longer than that: means over what falls together."""
+    height, width = plane.shape
+    longest = max(height, width)
+    if longest <= side:
+        return plane
+    size = (max(round(width * side / longest), 1), max(round(height * side / longest), 1))
+    small: Floats = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
+    return small
 
 
 def shared_scale(planes: Iterable[Floats], percentile: float = 99.0) -> float:
@@ -127,40 +156,97 @@ def overlay(image: Pixels, plane: Floats, scale: float, *, opacity: float = 0.85
     return result
 
 
-def png(pixels: Pixels) -> bytes:
-    """PNG bytes of ``H × W × 3`` pixels, at most about 75 KB long."""
-    picture = Image.fromarray(pixels)
-    if max(picture.size) > MAX_SIDE:
-        ratio = MAX_SIDE / max(picture.size)
-        width, height = (max(round(side * ratio), 1) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BOX)
-    changes = np.count_nonzero(np.any(pixels[:, 1:] != pixels[:, :-1], axis=-1))
-    if changes > LOSSLESS:
-        picture = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
-    return _encode(picture)
+def fit(shape: Sequence[int], side: int) -> int:
+    """Width in CSS pixels of a picture ``H × W × …`` that takes about a square of that side.
+
+    A long one takes the same area, at most twice as wide and half as high again as the square.
+    """
+    ratio = shape[1] / shape[0]
+    width = min(side * math.sqrt(ratio), 2.0 * side, 1.5 * side * ratio)
+    return max(round(width), 1)
 
 
-def _encode(picture: Image.Image) -> bytes:
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """The picture with no side longer than that, in its own proportions."""
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    if longest <= side:
+        return pixels
+    size = (max(round(width * side / longest), 1), max(round(height * side / longest), 1))
+    small: Pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    return small
+
+
+def encode(pixels: Pixels) -> tuple[str, bytes]:
+    """MIME type and bytes, at most `BYTES`, of ``H × W × 3`` pixels.
+
+    Charts and small maps are kept exactly, as PNG; photographs and large maps become JPEG.
+    """
+    small = shrink(pixels, MAX_SIDE)
+    changes = np.count_nonzero(np.any(small[:, 1:] != small[:, :-1], axis=-1))
+    picture = Image.fromarray(small)
+    if changes <= LOSSLESS:
+        return "image/png", _png(picture)
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=quality, subsampling=0)
+        if buffer.tell() <= BYTES:
+            break
+    return "image/jpeg", buffer.getvalue()
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def image_tag(pixels: Pixels, alt: str, *, width: int) -> str:
-    """``<img>`` that carries its PNG, ``width`` CSS pixels wide, with a text alternative.
+def image_tag(pixels: Pixels, alt: str, *, width: int, side: int = MAX_SIDE) -> str:
+    """``<img>`` that carries its picture, ``width`` CSS pixels wide, with a text alternative.
 
-    Small images are enlarged first, so that their pixels stay sharp where no style sheet says so.
+    Small images are enlarged first, so that their pixels stay sharp where no style sheet says so;
+    large ones are brought down to ``side`` pixels.
     """
     height = max(round(width * pixels.shape[0] / pixels.shape[1]), 1)
-    side = max(pixels.shape[:2])
-    if side < SHARP_BELOW:
-        factor = min(math.ceil(2 * width / side), MAX_SIDE // side)
+    pixels = shrink(pixels, min(side, MAX_SIDE))
+    longest = max(pixels.shape[:2])
+    if longest < SHARP_BELOW:
+        factor = max(min(math.ceil(2 * max(width, height) / longest), MAX_SIDE // longest), 1)
         pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    data = b64encode(png(pixels)).decode("ascii")
+    kind, data = encode(pixels)
+    return (
+        f'<img src="data:{kind};base64,{b64encode(data).decode("ascii")}" alt="{escape(alt)}" '
+        f'width="{width}" height="{height}">'
+    )
+
+
+def histogram_tag(
+    shares: Sequence[float], alt: str, *, width: int, height: int = 22, colour: str = AGAINST
+) -> str:
+    """Bars on a line, transparent behind, so that they read on every theme.
+
+    ``shares`` are the bars from left to right; the highest one takes the whole height.
+    """
+    step, high = max(2 * width // max(len(shares), 1), 1), 2 * height
+    canvas = np.zeros((high, step * len(shares), 4), np.uint8)
+    top = max(shares, default=0.0) or 1.0
+    for place, share in enumerate(shares):
+        # What is there at all is seen: at least two of the doubled pixels.
+        length = max(round(share / top * (high - 2)), 2) if share > 0 else 0
+        left = place * step
+        canvas[high - 2 - length : high - 2, left : left + max(step - 1, 1)] = (*_rgb(colour), 255)
+    canvas[-1] = (*_rgb(INK), 255)
+    data = b64encode(_png(Image.fromarray(canvas))).decode("ascii")
     return (
         f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" '
         f'height="{height}">'
     )
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of ``#rrggbb``."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return red, green, blue
 
 
 def bar_tag(share: float, *, width: int, height: int = 8, colour: str = AGAINST) -> str:
@@ -168,8 +254,7 @@ def bar_tag(share: float, *, width: int, height: int = 8, colour: str = AGAINST)
     length = round(min(max(share, 0.0), 1.0) * width)
     if length < 1:
         return ""
-    level = tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    data = b64encode(_encode(Image.new("RGB", (1, 1), level))).decode("ascii")
+    data = b64encode(_png(Image.new("RGB", (1, 1), _rgb(colour)))).decode("ascii")
     return (
         f'<img src="data:image/png;base64,{data}" alt="" width="{length}" height="{height}" '
         f'style="width:{length}px;height:{height}px;max-width:none;margin:0;border-radius:2px;'
