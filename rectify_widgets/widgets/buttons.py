@@ -6,6 +6,7 @@ All buttons of the widgets come from here, so that they look and are named alike
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as ipw
 
@@ -58,7 +59,7 @@ def progress_bar() -> ipw.FloatProgress:
     return bar
 
 
-def progress_line(job: Job[object]) -> str:
+def progress_line(job: Job[Any]) -> str:
     """What a job is at, how far it is, and how long it may take: one line."""
     words = [f"{job.label}: {job.message}", f"{100 * job.fraction:.0f} %"]
     left = job.seconds_left()

@@ -21,14 +21,17 @@ from html import escape
 from typing import Any
 
 import ipywidgets as ipw
+import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from rectify_widgets.widgets import render
 
 INK = "#808488"
 GRID = "rgba(128, 132, 136, 0.25)"
+EMPTY = "rgba(128, 132, 136, 0.1)"
 SIZE = 11
 """Text, in CSS pixels."""
 
@@ -44,6 +47,9 @@ CELLS = ((0.0, render.AGAINST), (0.5, "#e8eaec"), (1.0, render.FOR))
 
 STRONG = 0.55
 """Cells beyond this share of the greatest number have white ink, the others dark ink."""
+
+MANY = 6
+"""Columns of a table beyond which their names stand aslant."""
 
 HERE = "here"
 """Name of the line that shows where we are."""
@@ -171,7 +177,8 @@ def heatmap(
         values: one list a row, top row first.
         alt: what the chart says, in words.
         rows, columns: their names.
-        texts: what stands in each cell, so that no number has to be read from a colour.
+        texts: what stands in each cell, so that no number has to be read from a colour; where
+            nothing does, the cell is left empty.
         row_title, column_title: of the axes.
         height: in CSS pixels.
     """
@@ -179,7 +186,11 @@ def heatmap(
     data = [
         {
             "type": "heatmap",
-            "z": [list(map(float, row)) for row in values],
+            "z": [
+                [float(value) if text else None for value, text in zip(row, told, strict=True)]
+                for row, told in zip(values, texts, strict=True)
+            ],
+            "hoverongaps": False,
             "x": list(range(len(columns))),
             "y": list(range(len(rows))),
             "zmin": -extent,
@@ -200,14 +211,18 @@ def heatmap(
         }
         for row, cells in enumerate(values)
         for column, value in enumerate(cells)
+        if texts[row][column]
     ]  # fmt: skip
     layout = _layout(height) | {
+        "plot_bgcolor": EMPTY,
         "xaxis": {
             "title": {"text": column_title}, **_AXIS, "showgrid": False,
             "tickvals": list(range(len(columns))), "ticktext": list(columns), "side": "bottom",
+            **({"tickangle": -40} if len(columns) > MANY else {}),
         },
         "yaxis": {
-            "title": {"text": row_title}, **_AXIS, "showgrid": False, "autorange": "reversed",
+            "title": {"text": row_title, "standoff": 14}, **_AXIS, "showgrid": False,
+            "autorange": "reversed",
             "tickvals": list(range(len(rows))), "ticktext": list(rows),
         },
         "annotations": notes,
@@ -332,8 +347,14 @@ def _draw_scatter(axes: Any, trace: Mapping[str, Any]) -> None:
 
 def _draw_heatmap(axes: Any, trace: Mapping[str, Any]) -> None:
     palette = LinearSegmentedColormap.from_list("signed", [colour for _, colour in CELLS])
-    axes.imshow(trace["z"], cmap=palette, vmin=trace["zmin"], vmax=trace["zmax"], aspect="auto")
-    axes.tick_params(axis="x", rotation=40 if len(trace["x"]) > 6 else 0)
+    cells = np.array(trace["z"], dtype=float)  # gaps become NaN, which are not drawn
+    places = np.arange(cells.shape[1] + 1) - 0.5, np.arange(cells.shape[0] + 1) - 0.5
+    axes.add_patch(
+        Rectangle((-0.5, -0.5), cells.shape[1], cells.shape[0], color=INK, alpha=0.1, linewidth=0)
+    )
+    axes.pcolormesh(*places, cells, cmap=palette, vmin=trace["zmin"], vmax=trace["zmax"])
+    axes.invert_yaxis()
+    axes.tick_params(axis="x", rotation=40 if len(trace["x"]) > MANY else 0)
 
 
 _DRAW = {"scatter": _draw_scatter, "heatmap": _draw_heatmap}
