@@ -29,6 +29,15 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One option, for tests/browser; the front ends it can name are listed there."""
+    parser.addoption(
+        "--frontend",
+        help="run the browser tests in this front end alone: lab, notebook or voila "
+        "(else the shared ones run in all three, and the rest in JupyterLab)",
+    )
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Top of the checkout."""

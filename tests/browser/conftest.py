@@ -1,0 +1,79 @@
+"""Front ends for the browser tests: a server each, shared by all tests that use it.
+
+A test that asks for ``server`` runs in JupyterLab; marked ``every_frontend``, in all of them.  With
+``--frontend=NAME`` all of them run in that one, and those that need cells are skipped without.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rectify_widgets.engine.checks import check_choice
+from tests.browser import pages, parts
+from tests.browser.frontends import FRONTENDS, TUTORIAL, Server, write_notebook
+
+OWN = (
+    """import torch
+import rectify_widgets as rw
+torch.set_num_threads(1)
+case = rw.cases.load("trojan")""",
+    """dashboard = rw.RectificationDashboard(
+    case.model, case.pairs[:1], examples=case.pairs[1:8], reference=case.reference[:200],
+    classes=case.classes, attribution="saliency",
+)
+dashboard""",
+    "",  # the tests write into this cell, as a user would
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the front ends of each test."""
+    if "server" not in metafunc.fixturenames:
+        return
+    only = metafunc.config.getoption("--frontend")
+    if only is not None:
+        chosen = [check_choice("--frontend", only, tuple(FRONTENDS))]
+    elif metafunc.definition.get_closest_marker("every_frontend"):
+        chosen = list(FRONTENDS)
+    else:
+        chosen = ["lab"]
+    metafunc.parametrize("server", chosen, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A front end that serves the notebooks of these tests; a failure in CI if it cannot run."""
+    kind = FRONTENDS[request.param]
+    if problem := kind.missing():
+        if os.environ.get("CI"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    folder: Path = tmp_path_factory.mktemp("notebooks")
+    write_notebook(folder / "own.ipynb", OWN)
+    shutil.copy(TUTORIAL, folder / TUTORIAL.name)
+    with kind(folder, tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture
+def own(server: Server) -> Iterator[pages.Watched]:
+    """A page with the dashboard on the Trojan case, its maps in view."""
+    with pages.open_page(server, "own.ipynb") as watched:
+        watched.run_all()
+        watched.page.wait_for_selector(parts.MAP)
+        yield watched
+    server.end_kernels()
+
+
+@pytest.fixture
+def cells(server: Server) -> None:
+    """For tests that run or save cells."""
+    if not server.has_cells:
+        pytest.skip(f"{server.name} shows no cells")
