@@ -1,41 +1,55 @@
-"""`EditabilityViewer`: how editable each layer is, as bars to choose from.
+"""`EditabilityViewer`: how editable each layer is, as bars, a table or a tree to choose from.
 
-Imports the engine's localisation, the base panel and the renderers.  Each bar is a button, so a
-layer is chosen by mouse or keyboard in every front end, without a script of our own: what differs
-from row to row (length, colour, number) reaches the style sheet as custom properties.
+Imports the engine's localisation, the base panel and the rooms that build rows and HTML.  Each row
+is a button, so a layer is chosen by mouse or keyboard in every front end, without a script of our
+own; bars and numbers are one piece of HTML drawn over the buttons, which lets clicks through.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as ipw
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.checks import check_choice, check_module, nearest
+from rectify_widgets.engine.checks import (
+    check_choice,
+    check_int,
+    check_module,
+    check_number,
+)
 from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import actions, markup
+from rectify_widgets.widgets import actions, layer_html, layer_tree, markup
 from rectify_widgets.widgets.base import Panel, refuse_unknown
+from rectify_widgets.widgets.buttons import progress_line
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.layer_facts import Column, Facts
+from rectify_widgets.widgets.layer_index import Found, LayerIndex, check_found
+from rectify_widgets.widgets.layer_list import (
+    ORDERS,
+    VIEWS,
+    LayerList,
+    ListTools,
+    page_count,
+    page_of,
+)
+from rectify_widgets.widgets.layer_rows import Row
+from rectify_widgets.widgets.locating import LocateControls
 from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.stepper import ChoiceStepper
 
-ROWS = 80
-"""Most layers with a row of their own; the list above the bars always has all of them."""
+TREE_ROWS = 24
+"""Rows of a tree to begin with: groups are unfolded, outer ones first, while there is room."""
 
-NAME_WIDTH = 26
-"""Longest layer name that is shown whole, in characters."""
-
-UNITS = {
-    "edit-attribution": ("Share of the gap", "predicted"),
-    "projection": ("Score of the paper", "without a unit"),
-    "trial": ("Share of the gap", "measured"),
-}
+WIDE_NAME, NARROW_NAME = 28, 22
+"""Longest layer names that are shown whole, in characters: alone, and as a part of something."""
 
 _numbers = itertools.count(1)
 
@@ -44,201 +58,346 @@ class EditabilityViewer(Panel):
     """How much of the gap an edit of each layer closes.
 
     Args:
-        model: a torch module, or a `Localization` that is there already.
+        model: a torch module, or what `rectify_widgets.localize` has found already: one
+            `Localization`, a list of them, or a dict by method.
         pairs: corrupted and clean samples; needed with a model.
         reference: inputs like those that the model was trained on.
-        method: of `rectify_widgets.localize`.
+        method: of `rectify_widgets.localize`; the first one found is in front where there is no
+            model.
         seed: of the scoring.
+        controls: whether to show the method, Locate, Cancel and the status line.
         session: share the worker of another widget.
 
     Raises:
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
+
+    Example:
+        >>> viewer = EditabilityViewer(model, pairs, reference=reference)
+        >>> viewer.locate().wait()
+        >>> viewer.locate("projection").wait()  # a second column of bars
+        >>> viewer.layer, viewer.order, viewer.view = "stage3.conv2", "rank", "tree"
     """
 
     layer = traitlets.Unicode(None, allow_none=True)
-    """The chosen layer's dotted name."""
+    """The chosen layer's dotted name; a click on a row chooses its layer."""
+
+    method = traitlets.Unicode("edit-attribution")
+    """The method in front: `scores`, the rank and ★ are its own, and `locate` uses it."""
 
     scores = traitlets.Dict(read_only=True)
-    """Layer name to score, best first; empty until `locate` has run."""
+    """Layer name to score by the method in front, best first; empty until `locate` has run."""
+
+    order = traitlets.Unicode("network")
+    """``"network"`` or ``"rank"``: best first, those that cannot be edited last."""
+
+    view = traitlets.Unicode("bars")
+    """``"bars"``, ``"table"`` (all numbers) or ``"tree"`` (modules in groups)."""
 
     edited = traitlets.Tuple(())
     """Names of layers to mark as edited."""
 
+    measured = traitlets.Dict()
+    """Layer name to the share of the gap, 0 to 1, that its edit was seen to close."""
+
+    folded = traitlets.Tuple(())
+    """Names of the tree's groups that are folded; a click on a group folds or unfolds it."""
+
+    page = traitlets.Int(0)
+    """The page of rows in view, from 0; choosing a layer turns to its page."""
+
+    busy = traitlets.Bool(False, read_only=True)
+    """Whether the layers are being scored."""
+
     def __init__(
         self,
-        model: nn.Module | Localization,
+        model: nn.Module | Found,
         pairs: SamplePairs | None = None,
         *,
         reference: Any = None,
         method: str = "edit-attribution",
         seed: int = 0,
+        controls: bool = True,
         session: Session | None = None,
         **unknown: object,
     ) -> None:
         refuse_unknown(type(self), unknown)
-        self._pairs, self._reference, self._seed = pairs, reference, seed
-        self.method = check_choice("method", method, METHODS)
+        self._pairs, self._reference = pairs, reference
+        self._seed = check_int("seed", seed, low=0)
+        check_choice("method", method, METHODS)
+        if not isinstance(controls, bool):
+            raise TypeError(f"controls: got {controls!r}, want True or False")
         self._model: nn.Module | None = None
-        self.localization: Localization | None = None
-        if isinstance(model, Localization):
-            self.localization = model
-            self._order, self._refused = model.order, dict(model.refused)
+        self._found: dict[str, Localization] = {}
+        self._notes: dict[str, str] = {}
+        found: list[Localization] = []
+        if isinstance(model, Localization | list | tuple | Mapping):
+            found = check_found("model", model)
+            self._layers = LayerIndex.of_found(found)
+            self._layers.check_found("model", found)
+            method = found[0].method
         else:
             self._model = check_module("model", model)
             if not isinstance(pairs, SamplePairs):
                 raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
-            catalog = editable_layers(model, pairs.clean[:1])
-            self._order, self._refused = tuple(catalog.editable), dict(catalog.refused)
+            self._layers = LayerIndex.of_model(self._model, pairs)
+        self.about = markup.some(len(self._layers.order), "layer")
         super().__init__(session)
-        self._note = ""
-        self._marker = f"rw-e{next(_numbers)}"
+        self._lane = f"layers {next(_numbers)}"
         with self.building():
-            self._build()
-            if self.localization is not None:
-                self.show(self.localization)
+            self.method = method
+            self.folded = tuple(layer_tree.first_folds(self._layers.tree, TREE_ROWS))
+            self._build(found, controls=controls)
+            if found:
+                self.show(found)
 
-    def _build(self) -> None:
-        self.add_class(self._marker)
+    def _build(self, found: Sequence[Localization], *, controls: bool) -> None:
         self._heading = ipw.HTML(markup.heading("Editability of the layers"))
-        self._head = ipw.HTML()
-        self._sheet = ipw.HTML(layout=ipw.Layout(display="none"))
-        self._choice = ipw.Dropdown(
-            options=[("choose a layer", None), *((name, name) for name in self._order)],
-            description="Layer",
-            layout=ipw.Layout(width="auto"),
-            style={"description_width": "56px"},
-        )
-        row_layout = ipw.Layout(width="100%", height="24px")
-        row_style = ipw.ButtonStyle()
-        self._rows: dict[str, ipw.Button] = {}
-        for name in self._order[:ROWS]:
-            row = ipw.Button(description=shorten(name), layout=row_layout, style=row_style)
-            row.add_class("rw-row")
-            row.add_class(f"rw-r{len(self._rows)}")
-            row.on_click(lambda _, name=name: setattr(self, "layer", name))
-            self._rows[name] = row
-        box = ipw.VBox(list(self._rows.values()), layout=ipw.Layout(max_height="560px"))
-        box.add_class("rw-rows")
-        more = len(self._order) - len(self._rows)
-        signs = "★ scores best · ● edited" + (f" · {more} more in the list above" if more else "")
-        note = f'<span class="rw-soft">{signs}</span>'
-        foot = ipw.HTML(note + markup.refused_list(self._refused))
-        self.fill([self._heading, self._choice, self._sheet, self._head, box, foot])
-        self.link("layer", self._choice, "value")
-        self.listen(self, self._mark, ["layer"])
-        self.listen(self, lambda _: self._draw(), ["edited"])
+        options = [
+            ("choose a layer", None),
+            *((name or "(the model)", name) for name in self._layers.order),
+        ]
+        self._choice = ChoiceStepper(self, "layer", options, "Layer")
+        self._tools = ListTools(self, self._layers.groups)
+        self._list = LayerList(self._choose, self._turn, WIDE_NAME if controls else NARROW_NAME)
+        head: list[ipw.Widget] = [self._heading]
+        self._controls: LocateControls | None = None
+        if controls and (self._model is not None or len(found) > 1):
+            can_score = self._model is not None
+            methods = METHODS if can_score else [one.method for one in found]
+            self._controls = LocateControls(self, methods, self._click if can_score else None)
+            self.listen(self, self._show_state, ["status", "progress", "error", "busy"])
+            head.append(self._controls)
+        if self._model is not None:
+            self.set_trait("status", "Ready. Locate scores the layers.")
+        self.fill([*head, self._choice, self._tools, self._list])
+        self.listen(self, lambda _: self._reveal(), ["layer", "view", "order"])
+        self.listen(self, lambda _: self._take_front(), ["method"])
+        self.listen(self, lambda _: self._draw(), ["edited", "measured", "folded", "page"])
+        self._reveal()
+
+    # -- what can be asked ------------------------------------------------------------------------
+
+    @property
+    def localization(self) -> Localization | None:
+        """What the method in front has found, or None."""
+        return self._found.get(self.method)
+
+    @property
+    def localizations(self) -> dict[str, Localization]:
+        """What each method has found so far."""
+        return {method: self._found[method] for method in METHODS if method in self._found}
+
+    def check_layer(self, name: str | None) -> str | None:
+        """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
+        return None if name is None else self._layers.check("layer", name)
+
+    def locate(self, method: str | None = None) -> Job[Localization]:
+        """Score every layer in the background, by ``method`` or by the one in front.
+
+        The scores are added to those of other methods, and theirs comes to the front.
+
+        Raises:
+            ValueError: no such method; this viewer has no model to score.
+        """
+        model, pairs = self._model, self._pairs
+        if model is None or pairs is None:
+            raise ValueError("model: this viewer shows a Localization, want a model to score")
+        chosen = self.method if method is None else check_choice("method", method, METHODS)
+
+        def work(job: Job[Localization]) -> Localization:
+            return actions.locate(
+                job, model, pairs, reference=self._reference, method=chosen, seed=self._seed
+            )
+
+        def show(job: Job[Localization]) -> None:
+            self._rest(1.0)
+            self.show(job.result())
+
+        self.set_trait("busy", True)
+        self.set_trait("progress", 0.0)
+        self.set_trait("status", "Locate: starting …")
+        try:
+            return self.begin(
+                work, lane=self._lane, label="Locate", on_done=show, on_progress=self._report
+            )
+        except BaseException:
+            self._rest(0.0)
+            raise
+
+    def cancel(self) -> Job[Any] | None:
+        """Stop scoring; returns its job, None where nothing is under way."""
+        job = self._job if self.busy else None
+        if job is not None:
+            self.set_trait("status", f"{job.label}: stopping …")
+            job.cancel()
+        return job
+
+    def show(self, localization: Found, note: str = "") -> None:
+        """Show scores that are there already; the best layer is chosen if none was.
+
+        Args:
+            localization: takes the place of earlier scores by the same method, and comes to the
+                front; of several the first does.
+            note: of which model the scores are.
+        """
+        found = check_found("localization", localization)
+        self._layers.check_found("localization", found)
+        for one in found:
+            self._found[one.method], self._notes[one.method] = one, note
+            self._layers.kinds = {**one.kinds, **self._layers.kinds}
+        if self.method == found[0].method:
+            self._take_front()
+        else:
+            self.method = found[0].method
+        if self.layer is None:
+            self.layer = found[0].best
+
+    def static_html(self) -> str:
+        """The layers as a table with bars: all methods, what was measured, what is not editable."""
+        title = markup.heading("Editability of the layers", self._notes.get(self.method, ""))
+        unscored = "" if self._found else '<p class="rw-soft">Not scored yet.</p>'
+        facts, rows = self._facts(), self._rows_in_order()
+        return title + unscored + layer_html.static_table(rows, facts)
+
+    def forget(self) -> None:
+        """Let go of the model and the samples."""
+        self._model = self._pairs = self._reference = None
+
+    # -- behind the views -------------------------------------------------------------------------
+
+    @property
+    def _rows(self) -> dict[str, ipw.Button]:
+        """The buttons in view, by the name of their layer or group."""
+        return self._list.buttons
+
+    def _facts(self) -> Facts:
+        columns = [
+            Column(method, one.scores, self._notes[method], method == self.method)
+            for method, one in self.localizations.items()
+        ]
+        columns.sort(key=lambda column: not column.front)
+        facts = Facts(columns, self.measured, self.edited, self._layers.kinds)
+        if (front := self.localization) is not None:
+            facts = replace(facts, choices=front.choices, completeness=front.completeness)
+        return facts
+
+    def _rows_in_order(self) -> list[Row]:
+        ranking = self.scores if self.order == "rank" and self.scores else None
+        return self._layers.rows(self.view, ranking, self.folded)
+
+    def _draw(self) -> None:
+        """Show the page of rows in view."""
+        rows = self._rows_in_order()
+        page = min(self.page, page_count(rows) - 1)
+        self._list.show(rows, self._facts(), self.view, page)
+        self._list.mark(self.layer)
+        self._tools.show(self.view)
+        if page != self.page:
+            self.page = page
+
+    def _reveal(self) -> None:
+        """Unfold the groups around the chosen layer and turn to its page."""
+        if self.layer is None:
+            self._choice.choice.index = 0  # "choose a layer"
+        if self.view == "tree" and self.layer is not None:
+            around = self._layers.around(self.layer)
+            self.folded = tuple(name for name in self.folded if name not in around)
+        page = page_of(self._rows_in_order(), self.layer)
+        self.page = self.page if page is None else page
         self._draw()
+
+    def _choose(self, row: Row) -> None:
+        """What a click on a row does: choose its layer, fold or unfold its group."""
+        if row.is_layer:
+            self.layer = row.name
+        elif row.folded:
+            self.folded = tuple(name for name in self.folded if name != row.name)
+        elif row.is_group:
+            self.folded = (*self.folded, row.name)
+
+    def _turn(self, by: int) -> None:
+        self.page = (self.page + by) % page_count(self._rows_in_order())
+
+    def _take_front(self) -> None:
+        """Show what the method in front has found."""
+        front, note = self.localization, self._notes.get(self.method, "")
+        self._heading.value = markup.heading("Editability of the layers", note)
+        self.set_trait("scores", {} if front is None else dict(front.scores))
+        if front is None:
+            self.set_trait("status", f"{self.method}: not scored yet")
+        else:
+            text = Column(self.method, front.scores).text(front.scores[front.best])
+            self.set_trait("status", f"{front.best} scores best, {text}")
+        self._draw()
+
+    def _click(self, name: str) -> None:
+        self.press(getattr(self, name))
+
+    def _report(self, job: Job[Any]) -> None:
+        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
+        self.set_trait("status", progress_line(job))
+
+    def _rest(self, progress: float) -> None:
+        self.set_trait("progress", progress)
+        self.set_trait("busy", False)
+
+    def failed(self, job: Job[Any]) -> None:
+        """Show what went wrong and take new work."""
+        self._rest(0.0)
+        super().failed(job)
+
+    def _show_state(self, _: object) -> None:
+        if self._controls is not None:
+            self._controls.show(
+                status=self.status, progress=self.progress, error=self.error, busy=self.busy
+            )
+
+    # -- checks -----------------------------------------------------------------------------------
 
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
         return self.check_layer(proposal["value"])
 
-    def check_layer(self, name: str | None) -> str | None:
-        """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
-        if name is not None and name not in self._order:
-            why = self._refused.get(name)
-            reason = (
-                f"cannot be edited: {why}" if why else f"is unknown{nearest(name, self._order)}"
+    @traitlets.validate("method")
+    def _check_method(self, proposal: Mapping[str, str]) -> str:
+        method = check_choice("method", proposal["value"], METHODS)
+        if self._model is None and self._found and method not in self._found:
+            raise ValueError(
+                f"method: {method!r} has not been scored, and this viewer has no model to score; "
+                f"it shows {', '.join(self._found)}"
             )
-            raise ValueError(f"layer: {name!r} {reason}")
-        return name
+        return method
 
-    def locate(self) -> Job[Localization]:
-        """Score every layer, in the background."""
-        model, pairs = self._model, self._pairs
-        if model is None or pairs is None:
-            raise ValueError("model: this viewer shows a Localization, want a model to score")
+    @traitlets.validate("order")
+    def _check_order(self, proposal: Mapping[str, str]) -> str:
+        return check_choice("order", proposal["value"], ORDERS)
 
-        def work(job: Job[Localization]) -> Localization:
-            return actions.locate(
-                job, model, pairs, reference=self._reference, method=self.method, seed=self._seed
+    @traitlets.validate("view")
+    def _check_view(self, proposal: Mapping[str, str]) -> str:
+        return check_choice("view", proposal["value"], VIEWS)
+
+    @traitlets.validate("edited")
+    def _check_edited(self, proposal: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        return tuple(self._layers.check("edited", name) for name in proposal["value"])
+
+    @traitlets.validate("measured")
+    def _check_measured(self, proposal: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return {
+            self._layers.check("measured", name): check_number(
+                f"measured[{name!r}]", share, low=-math.inf
             )
+            for name, share in proposal["value"].items()
+        }
 
-        self.set_trait("status", "Scoring the layers …")
-        return self.begin(
-            work,
-            lane="layers",
-            label="Locate",
-            on_done=lambda job: self.show(job.result()),
-            on_progress=lambda job: self.set_trait("progress", job.fraction),
+    @traitlets.validate("folded")
+    def _check_folded(self, proposal: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        return tuple(
+            check_choice("folded", name, self._layers.groups) for name in proposal["value"]
         )
 
-    def show(self, localization: Localization, note: str = "") -> None:
-        """Show scores that are there already; the best layer is chosen if none was."""
-        self.localization = localization
-        self.set_trait("scores", dict(localization.scores))
-        best = localization.best
-        self.set_trait("status", f"{best} scores best, {localization.scores[best]:.2f}")
-        self._note = ", ".join(filter(None, [self._unit()[1], note]))
-        self._heading.value = markup.heading("Editability of the layers", self._note)
-        if self.layer is None:
-            self.layer = best
-        self._draw()
-
-    def static_html(self) -> str:
-        """The scores as a table with bars."""
-        title = markup.heading("Editability of the layers", self._note)
-        if not self.scores:
-            return title + '<p class="rw-soft">Not scored yet.</p>'
-        order = [name for name in self._order if name in self.scores]
-        return title + markup.score_table(
-            self.scores, order, edited=self.edited, unit=self._unit()[0]
-        )
-
-    def _unit(self) -> tuple[str, str]:
-        return UNITS[self.localization.method if self.localization is not None else self.method]
-
-    def _mark(self, change: Mapping[str, str | None]) -> None:
-        if (old := self._rows.get(change["old"] or "")) is not None:
-            old.remove_class("rw-chosen")
-        if (new := self._rows.get(change["new"] or "")) is not None:
-            new.add_class("rw-chosen")
-
-    def _draw(self) -> None:
-        """Send the numbers of all rows as one small style sheet."""
-        widest = max((len(row.description) for row in self._rows.values()), default=8)
-        rules = [f".{self._marker} {{ --rw-names: {widest + 1}ch; }}"]
-        rules += row_rules(self._marker, list(self._rows), self.scores, self.edited)
-        self._sheet.value = f"<style>{''.join(rules)}</style>"
-        self._head.value = (
-            '<div class="rw-bars-head"><span>Layer</span>'
-            f"<span>{self._unit()[0]}</span><span>Score</span></div>"
-        )
-        best = next(iter(self.scores), None)
-        for name, row in self._rows.items():
-            score = self.scores.get(name)
-            text = name if score is None else f"{name}: {score:.3g}"
-            row.tooltip = text + (" (best)" if name == best else "")
-
-
-def row_rules(
-    marker: str, names: Iterable[str], scores: Mapping[str, float], edited: Iterable[str]
-) -> list[str]:
-    """CSS rules that give every row its bar (from ``--a`` to ``--b``), colour and number."""
-    high = max([*scores.values(), 0.0])
-    low = min([*scores.values(), 0.0])
-    if high - low <= 0.0:
-        high = 1.0
-    best = next(iter(scores), None)
-    marked = set(edited)
-    rules = []
-    for place, name in enumerate(names):
-        if name not in scores:
-            continue
-        score = scores[name]
-        start, stop = (100.0 * (end - low) / (high - low) for end in sorted((0.0, score)))
-        sign = ("★" if name == best else "") + ("●" if name in marked else "")
-        colour = "var(--rw-orange)" if sign else "var(--rw-blue)"
-        rules.append(
-            f".{marker} .rw-r{place} {{ --a: {start:.1f}%; --b: {stop:.1f}%; --c: {colour}; "
-            f'--s: "{sign} {markup.score_text(score)}"; }}'
-        )
-    return rules
-
-
-def shorten(name: str) -> str:
-    """A layer name of at most `NAME_WIDTH` characters; the middle gives way."""
-    if len(name) <= NAME_WIDTH:
-        return name
-    head = NAME_WIDTH // 3
-    return f"{name[:head]}…{name[head + 1 - NAME_WIDTH :]}"
+    @traitlets.validate("page")
+    def _check_page(self, proposal: Mapping[str, int]) -> int:
+        page, count = check_int("page", proposal["value"], low=0), page_count(self._rows_in_order())
+        if page >= count:
+            raise ValueError(f"page: got {page}, want 0 to {count - 1}: one of {count} pages")
+        return page
