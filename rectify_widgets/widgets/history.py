@@ -24,6 +24,7 @@ from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.judging import Verdict
 from rectify_widgets.widgets import actions, charts, history_html, markup
 from rectify_widgets.widgets.base import Panel, check_path, refuse_unknown
+from rectify_widgets.widgets.curves import drawing
 from rectify_widgets.widgets.history_controls import HistoryControls
 from rectify_widgets.widgets.history_rows import StepRows
 from rectify_widgets.widgets.jobs import Job
@@ -86,12 +87,17 @@ class HistoryViewer(Panel):
         self._source = rectification
         if isinstance(rectification, Rectification):
             self._timeline = Timeline.from_rectification(rectification)
+            self.about = (
+                f"{markup.some(len(rectification.edits), 'edit')} in "
+                f"{markup.some(len(rectification.steps), 'trial')}"
+            )
             if max_degradation is None:
                 max_degradation = rectification.max_degradation
             if target_gap is None:
                 target_gap = rectification.target_gap
         elif isinstance(rectification, nn.Module):
             self._timeline = Timeline()
+            self.about = type(rectification).__name__
         else:
             raise TypeError(
                 f"rectification: got {type(rectification).__name__}, want a Rectification, or the "
@@ -247,18 +253,20 @@ class HistoryViewer(Panel):
     # -- behind the buttons -----------------------------------------------------------------------
 
     def _build(self, *, controls: bool) -> None:
+        self.add_class("rw-history-card")
         self._heading, self._caption, self._problem = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self._stepper = SampleStepper(self, 1, name="step", label="Step")
         self._controls = HistoryControls(
-            self._press, lambda branch: setattr(self, "branch", branch), alone=controls
+            self._pressed, lambda branch: setattr(self, "branch", branch), alone=controls
         )
-        self._gap = charts.ChartView(height=history_html.HEIGHT)
-        self._degradation = charts.ChartView(height=history_html.HEIGHT)
-        curves = [
-            ipw.VBox([chart], layout=ipw.Layout(flex="1 1 270px", min_width="0"))
-            for chart in (self._gap, self._degradation)
-        ]
-        wrap = {"flex_flow": "row wrap", "width": "100%"}
+        self._gap, self._degradation = (
+            ipw.HTML(layout=ipw.Layout(flex="1 1 270px", min_width="0", width="auto"))
+            for _ in range(2)
+        )
+        self._curves = ipw.HBox(
+            [self._gap, self._degradation],
+            layout=ipw.Layout(flex_flow="row wrap", width="100%", margin="4px 0 8px"),
+        )
         self._rows = StepRows(lambda step: setattr(self, "step", step))
         self.fill(
             [
@@ -267,7 +275,7 @@ class HistoryViewer(Panel):
                 self._controls,
                 self._caption,
                 self._problem,
-                ipw.HBox(curves, layout=ipw.Layout(**wrap)),
+                self._curves,
                 self._rows,
             ]
         )
@@ -276,15 +284,11 @@ class HistoryViewer(Panel):
         self.listen(self, lambda _: self.draw(), ["max_degradation", "target_gap"])
         self.listen(self, lambda _: self._show_words(), ["error", "status"])
 
-    def _press(self, name: str) -> None:
-        """What a click does: the method; what it raises is shown, since no cell would."""
-        try:
-            if name == "save":
-                self.save(self._controls.file.value)
-            else:
-                getattr(self, name)()
-        except Exception as error:  # noqa: BLE001 - shown in place
-            self.set_trait("error", error)
+    def _pressed(self, name: str) -> None:
+        if name == "save":
+            self.press(lambda: self.save(self._controls.file.value))
+        else:
+            self.press(getattr(self, name))
 
     def _moved(self, _: object) -> None:
         if not self._syncing:
@@ -337,10 +341,11 @@ class HistoryViewer(Panel):
         self._heading.value = markup.heading("History", history_html.counts(timeline))
         self._controls.show(timeline)
         measured = any(v.gap is not None or v.degradation is not None for v in timeline)
-        self._gap.show(history_html.gap_chart(timeline, self.target_gap) if measured else None)
-        self._degradation.show(
-            history_html.degradation_chart(timeline, self.max_degradation) if measured else None
-        )
+        self._curves.layout.display = None if measured else "none"
+        if measured:
+            gap = history_html.gap_chart(timeline, self.target_gap)
+            loss = history_html.degradation_chart(timeline, self.max_degradation)
+            self._gap.value, self._degradation.value = drawing(gap), drawing(loss)
         self._rows.show(timeline)
         self._show_words()
 
@@ -384,6 +389,7 @@ class HistoryViewer(Panel):
     def forget(self) -> None:
         """Let go of the models and the edits."""
         self._models.clear()
+        self._job = None  # its result is a model
         self._timeline = Timeline()
         self._source = nn.Identity()
         self.set_trait("model", None)

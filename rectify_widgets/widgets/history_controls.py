@@ -6,10 +6,12 @@ They show a timeline and say what was pressed; they decide nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import ipywidgets as ipw
 
 from rectify_widgets.widgets import history_html
+from rectify_widgets.widgets.buttons import action_button
 from rectify_widgets.widgets.timeline import Timeline
 
 FILE = "edits.safetensors"
@@ -41,18 +43,10 @@ class HistoryControls(ipw.HBox):
     ) -> None:
         self._choose = choose
         self._showing = False
-        self.buttons: dict[str, ipw.Button] = {}
-        for name, text, icon, tip in BUTTONS:
-            button = ipw.Button(
-                description=text,
-                icon=icon,
-                tooltip=tip,
-                layout=ipw.Layout(width="auto", flex="0 0 auto", margin="2px 6px 2px 0"),
-            )
-            button.add_class("rw-action")
-            button.add_class(f"rw-{name.replace('_', '-')}")
-            button.on_click(lambda _, name=name: press(name))
-            self.buttons[name] = button
+        self.buttons = {
+            name: action_button(text, icon, tip, partial(press, name), name=name)
+            for name, text, icon, tip in BUTTONS
+        }
         self.branches = ipw.Dropdown(
             options=[("", 0)],
             description="Branch",

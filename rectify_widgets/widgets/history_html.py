@@ -36,7 +36,7 @@ TOLD = 12
 KINDS = {
     "did better": "another edit did better",
     "too little": "too little of the gap",
-    "do not fall": "too little of the gap",
+    "do not fall": "no gain in all",
     "budget": "over the budget",
 }
 """What the engine's reasons of a roll-back contain, and how they are counted."""
@@ -58,17 +58,17 @@ def rolled_back(trials: Iterable[Step]) -> list[Step]:
 def trials_summary(trials: Sequence[Step]) -> str:
     """How many trials were rolled back and why, in one line; not escaped."""
     counts = Counter(kind(trial.reason) for trial in trials)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return f"↺ {some(len(trials), 'trial')} rolled back: {reasons}"
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
+    return f"{some(len(trials), 'trial')} rolled back: {reasons}"
 
 
-def trials_fold(trials: Sequence[Step], note: str = "") -> str:
+def trials_fold(trials: Sequence[Step], when: str = "") -> str:
     """Trials that were rolled back, folded away under a line that counts them by reason."""
     if not trials:
         return ""
     more = len(trials) - TRIALS
     rest = f'<p class="rw-soft">… and {more} more.</p>' if more > 0 else ""
-    summary = escape(trials_summary(trials) + note)
+    summary = escape(f"↺ {when}{trials_summary(trials)}")
     return (
         f"<details><summary>{summary}</summary>"
         f'<div class="rw-scroll">{_trials_table(trials[:TRIALS])}</div>{rest}</details>'
@@ -102,11 +102,9 @@ def step_name(step: int, version: Version, width: int = 30) -> str:
 def step_notes(timeline: Timeline, version: Version) -> str:
     """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
     pieces = [trials_fold(rolled_back(version.trials))]
-    pieces.append(
-        trials_fold(rolled_back(timeline.fruitless(version.number)), " (after this step)")
-    )
+    pieces.append(trials_fold(rolled_back(timeline.fruitless(version.number)), "after this step, "))
     pieces += [
-        f'<div class="rw-soft">⑂ {escape(branch_name(timeline, branch))} leaves here</div>'
+        f'<div class="rw-soft">↳ {escape(branch_name(timeline, branch))} leaves here</div>'
         for branch in leaving(timeline, version)
     ]
     return "".join(pieces)
@@ -159,7 +157,7 @@ def counts(timeline: Timeline) -> str:
     if back := rolled_back(trials):
         words.append(f"↺ {some(len(back), 'trial')} rolled back")
     if len(timeline.branches) > 1:
-        words.append(f"⑂ {len(timeline.branches)} branches")
+        words.append(f"↳ {len(timeline.branches)} branches")
     return " · ".join(words)
 
 
@@ -230,7 +228,7 @@ def step_tip(step: int, version: Version) -> str:
 def rows_note(start: int, shown: int, count: int) -> str:
     """What the signs mean, and which steps have a row if not all."""
     part = f" · steps {start} to {start + shown - 1} of {count - 1}" if shown < count else ""
-    signs = "▸ in view · ✓ kept · ↺ rolled back · ⑂ branch"
+    signs = "▸ in view · ✓ kept · ↺ rolled back · ↳ branch"
     return f'<span class="rw-soft">{signs}{part}</span>'
 
 

@@ -44,7 +44,6 @@ class StepRows(ipw.VBox):
             [self._sheet, head, self._box, self._note], layout=ipw.Layout(width="100%")
         )
         self.add_class(self._marker)
-        self.add_class("rw-versions-card")
 
     def show(self, timeline: Timeline) -> None:
         """Show the rows around the step that we are at."""

@@ -1,0 +1,543 @@
+"""`HistoryViewer` by its traits, and what it draws, on edits made by hand."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as ipw
+import pytest
+import torch
+import traitlets
+from torch import nn
+
+from rectify_widgets.engine.editing import RankOneEdit, digest, load_edits
+from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.judging import Verdict
+from rectify_widgets.widgets import history as histories
+from rectify_widgets.widgets import history_html, history_rows
+from rectify_widgets.widgets.charts import Line, lines
+from rectify_widgets.widgets.curves import drawing, nice_ticks
+from rectify_widgets.widgets.history import HistoryViewer
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.timeline import Timeline
+from tests.test_timeline import edit as named
+from tests.test_timeline import trial
+from tests.widget_fakes import network, texts
+
+Bits = dict[str, torch.Tensor]
+
+
+def bits(model: nn.Module) -> Bits:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model: nn.Module, before: Bits) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def edit(model: nn.Module, layer: str, seed: int) -> RankOneEdit:
+    """A random edit of a model as it is, applied to it."""
+    weight = model.get_submodule(layer).weight
+    assert isinstance(weight, torch.Tensor)
+    generator = torch.Generator().manual_seed(seed)
+    made = RankOneEdit(
+        layer,
+        torch.randn(weight.shape[0], generator=generator),
+        torch.randn(weight[0].numel(), generator=generator),
+        tuple(weight.shape), "contrast", 0.1, "patch", digest(weight),
+    )  # fmt: skip
+    made.apply(model)
+    return made
+
+
+def rectification(layers: str = "036") -> Rectification:
+    """One round a layer; each keeps its second trial, and a last round keeps none."""
+    model = network()
+    edits = [edit(model, layer, seed) for seed, layer in enumerate(layers)]
+    steps = []
+    for number, layer in enumerate(layers, start=1):
+        gap = 0.5**number
+        steps += [trial(number, "6"), trial(number, layer, kept=True, gap=gap)]
+    steps.append(trial(len(layers) + 1, "0", gap=0.3))
+    return Rectification(
+        model, edits, steps, "dynamic", "no layer helps", 1.0, 0.5 ** len(layers), 0.01,
+        torch.empty(0, dtype=torch.long), {}, 0.05, 0.2,
+    )  # fmt: skip
+
+
+def verdict(gap: float, loss: float = 0.0) -> Verdict:
+    return Verdict(gap, 0.0, loss, 0.0)
+
+
+def rows(viewer: HistoryViewer) -> list[ipw.Button]:
+    return [child for child in viewer._rows._box.children if isinstance(child, ipw.Button)]
+
+
+def click(viewer: HistoryViewer, name: str) -> None:
+    viewer._controls.buttons[name].click()
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session(synchronous=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def viewer(session: Session) -> Iterator[HistoryViewer]:
+    made = HistoryViewer(rectification(), session=session)
+    yield made
+    made.close()
+
+
+# --- the model at a step -------------------------------------------------------------------------
+
+
+def test_every_step_has_its_model(viewer: HistoryViewer) -> None:
+    result = rectification()
+    assert (viewer.step, len(viewer.edits)) == (3, 3)
+    for step in (3, 1, 2):
+        viewer.step = step
+        assert viewer.model is not None
+        assert same(viewer.model, bits(result.at(step)))
+        assert [e.layer for e in viewer.edits] == list("036")[:step]
+    viewer.step = 0
+    assert viewer.model is None
+    assert viewer.edits == []
+
+
+def test_going_back_gives_the_same_model_while_it_is_kept(
+    viewer: HistoryViewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {}
+    for step in (1, 2, 3):
+        viewer.step = step
+        first[step] = viewer.model
+    for step in (2, 0, 3, 1):
+        viewer.step = step
+        assert viewer.model is first.get(step)
+    assert histories.COPIES >= 3
+    monkeypatch.setattr(histories, "COPIES", 2)
+    gone = weakref.ref(first.pop(2))
+    viewer.step = 3
+    gc.collect()
+    assert gone() is None, "the model not seen for longest is let go"
+    assert len(viewer._models) == 2
+    viewer.step = 2
+    assert viewer.model is not None
+
+
+def test_the_models_given_stay_as_they_are(session: Session) -> None:
+    result = rectification()
+    before = bits(result.model)
+    viewer = HistoryViewer(result, session=session)
+    for step in (0, 2, 1, 3):
+        viewer.step = step
+        assert viewer.model is not result.model
+    assert same(result.model, before)
+    viewer.close()
+    model = network()
+    before = bits(model)
+    viewer = HistoryViewer(model, session=session)
+    viewer.append(result.edits)
+    assert same(model, before)
+    assert viewer.model is not None
+    assert same(viewer.model, bits(result.model))
+    viewer.close()
+
+
+def test_a_model_that_was_changed_meanwhile_is_an_error_in_place(session: Session) -> None:
+    result = rectification()
+    viewer = HistoryViewer(result, session=session)
+    with torch.no_grad():
+        result.model.get_submodule("3").weight.zero_()  # type: ignore[operator]
+    viewer.step = 1
+    assert isinstance(viewer.error, ValueError)
+    assert "✗ ValueError" in texts(viewer)
+    viewer.step = 0
+    assert viewer.error is None
+    assert "✗" not in texts(viewer)
+    viewer.close()
+
+
+# --- buttons, rows and traits say the same -------------------------------------------------------
+
+
+def test_undo_and_redo(viewer: HistoryViewer) -> None:
+    end = viewer.model
+    job = viewer.undo()
+    assert isinstance(job, Job)
+    assert job.wait() is viewer.model
+    assert viewer.step == 2
+    assert viewer.redo().wait() is end
+    click(viewer, "undo")
+    click(viewer, "undo")
+    assert viewer.step == viewer._stepper.slider.value == 1
+    click(viewer, "redo")
+    assert viewer.step == 2
+    viewer.step = 3
+    with pytest.raises(ValueError, match="redo: this is the last step"):
+        viewer.redo()
+    viewer.step = 0
+    with pytest.raises(ValueError, match="undo: this is the model as given"):
+        viewer.undo()
+
+
+def test_what_cannot_be_done_cannot_be_pressed(viewer: HistoryViewer) -> None:
+    def off() -> set[str]:
+        return {name for name, button in viewer._controls.buttons.items() if button.disabled}
+
+    assert off() == {"redo", "branch_off"}
+    viewer.step = 1
+    assert off() == set()
+    viewer.step = 0
+    assert off() == {"undo", "save"}
+
+
+def test_rows_are_buttons(viewer: HistoryViewer) -> None:
+    assert [row.description for row in rows(viewer)] == [
+        "  ○ 0  as given", "  ✓ 1  0", "  ✓ 2  3", "▸ ✓ 3  6",
+    ]  # fmt: skip
+    rows(viewer)[1].click()
+    assert viewer.step == 1
+    assert rows(viewer)[1].description.startswith("▸")
+    assert "rw-chosen" in rows(viewer)[1]._dom_classes
+    assert ["rw-undone" in row._dom_classes for row in rows(viewer)] == [False, False, True, True]
+    assert rows(viewer)[2].tooltip == "Step 2, edit of 3: gap 25.0 %, degradation 1.0 %"
+    html = texts(viewer)
+    assert "Step 1 of 3, after editing 0: gap 50.0 %, degradation 1.0 %." in html
+    assert '"  50.0 %        1.0 %"' in html
+
+
+def test_the_slider_and_bad_steps(viewer: HistoryViewer) -> None:
+    viewer._stepper.slider.value = 2
+    assert viewer.step == 2
+    for bad in (-1, 4):
+        with pytest.raises(ValueError, match="step: got"):
+            viewer.step = bad
+    with pytest.raises(traitlets.TraitError):
+        viewer.step = 1.5  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="branch: got 1, want 0 to 0"):
+        viewer.branch = 1
+    with pytest.raises(ValueError, match="target_gap: got 2"):
+        viewer.target_gap = 2.0
+    assert (viewer.step, viewer.branch) == (2, 0)
+
+
+def test_linked_views_follow(viewer: HistoryViewer) -> None:
+    class View(traitlets.HasTraits):
+        after = traitlets.Instance(nn.Module, allow_none=True)
+
+    view = View()
+    traitlets.dlink((viewer, "model"), (view, "after"))
+    viewer.step = 1
+    assert view.after is viewer.model
+    viewer.step = 0
+    assert view.after is None
+
+
+# --- branches ------------------------------------------------------------------------------------
+
+
+def test_branching_keeps_the_later_steps(viewer: HistoryViewer) -> None:
+    result = rectification()
+    end = viewer.model
+    viewer.step = 1
+    base = result.at(1)
+    other = edit(base, "6", 9)
+    viewer.append([other], [verdict(0.1, 0.02)])
+    assert (viewer.branch, viewer.step) == (1, 2)
+    assert viewer.model is not None
+    assert same(viewer.model, bits(base))
+    assert [row.description for row in rows(viewer)] == ["  ○ 0  as given", "  ✓ 1  0", "▸ ✓ 2  6"]
+    assert viewer._controls.branches.layout.display is None
+    viewer.branch = 0
+    assert (viewer.step, viewer.model is end) == (3, True)
+    viewer._controls.branches.value = 1
+    assert (viewer.branch, viewer.step) == (1, 2)
+    html = texts(viewer)
+    assert "branch 0: 3 steps, gap 12.5 % leaves here" in html
+    assert "branch 1, in view" in html
+    assert viewer._controls.branches.options[1][0] == "branch 1 from 1: 2 steps, gap 10.0 %"
+
+
+def test_branch_off(viewer: HistoryViewer) -> None:
+    assert viewer._controls.branches.layout.display == "none"
+    with pytest.raises(ValueError, match="go back to an earlier step"):
+        viewer.branch_off()
+    viewer.step = 2
+    kept = viewer.model
+    assert viewer.branch_off().wait() is kept
+    assert (viewer.branch, viewer.step, len(viewer.timeline.path)) == (1, 2, 3)
+    assert viewer._stepper.slider.max == 2
+    viewer.branch = 0
+    assert (viewer.step, viewer._stepper.slider.max) == (3, 3)
+
+
+def test_edits_go_where_they_were_made_from(viewer: HistoryViewer) -> None:
+    started = viewer.timeline.here.number
+    model = rectification().at(3)
+    made = edit(model, "0", 5)
+    viewer.step = 1  # somebody looks elsewhere while the edit is being made
+    viewer.append([made], [verdict(0.01)], parent=started, model=model)
+    assert (viewer.branch, viewer.step) == (0, 4)
+    assert viewer.model is model, "the model at hand is used"
+    viewer.step = 1
+    viewer.step = 4
+    assert viewer.model is model
+
+
+def test_append_refuses_what_does_not_fit(viewer: HistoryViewer) -> None:
+    viewer.step = 1
+    with pytest.raises(ValueError, match="figures: got 0 for 1 edits"):
+        viewer.append([named("x")], [], parent=3)
+    with pytest.raises(ValueError, match="number: got 9"):
+        viewer.append([named("x")], parent=9)
+    assert (viewer.step, len(viewer.timeline)) == (1, 4)
+    viewer.append([], trials=[trial(1, "6")])
+    assert (viewer.step, len(viewer.timeline)) == (1, 4)
+    assert "after this step, 1 trial rolled back: too little of the gap (1)" in texts(viewer)
+
+
+def test_a_history_that_grows(session: Session) -> None:
+    model = network()
+    viewer = HistoryViewer(model, session=session, controls=False, target_gap=0.1)
+    assert repr(viewer) == "HistoryViewer(Sequential)"
+    assert (viewer.step, viewer.model, viewer.status) == (0, None, "No edits yet.")
+    assert viewer._curves.layout.display == "none", "there is nothing to draw"
+    shown = {n for n, b in viewer._controls.buttons.items() if b.layout.display != "none"}
+    assert shown == {"branch_off"}
+    base = copy.deepcopy(model)
+    viewer.append([edit(base, "3", 1)], [verdict(0.4, 0.003)])
+    viewer.measured({0: verdict(0.9)})
+    assert viewer.status == "Step 1 of 1, after editing 3: gap 40.0 %, degradation 0.3 %."
+    assert viewer._curves.layout.display is None
+    assert "Gap over 1 step: 90.0 % as given, 40.0 % after step 1; target 10.0 %, not met." in (
+        texts(viewer)
+    )
+    viewer.target_gap = 0.5
+    assert "target 50.0 %, met." in texts(viewer)
+    viewer.close()
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def test_saving_the_edits_up_to_here(viewer: HistoryViewer, tmp_path: Path) -> None:
+    viewer.step = 2
+    path = viewer.save(tmp_path / "two.safetensors").wait()
+    model = network()
+    load_edits(path).apply(model)
+    assert viewer.model is not None
+    assert same(model, bits(viewer.model))
+    assert viewer.status == "Saved 2 edits to two.safetensors."
+    viewer._controls.file.value = str(tmp_path / "three.safetensors")
+    viewer.step = 3
+    click(viewer, "save")
+    assert len(load_edits(tmp_path / "three.safetensors")) == 3
+    viewer._controls.file.value = str(tmp_path / "none" / "x.safetensors")
+    click(viewer, "save")
+    assert "want a file in a folder that exists" in texts(viewer)
+    viewer.step = 0
+    with pytest.raises(ValueError, match="save: there are no edits"):
+        viewer.save(tmp_path / "zero.safetensors")
+    with pytest.raises(TypeError, match="path: got int"):
+        viewer.save(3)  # type: ignore[arg-type]
+
+
+# --- in the background ---------------------------------------------------------------------------
+
+
+def test_scrubbing_while_something_long_is_under_way() -> None:
+    session = Session()
+    viewer = HistoryViewer(rectification(), session=session)
+    assert session.latest is not None
+    session.latest.wait(20)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def long(job: Job[str]) -> str:
+        asked.set()
+        while not go_on.wait(0.005):
+            job.check()
+        return "undisturbed"
+
+    work = session.submit(long, label="long")
+    assert asked.wait(20)
+    for step in (2, 1, 2, 1):
+        viewer.step = step
+    assert viewer.job is not None
+    viewer.job.wait(20)
+    assert viewer.model is not None
+    assert same(viewer.model, bits(rectification().at(1)))
+    assert not work.done
+    go_on.set()
+    assert work.wait(20) == "undisturbed"
+    viewer.close()
+    session.close()
+
+
+def test_the_latest_step_wins() -> None:
+    session = Session()
+    seen: list[nn.Module | None] = []
+    viewer = HistoryViewer(rectification(), session=session)
+    viewer.settle()
+    viewer.observe(lambda change: seen.append(change["new"]), names=["model"])
+    hold = threading.Event()
+    session.submit(lambda _: hold.wait(20), short=True)
+    jobs = []
+    for step in (2, 1, 2, 1):
+        viewer.step = step
+        jobs.append(viewer.job)
+    hold.set()
+    last = jobs[-1]
+    assert last is not None
+    last.wait(20)
+    assert len(seen) == 1
+    assert seen[0] is viewer.model
+    assert [job is not None and job.was_cancelled for job in jobs] == [True, True, True, False]
+    viewer.close()
+    session.close()
+
+
+def test_closing_frees_the_models() -> None:
+    result = rectification()
+    viewer = HistoryViewer(result)
+    viewer.settle()
+    viewer.step = 1
+    viewer.settle()
+    models = [weakref.ref(model) for model in viewer._models.values()]
+    owner = weakref.ref(result)
+    rows_shown = viewer._rows
+    viewer.close()
+    del result
+    gc.collect()
+    assert len(models) == 2
+    assert [model() for model in models] == [None, None]
+    assert owner() is None
+    assert rows_shown._slots == []
+    assert (viewer.model, viewer.edits) == (None, [])
+
+
+def test_bad_calls(session: Session) -> None:
+    with pytest.raises(TypeError, match="rectification: got int, want a Rectification"):
+        HistoryViewer(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="did you mean 'target_gap'"):
+        HistoryViewer(network(), target=0.1)
+    with pytest.raises(ValueError, match="max_degradation: got 7"):
+        HistoryViewer(network(), max_degradation=7, session=session)
+
+
+# --- what it shows -------------------------------------------------------------------------------
+
+
+def test_static_view(viewer: HistoryViewer) -> None:
+    viewer.step = 2
+    html = viewer.static_html()
+    assert html.count("<img") == 2
+    assert "Gap over 3 steps: 100.0 % as given, 50.0 % after step 1" in html
+    assert "target 20.0 %, met" in html
+    assert "budget 5.0 %, met" in html
+    assert "▸ <code>3</code>" in html
+    assert html.count("<summary>") == 4
+    assert "<script" not in html
+    assert "✓ best of this round" in html
+    assert "✓ 3 edits kept · ↺ 4 trials rolled back" in html
+
+
+def test_hundreds_of_trials_stay_readable(session: Session) -> None:
+    timeline = Timeline()
+    many = [trial(1, f"layer{number}") for number in range(300)]
+    timeline.extend([named("x")], trials=[*many, trial(1, "x", kept=True, gap=0.1)])
+    fold = history_html.step_notes(timeline, timeline.here)
+    assert fold.count("<tr") == history_html.TRIALS + 1
+    assert "… and 260 more." in fold
+    assert "300 trials rolled back: too little of the gap (300)" in fold
+
+
+def test_long_histories_are_shown_in_part(session: Session) -> None:
+    viewer = HistoryViewer(nn.Identity(), session=session)
+    count = 3 * history_rows.ROWS
+
+    class Nothing:
+        layer = "x"
+
+        def apply(self, model: nn.Module) -> None:
+            """Leave the model as it is."""
+
+    things: list[Any] = [Nothing() for _ in range(count)]
+    viewer.append(things, [verdict(0.5)] * count)
+    assert [row.description for row in rows(viewer)] == [f"▸ ✓ {count}  x"]
+    viewer.step = history_rows.ROWS + 3
+    assert len(rows(viewer)) == history_rows.ROWS
+    assert rows(viewer)[3].description == f"▸ ✓ {history_rows.ROWS + 3}  x"
+    rows(viewer)[5].click()
+    assert viewer.step == history_rows.ROWS + 5
+    assert f"steps {history_rows.ROWS} to {2 * history_rows.ROWS - 1} of {count}" in texts(viewer)
+    assert len(viewer._gap.value) < 30_000
+    assert viewer._gap.value.count("after step") <= history_html.TOLD + 1
+    viewer.close()
+
+
+def test_titles_and_reasons_are_escaped() -> None:
+    bad = "<img src=x onerror=alert(1)>"
+    timeline = Timeline()
+    step = Step(1, bad, 0.5, bad, 0.1, 1.0, 0.5, 0.0, 0.0, 0.0, False, bad, 0.1)
+    timeline.extend([named(bad)], [(0.5, 0.0)])
+    timeline.extend([], trials=[step])
+    for html in (
+        history_html.steps_table(timeline),
+        history_html.step_notes(timeline, timeline.here),
+    ):
+        assert "<img" not in html
+
+
+def test_figures_that_are_missing_leave_gaps() -> None:
+    timeline = Timeline()
+    timeline.extend([named("a"), named("b")], [(None, 0.01), (0.2, None)])
+    chart = history_html.gap_chart(timeline, None)
+    assert chart.figure["data"][0]["y"] == [None, None, 20.0]
+    assert chart.alt == "Gap over 2 steps: 20.0 % after step 2."
+    assert history_html.caption(timeline) == "Step 2 of 2, after editing b: gap 20.0 %."
+    assert drawing(chart).count("rw-dot") == 1
+
+
+def test_the_drawing_says_what_the_chart_says() -> None:
+    chart = lines(
+        [Line("Gap", [0, 1, 2], [100.0, None, 5.0]), Line("other", [1, 2], [40.0, 30.0], "grey")],
+        "in words", levels={"target 2 %": 2.0, "high": 95.0}, here=1, x_title="Step",
+        y_title="Gap, %", x_names=["0", "1", "2"], height=200,
+    )  # fmt: skip
+    html = drawing(chart)
+    assert 'role="img" aria-label="in words"' in html
+    assert html.count("<polyline") == 3, "the gap in the curve stays open"
+    assert html.count("rw-here") == 1
+    (place,) = re.findall(r'rw-here" style="left:([\d.]+)%', html)
+    assert float(place) == pytest.approx(50.0)
+    assert 'title="Gap, step 2: 5.00 %"' in html
+    assert "target 2 %" in html
+    assert html.count("rw-below") == 1
+    assert "rw-curves-legend" in html
+    assert "height:200px" in html
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.0, 100.0, [0.0, 50.0, 100.0]),
+        (0.0, 93.1, [0.0, 50.0, 100.0]),
+        (0.0, 1.0, [0.0, 0.5, 1.0]),
+        (-0.04, 1.0, [-0.5, 0.0, 0.5, 1.0]),
+        (0.0, 0.0, [0.0, 0.5, 1.0]),
+    ],
+)
+def test_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == ticks
