@@ -35,7 +35,7 @@ def overlay(rows: Sequence[Row], facts: Facts, view: str, width: int = NAME_WIDT
     """Head and rows of a live view, without the names, which the buttons below it say."""
     names = f"{1 + max((len(row.text(width)) for row in rows), default=6)}ch"
     head, wide, narrow = _table_head(facts) if view == "table" else _bars_head(facts)
-    tiny = "minmax(70px, 1fr)" + " 6em" * bool(view == "table" and facts.measured and facts.columns)
+    tiny = "minmax(70px, 1fr)" + " 6em" * bool(view == "table" and facts.measured)
     widths = {"wide": wide, "narrow": narrow, "tiny": tiny}
     style = ";".join(f"--rw-{place}:{names} {SIGNS} {sizes}" for place, sizes in widths.items())
     body = ""
@@ -73,22 +73,29 @@ def _method_head(column: Column, facts: Facts, *, brief: bool, look: str) -> str
     return _head(column.method, unit, f"{why}, {column.note}" if column.note else why, look)
 
 
+def _beside(columns: Sequence[str], measured: str, facts: Facts) -> list[str]:
+    """What was measured stands beside the method in front, which is the first column."""
+    return [*columns[:1], *[measured] * bool(facts.measured), *columns[1:]]
+
+
+def _look(place: int) -> str:
+    return "rw-lay-minor" if place else "rw-lay-front"
+
+
 def _bars_head(facts: Facts) -> tuple[str, str, str]:
     """Heads of the columns, and their widths in wide and in narrow places."""
-    heads, wide, narrow = "", [], []
+    heads, wide, narrow = [], [], []
     for place, column in enumerate(facts.columns):
-        look = "rw-lay-front" if column.front else "rw-lay-minor"
-        heads += _method_head(column, facts, brief=not column.front, look=look)
-        wide.append("minmax(100px, 1.6fr)" if column.front else "minmax(100px, 1fr)")
-        narrow.append("minmax(88px, 1fr)" if column.front else "7.2em")
-        if facts.measured and place == 0:
-            heads += _head("Measured", "after the edit", MEASURED, "rw-right rw-lay-after")
-            wide.append("6.8em")
-            narrow.append("6em")
-    if not facts.columns:
-        why = "Locate scores the layers"
-        return _head("Not scored yet", "", why), "1fr 6.8em", "1fr 6em"
-    return heads, " ".join(wide), " ".join(narrow)
+        heads.append(_method_head(column, facts, brief=place > 0, look=_look(place)))
+        wide.append("minmax(100px, 1fr)" if place else "minmax(100px, 1.6fr)")
+        narrow.append("7.2em" if place else "minmax(88px, 1fr)")
+    if not heads:
+        heads, wide = [_head("Not scored yet", "", "Locate scores the layers")], ["1fr"]
+        narrow = wide
+    after = _head("Measured", "after the edit", MEASURED, "rw-right rw-lay-after")
+    heads = _beside(heads, after, facts)
+    wide, narrow = _beside(wide, "6.8em", facts), _beside(narrow, "6em", facts)
+    return "".join(heads), " ".join(wide), " ".join(narrow)
 
 
 def _bars(row: Row, facts: Facts) -> str:
@@ -96,11 +103,7 @@ def _bars(row: Row, facts: Facts) -> str:
     shown, colour = facts.shown(row), "var(--rw-blue)"
     if row.is_layer and facts.signs(row):
         colour = "var(--rw-orange)"
-    text = "" if shown is None else share_text(shown)
-    measured = f'<span class="rw-right rw-lay-after">{text}</span>' if facts.measured else ""
-    if not facts.columns:
-        return f"<span></span>{measured}"
-    cells = ""
+    cells = []
     for place, column in enumerate(facts.columns):
         low, high = column.limits(facts.measured.values())
         score, span = column.score(row), high - low
@@ -113,57 +116,65 @@ def _bars(row: Row, facts: Facts) -> str:
             )
         if shown is not None and column.is_share:
             marks += f'<b style="left:{100.0 * (shown - low) / span:.1f}%"></b>'
-        look = "rw-lay-front" if column.front else "rw-lay-minor"
-        cells += (
-            f'<span class="rw-lay-cell {look}"><span class="rw-lay-bar">{marks}</span>'
+        cells.append(
+            f'<span class="rw-lay-cell {_look(place)}"><span class="rw-lay-bar">{marks}</span>'
             f'<span class="rw-lay-num">{column.text(score)}</span></span>'
         )
-        cells += measured if place == 0 else ""
-    return cells
+    text = "" if shown is None else share_text(shown)
+    after = f'<span class="rw-right rw-lay-after">{text}</span>'
+    return "".join(_beside(cells or ["<span></span>"], after, facts))
 
 
 def _table_head(facts: Facts) -> tuple[str, str, str]:
     """Heads of the columns, and their widths in wide and in narrow places."""
-    heads = _head("Rank", "", "Rank by the method in front", "rw-right rw-lay-rank")
-    heads += _head("Kind", "", "What the layer is", "rw-lay-wide")
-    wide, narrow = ["3em", "9em"], ["3em"]
-    for place, column in enumerate(facts.columns):
-        look = f"{'rw-lay-front' if column.front else 'rw-lay-minor'} rw-right"
-        heads += _method_head(column, facts, brief=True, look=look)
-        wide.append("9.4em")
-        narrow.append("7.6em")
-        if facts.measured and place == 0:
-            heads += _head("Measured", "after the edit", MEASURED, "rw-right")
-            wide.append("6.8em")
-            narrow.append("6.4em")
-    why = "Direction and ridge of the layer's best edit"
-    heads += _head("Direction", "", why, "rw-lay-wide") + _head(
-        "Ridge", "", why, "rw-lay-wide rw-right"
+    columns = list(enumerate(facts.columns))
+    heads = _beside(
+        [
+            _method_head(c, facts, brief=True, look=f"{_look(place)} rw-right")
+            for place, c in columns
+        ],
+        _head("Measured", "after the edit", MEASURED, "rw-right"),
+        facts,
     )
-    why = "How far attributions are from adding up to the gap; large beside a shortcut"
-    heads += _head("Completeness", "relative error", why, "rw-lay-wide rw-right")
-    wide += ["5.4em", "4em", "7.6em"]
-    return heads, " ".join(wide), " ".join(narrow)
+    edit = "Direction and ridge of the layer's best edit"
+    error = "How far attributions are from adding up to the gap; large beside a shortcut"
+    heads = [
+        _head("Rank", "", "Rank by the method in front", "rw-right rw-lay-rank"),
+        _head("Kind", "", "What the layer is", "rw-lay-wide"),
+        *heads,
+        _head("Direction", "", edit, "rw-lay-wide"),
+        _head("Ridge", "", edit, "rw-lay-wide rw-right"),
+        _head("Completeness", "relative error", error, "rw-lay-wide rw-right"),
+    ]
+    wide = ["3em", "9em", *_beside(["9.4em"] * len(columns), "6.8em", facts)]
+    narrow = ["3em", *_beside(["7.6em"] * len(columns), "6.4em", facts)]
+    return "".join(heads), " ".join([*wide, "5.4em", "4em", "7.6em"]), " ".join(narrow)
 
 
 def _numbers(row: Row, facts: Facts) -> str:
     """All numbers of a layer."""
-    name, front = row.name, facts.front
-    rank = list(front.scores).index(name) + 1 if front and name in front.scores else "–"
-    cells = [(str(rank), "rw-right rw-lay-rank"), (facts.kinds.get(name, ""), "rw-lay-wide")]
-    for place, column in enumerate(facts.columns):
-        look = "rw-lay-front" if column.front else "rw-lay-minor"
-        cells.append((column.text(column.score(row)), f"{look} rw-right"))
-        if facts.measured and place == 0:
-            shown = facts.shown(row)
-            cells.append(("" if shown is None else share_text(shown), "rw-right"))
+    name, front, shown = row.name, facts.front, facts.shown(row)
+    rank = str(list(front.scores).index(name) + 1) if front and name in front.scores else "–"
     direction, ridge = facts.choices.get(name, ("", None))
-    cells.append((direction, "rw-lay-wide"))
-    cells.append(("" if ridge is None else f"{ridge:g}", "rw-lay-wide rw-right"))
     error = facts.completeness.get(name)
-    error_text = "" if error is None else f"{100.0 * error:.0f} %"
-    cells.append((error_text, "rw-lay-wide rw-right"))
-    return "".join(f'<span class="{look}">{escape(text)}</span>' for text, look in cells)
+
+    def cell(text: str, look: str) -> str:
+        return f'<span class="{look}">{escape(text)}</span>'
+
+    scores = [
+        cell(column.text(column.score(row)), f"{_look(place)} rw-right")
+        for place, column in enumerate(facts.columns)
+    ]
+    after = cell("" if shown is None else share_text(shown), "rw-right")
+    cells = [
+        cell(rank, "rw-right rw-lay-rank"),
+        cell(facts.kinds.get(name, ""), "rw-lay-wide"),
+        *_beside(scores, after, facts),
+        cell(direction, "rw-lay-wide"),
+        cell("" if ridge is None else f"{ridge:g}", "rw-lay-wide rw-right"),
+        cell("" if error is None else f"{100.0 * error:.0f} %", "rw-lay-wide rw-right"),
+    ]
+    return "".join(cells)
 
 
 def strip(rows: Sequence[Row], facts: Facts, seen: range) -> str:
@@ -198,15 +209,16 @@ def legend(words: Sequence[str]) -> str:
 
 def static_table(rows: Sequence[Row], facts: Facts) -> str:
     """The rows as a table with bars, all methods, what was measured and what cannot be edited."""
-    heads = ["Layer", "", "Kind"]
-    for column in facts.columns:
-        note = f", {column.note}" if len({c.note for c in facts.columns}) > 1 else ""
-        heads.append(f"{column.method}<br>{UNITS[column.method][0]}{escape(note)}")
-    if facts.measured:
-        heads.insert(4, "Measured<br>after the edit")
+    notes = {column.note for column in facts.columns}
+    units = [
+        f"{column.method}<br>{UNITS[column.method][0]}"
+        + (f", {escape(column.note)}" if len(notes) > 1 and column.note else "")
+        for column in facts.columns
+    ]
+    heads = ["Layer", "", "Kind", *_beside(units, "Measured<br>after the edit", facts)]
     body = "".join(_static_row(row, facts, len(heads)) for row in rows[:STATIC_ROWS])
     more = len(rows) - STATIC_ROWS
-    tail = f'<p class="rw-soft">and {more} more</p>' if more > 0 else ""
+    tail = f'<p class="rw-soft">and {markup.some(more, "more row")}</p>' if more > 0 else ""
     head = "".join(f"<th>{words}</th>" for words in heads)
     return (
         f'<table class="rw-table rw-lay-static"><thead><tr>{head}</tr></thead>'
@@ -215,22 +227,21 @@ def static_table(rows: Sequence[Row], facts: Facts) -> str:
 
 
 def _static_row(row: Row, facts: Facts, columns: int) -> str:
-    label = (
-        f"<td>{'&nbsp;' * 4 * row.depth}<code>{escape(row.text(STATIC_NAME).strip())}</code></td>"
-    )
+    name = escape(row.text(STATIC_NAME).strip())
+    label = f"<td>{'&nbsp;' * 4 * row.depth}<code>{name}</code></td>"
     if why := _why(row):
         cell = f'<td colspan="{columns - 1}">{escape(why)}</td>'
         return f'<tr class="rw-off">{label}{cell}</tr>'
     signs = facts.signs(row).replace("★", "★ best ").replace("●", "● edited").strip()
     kind = facts.kinds.get(row.name, "") if row.is_layer else markup.some(len(row.inside), "layer")
-    cells = f"<td>{signs}</td><td>{escape(kind)}</td>"
     shown = facts.shown(row)
-    for place, column in enumerate(facts.columns):
+    colour = render.FOR if signs and row.is_layer else render.AGAINST
+    scores = []
+    for column in facts.columns:
         score, high = column.score(row), column.limits()[1]
-        colour = render.FOR if signs and row.is_layer else render.AGAINST
         bar = render.bar_tag(max(score or 0.0, 0.0) / high, width=TRACK, colour=colour)
-        cells += f'<td style="white-space:nowrap">{bar} {column.text(score)}</td>'
-        if facts.measured and place == 0:
-            cells += f"<td>{'' if shown is None else share_text(shown)}</td>"
+        scores.append(f"<td>{bar} {column.text(score)}</td>")
+    after = f"<td>{'' if shown is None else share_text(shown)}</td>"
+    cells = "".join([f"<td>{signs}</td><td>{escape(kind)}</td>", *_beside(scores, after, facts)])
     look = ' class="rw-pick"' if "★" in signs else ""
     return f"<tr{look}>{label}{cells}</tr>"
