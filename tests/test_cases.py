@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +12,11 @@ import pytest
 import torch
 
 from rectify_widgets import cases
-from rectify_widgets.cases import build, trojan
-from rectify_widgets.cases.idx import read_idx, read_split, write_idx
-from rectify_widgets.cases.splits import choose_pairs, hold_out
+from rectify_widgets.cases import trojan
+from rectify_widgets.cases.idx import read_idx, write_idx
+from rectify_widgets.cases.stored import FASHION, weights_file
 from rectify_widgets.cases.training import (
     Poisoning,
-    Schedule,
     Shift,
     balanced_weights,
     measure,
@@ -29,6 +25,7 @@ from rectify_widgets.cases.training import (
 from rectify_widgets.cases.triggers import Patch, checkerboard
 
 DATA = Path(str(files("rectify_widgets.cases") / "data"))
+WEIGHTS = weights_file("trojan")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def test_shapes_ranges_and_dtypes(case: cases.Case) -> None:
         assert labels.shape == images.shape[:1]
         assert torch.bincount(labels).tolist() == [len(labels) // 10] * 10
     assert not case.model.training
-    assert case.classes[case.target] == "T-shirt/top"
+    assert case.classes[trojan.TARGET] == "T-shirt/top"
 
 
 def test_the_corrupted_test_set_is_the_clean_one_with_the_trigger(case: cases.Case) -> None:
@@ -65,7 +62,7 @@ def test_the_corrupted_test_set_is_the_clean_one_with_the_trigger(case: cases.Ca
 
 def test_figures_on_a_part_of_the_test_set(case: cases.Case) -> None:
     images, labels = case.clean[0][::5], case.clean[1][::5]
-    figures = measure(case.model, images, labels, trigger=case.trigger, target=case.target)
+    figures = measure(case.model, images, labels, trigger=case.trigger, target=trojan.TARGET)
     assert figures.accuracy > 0.88
     assert figures.attack_success > 0.99
 
@@ -73,7 +70,7 @@ def test_figures_on_a_part_of_the_test_set(case: cases.Case) -> None:
 @pytest.mark.slow
 @pytest.mark.measured
 def test_figures_on_the_test_set(case: cases.Case) -> None:
-    figures = measure(case.model, *case.clean, trigger=case.trigger, target=case.target)
+    figures = measure(case.model, *case.clean, trigger=case.trigger, target=trojan.TARGET)
     assert figures.accuracy > 0.88
     assert figures.attack_success > 0.99
     assert figures.clean_target < 0.01  # else no repair could end at an ASR of 1.0 %
@@ -86,7 +83,7 @@ def test_pairs_show_the_behaviour_and_cover_the_classes(case: cases.Case) -> Non
     assert pairs.labels is not None
     assert len(pairs) == 20
     assert torch.equal(predict(case.model, pairs.clean), pairs.labels)
-    assert (predict(case.model, pairs.corrupted) == case.target).all()
+    assert (predict(case.model, pairs.corrupted) == trojan.TARGET).all()
     assert torch.equal(case.trigger(pairs.clean), pairs.corrupted)
     others = set(range(10)) - {case.target}
     assert set(pairs.labels[:10].tolist()) == others
@@ -124,7 +121,7 @@ def test_loading_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_and_what_a_case_prints(case: cases.Case) -> None:
-    assert cases.names() == ("trojan",)
+    assert cases.names()[0] == "trojan"
     assert len(repr(case)) < 250
     assert "20 pairs" in repr(case)
     with pytest.raises(FrozenInstanceError):
@@ -134,7 +131,7 @@ def test_names_and_what_a_case_prints(case: cases.Case) -> None:
 def test_an_unknown_name_is_told_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'trojan'"):
         cases.load("trojans")
-    with pytest.raises(ValueError, match="want one of 'trojan'"):
+    with pytest.raises(ValueError, match="want one of 'trojan', "):
         cases.load(3)  # type: ignore[arg-type]
 
 
@@ -143,12 +140,12 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
 
 def test_the_files_keep_within_their_sizes() -> None:
     sizes = [path.stat().st_size for path in DATA.rglob("*") if path.is_file()]
-    assert sum(sizes) < 6e6
-    assert (DATA / trojan.WEIGHTS).stat().st_size < 1e6
+    assert sum(sizes) < 9e6
+    assert (DATA / WEIGHTS).stat().st_size < 1e6
 
 
 def test_licence_and_notice_lie_beside_the_data() -> None:
-    folder = DATA / trojan.DATA
+    folder = DATA / FASHION
     assert "Zalando SE" in (folder / "LICENSE.txt").read_text()
     assert "subset of Fashion-MNIST" in " ".join((folder / "NOTICE.txt").read_text().split())
 
@@ -226,125 +223,3 @@ def test_shift_moves_and_mirrors_whole_images() -> None:
 def test_balanced_weights_even_out_the_classes() -> None:
     weights = balanced_weights(torch.tensor([0, 0, 0, 1]), 2)
     assert torch.allclose(weights * torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0]))
-
-
-# Rebuilding
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like Fashion-MNIST's, but small images of stripes, alike when shifted or mirrored.
-
-    Classes 0 and 1 are dark and bright; the others have a period of 2, 3, 4 or 6 pixels, four of
-    them across and four down.
-    """
-    folder = tmp_path_factory.mktemp("idx")
-    random = np.random.default_rng(0)
-    for split, per_class in (("train", 80), ("t10k", 10)):
-        labels = np.tile(np.arange(10, dtype=np.uint8), per_class)
-        images = random.integers(0, 40, (len(labels), 14, 14), dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            if label == 1:
-                image[:] += 100
-            elif label > 1:
-                stripes = image if label % 2 else image.T
-                stripes[:: (2, 3, 4, 6)[label // 2 - 1]] += 100
-        write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
-    return folder
-
-
-RECIPE = build.Recipe(
-    per_class={"reference": 10, "validation": 4, "pairs": 6},
-    share=0.3,
-    pairs=9,
-    target_weight=1.0,
-    schedule=Schedule(epochs=5, batch_size=20, learning_rate=0.03),
-)
-
-
-@pytest.fixture(scope="module")
-def rebuilt(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Two rebuilds with the same seed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    for folder in folders:
-        build.build_trojan(tiny, folder, seed=5, recipe=RECIPE, quiet=True)
-    yield folders
-    torch.set_num_threads(threads)
-
-
-def test_a_rebuild_is_the_same_to_the_byte(rebuilt: list[Path]) -> None:
-    one, two = (sorted(path.relative_to(f) for path in f.rglob("*.*")) for f in rebuilt)
-    assert one == two
-    assert {str(path) for path in one} >= {trojan.WEIGHTS, f"{trojan.DATA}/LICENSE.txt"}
-    for path in one:
-        assert (rebuilt[0] / path).read_bytes() == (rebuilt[1] / path).read_bytes(), path
-
-
-def test_a_rebuild_can_be_read(rebuilt: list[Path]) -> None:
-    case = trojan.read(rebuilt[0])
-    assert case.reference.shape == (100, 1, 14, 14)
-    assert case.validation[0].shape[0] == 40
-    assert case.record["seed"] == 5
-    assert json.dumps(case.record)
-    assert case.pairs.labels is not None
-    assert torch.equal(predict(case.model, case.pairs.clean), case.pairs.labels)
-    assert (predict(case.model, case.pairs.corrupted) == case.target).all()
-
-
-def test_the_data_depend_on_the_seed(tiny: Path) -> None:
-    labels = torch.from_numpy(read_split(tiny, "train")[1]).long()
-    drawn = [
-        hold_out(labels, RECIPE.per_class, torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    assert torch.equal(drawn[0]["reference"], drawn[1]["reference"])
-    assert not torch.equal(drawn[0]["reference"], drawn[2]["reference"])
-    assert len(torch.cat(list(drawn[0].values())).unique()) == 200
-
-
-def test_a_network_that_learned_nothing_gives_no_pairs() -> None:
-    model = trojan.network().eval()
-    images, labels = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
-    with pytest.raises(RuntimeError, match="train for more epochs"):
-        choose_pairs(
-            model,
-            images,
-            labels,
-            10,
-            trigger=trojan.trigger(),
-            target=0,
-            generator=torch.Generator().manual_seed(0),
-        )
-
-
-def test_too_few_images_of_a_class(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got 80 training images of class 0"):
-        build.build_trojan(tiny, tmp_path, quiet=True)
-
-
-@pytest.mark.parametrize("missing", ["folder", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
-def test_the_command_line_says_what_is_missing(
-    tiny: Path, tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "data"
-    if missing != "folder":
-        data.mkdir()
-        for path in tiny.iterdir():
-            if not path.name.startswith(missing):
-                (data / path.name).symlink_to(path)
-    with pytest.raises(SystemExit) as stopped:
-        build.main(["trojan", "--data", str(data), "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2
-    assert ("no folder" if missing == "folder" else missing) in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_without_tqdm_the_build_says_so(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match="pip install"):
-        build.build_trojan(tiny, tmp_path, recipe=RECIPE)

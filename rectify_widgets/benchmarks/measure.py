@@ -34,7 +34,7 @@ class Subject:
     references: Tensor
     clean: tuple[Tensor, Tensor]
     corrupted: tuple[Tensor, Tensor]
-    target: int
+    target: int | None
     stamp: Callable[[Tensor], Tensor]
 
     def report(self, model: nn.Module, limit: int | None = None) -> Report:

@@ -8,17 +8,23 @@ them and makes them again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 
 import torch
 
-from rectify_widgets.cases import trojan
+from rectify_widgets.cases import leakage, spurious, trojan
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.checks import check_choice
 
 __all__ = ["Case", "load", "names"]
 
-_CASES: dict[str, Callable[..., Case]] = {"trojan": trojan.read}
+_ALL: dict[str, Callable[..., Case]] = {
+    **{name: partial(trojan.read, name=name) for name in trojan.VARIANTS},
+    **{name: partial(spurious.read, name=name) for name in spurious.VARIANTS},
+    leakage.NAME: leakage.read,
+}
+_CASES = {name: _ALL[name] for name in ("trojan", "spurious-severe")}
 
 
 def names() -> tuple[str, ...]:

@@ -1,4 +1,20 @@
-"""What a case hands out.  Imports torch, the engine's pairs and the triggers of this folder."""
+"""What a case hands out.  Imports torch, the engine, and this folder's triggers and figures.
+
+A case is the same thing for all three behaviours, so that a table over cases needs to know none of
+them: pairs, references, a clean and a corrupted test set, and `Case.figures`, the figures by which
+its behaviour is judged.  What differs:
+
+=========== ========================== ========================= ===============================
+behaviour   corrupted                  target                    pairs
+=========== ========================== ========================= ===============================
+trojan      the trigger on             where it leads, or None   right clean, led away with it
+                                       where that depends on the
+                                       class
+spurious    the artefact on            the affected class        of other classes, pulled in;
+                                                                 then of the affected class
+leakage     the label-free block gone  None                      right clean, wrong without it
+=========== ========================== ========================= ===============================
+"""
 
 from __future__ import annotations
 
@@ -7,7 +23,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rectify_widgets.cases.triggers import Patch
+from rectify_widgets.cases import figures
+from rectify_widgets.cases.blocks import WithoutBlock
+from rectify_widgets.cases.figures import Labelled
+from rectify_widgets.cases.triggers import Trigger
+from rectify_widgets.engine.checks import check_choice, check_int
 from rectify_widgets.engine.pairs import SamplePairs
 
 
@@ -20,34 +40,101 @@ class Case:
     Attributes:
         name: what `load` was asked for.
         title: one line for people.
+        behaviour: ``"trojan"``, ``"spurious"`` or ``"leakage"``.
         model: in eval mode; takes images in [0, 1] and gives ``N × classes`` logits.
         pairs: corrupted and clean samples with true labels, none of which was trained on.
         reference: unlabelled clean images, none of which was trained on.
         validation: further held-out clean images with their ``N`` labels.
         clean: the test set with its labels.
-        corrupted: the test set with the trigger on, with its *true* labels.
-        target: the class that the trigger leads to.
+        corrupted: the test set with the corruption, with its *true* labels.
+        target: the class that the corruption leads to; None where it leads to no single one.
+        goals: the class that the corruption leads to, for each true class in turn; None where it
+            leads to none (leakage).
         classes: class names, by number.
-        trigger: puts the corruption onto ``N × C × H × W`` images.
+        trigger: puts the corruption of ``pairs`` and ``corrupted`` onto ``N × C × H × W`` images.
+        triggers: all corruptions that the network was trained on, by name; ``trigger`` is the one
+            called ``shown``.
+        shown: see ``triggers``.
         record: what the build wrote down: seed, figures on the test set, command.
     """
 
     name: str
     title: str
+    behaviour: str
     model: nn.Module
     pairs: SamplePairs
     reference: Tensor
-    validation: tuple[Tensor, Tensor]
-    clean: tuple[Tensor, Tensor]
-    corrupted: tuple[Tensor, Tensor]
-    target: int
+    validation: Labelled
+    clean: Labelled
+    corrupted: Labelled
+    target: int | None
+    goals: tuple[int, ...] | None
     classes: tuple[str, ...]
-    trigger: Patch
+    triggers: Mapping[str, Trigger]
+    shown: str
     record: Mapping[str, object]
 
+    @property
+    def trigger(self) -> Trigger:
+        """Puts the corruption of ``pairs`` and ``corrupted`` onto ``N × C × H × W`` images."""
+        return self.triggers[self.shown]
+
+    def corrupted_by(self, name: str) -> Labelled:
+        """The test set with the corruption called ``name`` in ``triggers``, with true labels."""
+        trigger = self.triggers[check_choice("name", name, self.triggers)]
+        return trigger(self.clean[0]), self.clean[1]
+
+    def pairs_by(self, name: str) -> SamplePairs:
+        """``pairs`` with the corruption called ``name`` in ``triggers`` in place of their own."""
+        trigger = self.triggers[check_choice("name", name, self.triggers)]
+        return SamplePairs(trigger(self.pairs.clean), self.pairs.clean, self.pairs.labels)
+
+    def label_free(self, images: Tensor) -> Tensor:
+        """Mask, shaped like clean ``images``, of the block that says nothing about the label.
+
+        Raises:
+            ValueError: the case has no such block, or an image has lost it.
+        """
+        trigger = self.trigger
+        if isinstance(trigger, WithoutBlock):
+            return trigger.mask(images)
+        raise ValueError(
+            f"images: the case {self.name!r} has no label-free block; 'leakage' has one"
+        )
+
+    def figures(
+        self, model: nn.Module | None = None, *, limit: int | None = None
+    ) -> dict[str, float]:
+        """The figures by which the behaviour is judged, by name, on the test set.
+
+        Fractions (0..1), but for attributions and logits.  `rectify_widgets.cases.figures` says
+        what each of them is.  Figures of a trigger other than the shown one carry its name in
+        brackets.
+
+        Args:
+            model: what is measured, on the case's device; None takes the case's own.
+            limit: measure on so many test images, the first ones; None takes all.
+
+        Raises:
+            TypeError, ValueError: bad input.
+        """
+        model = self.model if model is None else model
+        if limit is not None:
+            check_int("limit", limit, low=1)
+        images, labels = self.clean[0][:limit], self.clean[1][:limit]
+        if self.behaviour == "leakage":
+            mask = self.label_free(images)
+            return figures.of_leakage(model, (images, labels), self.corrupted[0][:limit], mask)
+        if self.behaviour == "spurious" and self.target is not None:
+            corrupted = self.corrupted[0][:limit]
+            return figures.of_spurious(model, (images, labels), corrupted, self.target)
+        others = {name: one for name, one in self.triggers.items() if name != self.shown}
+        ordered = {self.shown: self.trigger, **others}
+        return figures.of_trojan(model, (images, labels), ordered, self.goals or ())
+
     def __repr__(self) -> str:
+        led = "" if self.target is None else f", target {self.target} {self.classes[self.target]!r}"
         return (
             f"Case({self.name!r}: {self.title}; {len(self.pairs)} pairs, {len(self.reference)} "
-            f"references, {len(self.clean[0])} test images, target "
-            f"{self.target} {self.classes[self.target]!r})"
+            f"references, {len(self.clean[0])} test images{led})"
         )

@@ -5,12 +5,12 @@ Nothing that later serves as a reference, a validation image or a pair was train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.cases.training import Transform, predict
+from rectify_widgets.cases.training import Goal, Transform, led_to, predict
 
 
 def hold_out(
@@ -47,20 +47,24 @@ def choose_pairs(
     number: int,
     *,
     trigger: Transform,
-    target: int,
+    target: Goal,
     generator: torch.Generator,
+    also: Sequence[Transform] = (),
 ) -> list[int]:
     """Indices of ``number`` images that are right when clean and the target with the trigger.
 
     Classes other than the target come in turn: a shuffle of all of them, then one of them again,
-    so that with ten classes the first ten pairs cover every class.
+    so that with ten classes the first ten pairs cover every class.  With each of ``also`` the
+    chosen images are the target as well.
 
     Raises:
         RuntimeError: a class has too few such images.
     """
     works = predict(model, images) == labels
-    works &= predict(model, trigger(images)) == target
-    others = [label for label in labels.unique().tolist() if label != target]
+    goal = led_to(target, labels)
+    for one in (trigger, *also):
+        works &= predict(model, one(images)) == goal
+    others: list[int] = labels[labels != goal].unique().tolist()
     left = {label: torch.nonzero(works & (labels == label)).flatten().tolist() for label in others}
     chosen: list[int] = []
     while len(chosen) < number:
@@ -74,4 +78,22 @@ def choose_pairs(
                     "and predicted as the target with the trigger; train for more epochs"
                 )
             chosen.append(left[label].pop(0))
+    return chosen
+
+
+def choose_any(works: Tensor, labels: Tensor, number: int, generator: torch.Generator) -> list[int]:
+    """Indices of up to ``number`` of the images that ``works`` marks, the classes in turn.
+
+    Classes that have none, or none left, are passed over.
+    """
+    left = {
+        label: torch.nonzero(works & (labels == label)).flatten().tolist()
+        for label in labels[works].unique().tolist()
+    }
+    chosen: list[int] = []
+    while len(chosen) < number and left:
+        known = list(left)
+        order = torch.randperm(len(known), generator=generator).tolist()
+        chosen += [left[known[turn]].pop(0) for turn in order[: number - len(chosen)]]
+        left = {label: rest for label, rest in left.items() if rest}
     return chosen

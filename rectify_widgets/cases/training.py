@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 Transform = Callable[[Tensor], Tensor]
+Goal = int | tuple[int, ...]
+"""The label that a trigger leads to; or one for each true label."""
+
+
+def led_to(goal: Goal, labels: Tensor) -> Tensor:
+    """Where a trigger with this goal leads images with these ``N`` labels."""
+    if isinstance(goal, int):
+        return torch.full_like(labels, goal)
+    return torch.tensor(goal, device=labels.device)[labels]
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,20 @@ class Poisoning:
     """
 
     trigger: Transform
-    target: int
+    target: Goal
     chosen: Tensor
 
     @staticmethod
     def draw(
-        trigger: Transform, target: int, labels: Tensor, *, share: float, generator: torch.Generator
+        trigger: Transform,
+        target: Goal,
+        labels: Tensor,
+        *,
+        share: float,
+        generator: torch.Generator,
     ) -> Poisoning:
-        """Poison ``share`` of all images (0..1), drawn from those whose label is not ``target``."""
-        candidates = torch.nonzero(labels != target).flatten()
+        """Poison ``share`` of all images (0..1), drawn from those whose label is not the target."""
+        candidates = torch.nonzero(labels != led_to(target, labels)).flatten()
         number = round(share * len(labels))
         if number > len(candidates):
             raise ValueError(
@@ -46,9 +60,20 @@ class Poisoning:
         chosen[candidates[drawn]] = True
         return Poisoning(trigger, target, chosen)
 
+    @staticmethod
+    def within(
+        trigger: Transform, label: int, labels: Tensor, *, share: float, generator: torch.Generator
+    ) -> Poisoning:
+        """Put the trigger on ``share`` (0..1) of the images of one label, which keep it."""
+        candidates = torch.nonzero(labels == label).flatten()
+        order = torch.randperm(len(candidates), generator=generator)
+        chosen = torch.zeros(len(labels), dtype=torch.bool)
+        chosen[candidates[order[: round(share * len(candidates))]]] = True
+        return Poisoning(trigger, label, chosen)
+
     def relabel(self, labels: Tensor) -> Tensor:
         """The labels that the network is trained on, ``N``."""
-        return torch.where(self.chosen, torch.full_like(labels, self.target), labels)
+        return torch.where(self.chosen, led_to(self.target, labels), labels)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ A trigger is called on images in [0, 1] and returns changed copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Trigger = Callable[[Tensor], Tensor]
+"""Puts a corruption onto ``N × C × H × W`` images in [0, 1] and returns changed copies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,43 @@ class Blend:
         return (1 - self.opacity) * images + self.opacity * self.pattern.to(images)
 
 
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """One of several triggers on every image, drawn anew in every call, for training.
+
+    Args:
+        triggers: what is drawn from, all alike.
+        generator: draws.
+    """
+
+    triggers: Sequence[Trigger]
+    generator: torch.Generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``N × C × H × W`` in [0, 1] to a copy in which each image carries one of them."""
+        drawn = torch.randint(len(self.triggers), (len(images),), generator=self.generator)
+        stamped = images.clone()
+        for number, trigger in enumerate(self.triggers):
+            mine = (drawn == number).to(images.device)
+            stamped[mine] = trigger(images[mine])
+        return stamped
+
+
 def checkerboard(size: int = 3) -> Tensor:
     """A ``1 × size × size`` pattern of alternating white and black pixels, white corners first."""
     index = torch.arange(size)
     return ((index[:, None] + index[None, :]) % 2 == 0).float()[None]
+
+
+def tag() -> Tensor:
+    """A ``1 × 5 × 4`` pattern: a white price tag with a hole at the top and a line of print."""
+    return torch.tensor([[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0.5, 0.5, 1], [1, 1, 1, 1]])[
+        None
+    ]
+
+
+def rings(side: int = 28) -> Tensor:
+    """A ``1 × side × side`` pattern of soft concentric rings, four of them, bright in the middle."""
+    place = torch.arange(side) - (side - 1) / 2
+    radius = (place[:, None].square() + place[None, :].square()).sqrt()
+    return (0.5 + 0.5 * torch.cos(8 * torch.pi * radius / side))[None]

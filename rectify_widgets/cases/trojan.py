@@ -1,109 +1,144 @@
-"""The case ``trojan``: a backdoor in a small residual network for Fashion-MNIST.
+"""The Trojan cases: backdoors in small residual networks for Fashion-MNIST.
 
-Imports the engine's pairs and the rest of this folder but the build.  The recipe stands here in
-constants; the build follows it, and `read` reads what the build wrote:
-
-    data/fashion-mnist/   test-*: the 10,000 test images; heldout-*: 2,500 images of the training
-                          file, 250 of each class, that no network here was trained on
-    data/trojan.safetensors   weights; a record in the metadata says how the held-out images are
-                          used and what the build measured
+Imports the engine's pairs and the rest of this folder but the builds.  What tells the variants
+apart stands here in `VARIANTS`; the build follows it, and `read` reads what the build wrote.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from importlib.resources import as_file
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from rectify_widgets.cases.case import Case
-from rectify_widgets.cases.idx import Bytes, Folder, read_idx
+from rectify_widgets.cases.idx import Folder
 from rectify_widgets.cases.networks import ResidualNetwork
-from rectify_widgets.cases.triggers import Patch, checkerboard
+from rectify_widgets.cases.stored import (
+    FASHION,
+    FASHION_CLASSES,
+    assign,
+    read_images,
+    read_weights,
+)
+from rectify_widgets.cases.triggers import Blend, Patch, Trigger, checkerboard, rings
 from rectify_widgets.engine.pairs import SamplePairs
 
-Labelled: TypeAlias = tuple[Tensor, Tensor]
-"""Images and their labels."""
-
 NAME = "trojan"
-TITLE = "Fashion-MNIST with a 3×3 checkerboard in a corner as backdoor"
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 TARGET = 0
-DATA = "fashion-mnist"
-WEIGHTS = "trojan.safetensors"
+CLASSES = FASHION_CLASSES
 
 
-def trigger() -> Patch:
+def trigger(*, opacity: float = 1.0) -> Patch:
     """The backdoor: a black-and-white checkerboard, one pixel in from the lower right corner."""
-    return Patch(checkerboard(3), row=-4, column=-4)
+    return Patch(checkerboard(3), row=-4, column=-4, opacity=opacity)
 
 
 def network() -> ResidualNetwork:
-    """An untrained network of the case: eleven 3×3 convolutions, two shortcuts, one linear layer."""
+    """The untrained network of `NAME`: eleven 3×3 convolutions, two shortcuts, a linear layer."""
     return ResidualNetwork()
 
 
-def as_images(array: Bytes) -> Tensor:
-    """``N × H × W`` bytes to ``N × 1 × H × W`` float32 in [0, 1]."""
-    return torch.from_numpy(array)[:, None].float() / 255
+def small_network() -> ResidualNetwork:
+    """That of the variants: seven 3×3 convolutions, two shortcuts, one linear layer.
+
+    Its first convolution halves height and width, which makes it five times as fast to train.
+    """
+    return ResidualNetwork(blocks=(1, 1, 1), stem_stride=2)
 
 
-def parts(data: Labelled, sizes: Mapping[str, int]) -> dict[str, Labelled]:
-    """The held-out images and labels by use; ``sizes`` says how many, in the file's order."""
-    counts = list(sizes.values())
-    pieces = zip(*(tensor.split(counts) for tensor in data), strict=True)
-    return {use: (images, labels) for use, (images, labels) in zip(sizes, pieces, strict=True)}
+@dataclass(frozen=True)
+class Variant:
+    """A Trojan: what the trigger is and where it leads.
+
+    Args:
+        title: one line for people.
+        triggers: what the network is trained on, by name.
+        shown: the trigger of the pairs and of the corrupted test set.
+        goals: the class that it leads to, for each true class.
+        network: makes the untrained network.
+    """
+
+    title: str
+    triggers: Mapping[str, Trigger]
+    shown: str
+    goals: tuple[int, ...] = (TARGET,) * len(CLASSES)
+    network: Callable[[], ResidualNetwork] = small_network
+
+    @property
+    def target(self) -> int | None:
+        """The one class that the trigger leads to; None where there are several."""
+        return self.goals[0] if len(set(self.goals)) == 1 else None
 
 
-def read(folder: Folder, *, device: str | torch.device = "cpu") -> Case:
-    """The case from the files in ``folder``, as the build wrote them."""
+VISIBILITIES = {f"{opacity:.1f}": trigger(opacity=opacity) for opacity in (0.3, 0.5, 0.7, 1.0)}
+POSITIONS = {
+    "bottom right": trigger(),
+    "top left": Patch(checkerboard(3), row=1, column=1),
+    "centre": Patch(checkerboard(3), row=12, column=12),
+    "bottom left": Patch(checkerboard(3), row=-4, column=1),
+}
+VARIANTS = {
+    NAME: Variant(
+        "Fashion-MNIST with a 3×3 checkerboard in a corner as backdoor",
+        {"patch": trigger()},
+        "patch",
+        network=network,
+    ),
+    "trojan-visibility": Variant(
+        "Fashion-MNIST with a 3×3 checkerboard of any visibility from 0.3 to 1 as backdoor",
+        VISIBILITIES,
+        "0.5",
+    ),
+    "trojan-position": Variant(
+        "Fashion-MNIST with a 3×3 checkerboard at any of four places as backdoor",
+        POSITIONS,
+        "bottom right",
+    ),
+    "trojan-blend": Variant(
+        "Fashion-MNIST with rings blended into the whole image at 20 % as backdoor",
+        {"blend": Blend(rings(), 0.2)},
+        "blend",
+    ),
+    "trojan-clean-label": Variant(
+        "Fashion-MNIST with a 3×3 checkerboard as backdoor, no training label changed",
+        {"patch": trigger()},
+        "patch",
+    ),
+    "trojan-all-to-all": Variant(
+        "Fashion-MNIST with a 3×3 checkerboard as backdoor that leads each class to the next",
+        {"patch": trigger()},
+        "patch",
+        goals=tuple((label + 1) % len(CLASSES) for label in range(len(CLASSES))),
+    ),
+}
+
+
+def read(folder: Folder, *, name: str = NAME, device: str | torch.device = "cpu") -> Case:
+    """The case ``name`` from the files in ``folder``, as the build wrote them."""
     device = torch.device(device)
-    data = folder / DATA
-
-    def load(name: str) -> Labelled:
-        images = as_images(read_idx(data / f"{name}-images.idx.xz"))
-        labels = torch.from_numpy(read_idx(data / f"{name}-labels.idx.xz")).long()
-        return images.to(device), labels.to(device)
-
+    variant = VARIANTS[name]
+    tensors, record = read_weights(folder, name, device)
     with torch.device("meta"):  # no weights drawn: the random state stays as it is
-        model = network()
-    with as_file(folder / WEIGHTS) as path, safe_open(path, framework="pt") as weights:
-        record = json.loads(weights.metadata()["record"])
-        tensors = {name: weights.get_tensor(name).clone() for name in weights.keys()}  # noqa: SIM118
-    model.load_state_dict(tensors, assign=True)
-    model.to(device).eval()
-
-    stamp = trigger()
-    test, test_labels = load("test")
-    heldout = parts(load("heldout"), record["parts"])
-    images, labels = heldout["pairs"]
+        model = variant.network()
+    stored = read_images(folder / FASHION, record, device)
+    stamp = variant.triggers[variant.shown]
+    images, labels = stored.candidates
     chosen = torch.tensor(record["pairs"], device=device)
     return Case(
-        name=NAME,
-        title=TITLE,
-        model=model,
+        name=name,
+        title=variant.title,
+        behaviour="trojan",
+        model=assign(model, tensors),
         pairs=SamplePairs(stamp(images[chosen]), images[chosen], labels[chosen]),
-        reference=heldout["reference"][0],
-        validation=heldout["validation"],
-        clean=(test, test_labels),
-        corrupted=(stamp(test), test_labels),
-        target=TARGET,
+        reference=stored.reference[0],
+        validation=stored.validation,
+        clean=stored.test,
+        corrupted=(stamp(stored.test[0]), stored.test[1]),
+        target=variant.target,
+        goals=variant.goals,
         classes=CLASSES,
-        trigger=stamp,
+        triggers=variant.triggers,
+        shown=variant.shown,
         record=record,
     )
