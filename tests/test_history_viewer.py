@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import re
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +16,13 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.editing import RankOneEdit, digest, load_edits
-from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.judging import Verdict
 from rectify_widgets.widgets import history as histories
 from rectify_widgets.widgets import history_html, history_rows
-from rectify_widgets.widgets.charts import Line, lines
-from rectify_widgets.widgets.curves import drawing, nice_ticks
 from rectify_widgets.widgets.history import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.timeline import Timeline
 from tests.test_timeline import edit as named
 from tests.test_timeline import trial
 from tests.widget_fakes import network, texts
@@ -354,79 +349,6 @@ def test_saving_the_edits_up_to_here(viewer: HistoryViewer, tmp_path: Path) -> N
         viewer.save(3)  # type: ignore[arg-type]
 
 
-# --- in the background ---------------------------------------------------------------------------
-
-
-def test_scrubbing_while_something_long_is_under_way() -> None:
-    session = Session()
-    viewer = HistoryViewer(rectification(), session=session)
-    assert session.latest is not None
-    session.latest.wait(20)
-    asked, go_on = threading.Event(), threading.Event()
-
-    def long(job: Job[str]) -> str:
-        asked.set()
-        while not go_on.wait(0.005):
-            job.check()
-        return "undisturbed"
-
-    work = session.submit(long, label="long")
-    assert asked.wait(20)
-    for step in (2, 1, 2, 1):
-        viewer.step = step
-    assert viewer.job is not None
-    viewer.job.wait(20)
-    assert viewer.model is not None
-    assert same(viewer.model, bits(rectification().at(1)))
-    assert not work.done
-    go_on.set()
-    assert work.wait(20) == "undisturbed"
-    viewer.close()
-    session.close()
-
-
-def test_the_latest_step_wins() -> None:
-    session = Session()
-    seen: list[nn.Module | None] = []
-    viewer = HistoryViewer(rectification(), session=session)
-    viewer.settle()
-    viewer.observe(lambda change: seen.append(change["new"]), names=["model"])
-    hold = threading.Event()
-    session.submit(lambda _: hold.wait(20), short=True)
-    jobs = []
-    for step in (2, 1, 2, 1):
-        viewer.step = step
-        jobs.append(viewer.job)
-    hold.set()
-    last = jobs[-1]
-    assert last is not None
-    last.wait(20)
-    assert len(seen) == 1
-    assert seen[0] is viewer.model
-    assert [job is not None and job.was_cancelled for job in jobs] == [True, True, True, False]
-    viewer.close()
-    session.close()
-
-
-def test_closing_frees_the_models() -> None:
-    result = rectification()
-    viewer = HistoryViewer(result)
-    viewer.settle()
-    viewer.step = 1
-    viewer.settle()
-    models = [weakref.ref(model) for model in viewer._models.values()]
-    owner = weakref.ref(result)
-    rows_shown = viewer._rows
-    viewer.close()
-    del result
-    gc.collect()
-    assert len(models) == 2
-    assert [model() for model in models] == [None, None]
-    assert owner() is None
-    assert rows_shown._slots == []
-    assert (viewer.model, viewer.edits) == (None, [])
-
-
 def test_bad_calls(session: Session) -> None:
     with pytest.raises(TypeError, match="rectification: got int, want a Rectification"):
         HistoryViewer(3)  # type: ignore[arg-type]
@@ -453,16 +375,6 @@ def test_static_view(viewer: HistoryViewer) -> None:
     assert "✓ 3 edits kept · ↺ 4 trials rolled back" in html
 
 
-def test_hundreds_of_trials_stay_readable(session: Session) -> None:
-    timeline = Timeline()
-    many = [trial(1, f"layer{number}") for number in range(300)]
-    timeline.extend([named("x")], trials=[*many, trial(1, "x", kept=True, gap=0.1)])
-    fold = history_html.step_notes(timeline, timeline.here)
-    assert fold.count("<tr") == history_html.TRIALS + 1
-    assert "… and 260 more." in fold
-    assert "300 trials rolled back: too little of the gap (300)" in fold
-
-
 def test_long_histories_are_shown_in_part(session: Session) -> None:
     viewer = HistoryViewer(nn.Identity(), session=session)
     count = 3 * history_rows.ROWS
@@ -485,59 +397,3 @@ def test_long_histories_are_shown_in_part(session: Session) -> None:
     assert len(viewer._gap.value) < 30_000
     assert viewer._gap.value.count("after step") <= history_html.TOLD + 1
     viewer.close()
-
-
-def test_titles_and_reasons_are_escaped() -> None:
-    bad = "<img src=x onerror=alert(1)>"
-    timeline = Timeline()
-    step = Step(1, bad, 0.5, bad, 0.1, 1.0, 0.5, 0.0, 0.0, 0.0, False, bad, 0.1)
-    timeline.extend([named(bad)], [(0.5, 0.0)])
-    timeline.extend([], trials=[step])
-    for html in (
-        history_html.steps_table(timeline),
-        history_html.step_notes(timeline, timeline.here),
-    ):
-        assert "<img" not in html
-
-
-def test_figures_that_are_missing_leave_gaps() -> None:
-    timeline = Timeline()
-    timeline.extend([named("a"), named("b")], [(None, 0.01), (0.2, None)])
-    chart = history_html.gap_chart(timeline, None)
-    assert chart.figure["data"][0]["y"] == [None, None, 20.0]
-    assert chart.alt == "Gap over 2 steps: 20.0 % after step 2."
-    assert history_html.caption(timeline) == "Step 2 of 2, after editing b: gap 20.0 %."
-    assert drawing(chart).count("rw-dot") == 1
-
-
-def test_the_drawing_says_what_the_chart_says() -> None:
-    chart = lines(
-        [Line("Gap", [0, 1, 2], [100.0, None, 5.0]), Line("other", [1, 2], [40.0, 30.0], "grey")],
-        "in words", levels={"target 2 %": 2.0, "high": 95.0}, here=1, x_title="Step",
-        y_title="Gap, %", x_names=["0", "1", "2"], height=200,
-    )  # fmt: skip
-    html = drawing(chart)
-    assert 'role="img" aria-label="in words"' in html
-    assert html.count("<polyline") == 3, "the gap in the curve stays open"
-    assert html.count("rw-here") == 1
-    (place,) = re.findall(r'rw-here" style="left:([\d.]+)%', html)
-    assert float(place) == pytest.approx(50.0)
-    assert 'title="Gap, step 2: 5.00 %"' in html
-    assert "target 2 %" in html
-    assert html.count("rw-below") == 1
-    assert "rw-curves-legend" in html
-    assert "height:200px" in html
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 100.0, [0.0, 50.0, 100.0]),
-        (0.0, 93.1, [0.0, 50.0, 100.0]),
-        (0.0, 1.0, [0.0, 0.5, 1.0]),
-        (-0.04, 1.0, [-0.5, 0.0, 0.5, 1.0]),
-        (0.0, 0.0, [0.0, 0.5, 1.0]),
-    ],
-)
-def test_ticks(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high) == ticks

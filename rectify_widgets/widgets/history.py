@@ -259,26 +259,15 @@ class HistoryViewer(Panel):
         self._controls = HistoryControls(
             self._pressed, lambda branch: setattr(self, "branch", branch), alone=controls
         )
-        self._gap, self._degradation = (
-            ipw.HTML(layout=ipw.Layout(flex="1 1 270px", min_width="0", width="auto"))
-            for _ in range(2)
-        )
+        wide = {"flex": "1 1 270px", "min_width": "0", "width": "auto"}
+        self._gap, self._degradation = (ipw.HTML(layout=ipw.Layout(**wide)) for _ in range(2))
         self._curves = ipw.HBox(
             [self._gap, self._degradation],
             layout=ipw.Layout(flex_flow="row wrap", width="100%", margin="4px 0 8px"),
         )
         self._rows = StepRows(lambda step: setattr(self, "step", step))
-        self.fill(
-            [
-                self._heading,
-                self._stepper,
-                self._controls,
-                self._caption,
-                self._problem,
-                self._curves,
-                self._rows,
-            ]
-        )
+        steering = [self._heading, self._stepper, self._controls]
+        self.fill([*steering, self._caption, self._problem, self._curves, self._rows])
         self.listen(self, self._moved, ["step"])
         self.listen(self, self._branched, ["branch"])
         self.listen(self, lambda _: self.draw(), ["max_degradation", "target_gap"])

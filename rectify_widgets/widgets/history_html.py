@@ -36,7 +36,7 @@ TOLD = 12
 KINDS = {
     "did better": "another edit did better",
     "too little": "too little of the gap",
-    "do not fall": "no gain in all",
+    "do not fall": "no net gain",
     "budget": "over the budget",
 }
 """What the engine's reasons of a roll-back contain, and how they are counted."""
@@ -63,30 +63,33 @@ def trials_summary(trials: Sequence[Step]) -> str:
 
 
 def trials_fold(trials: Sequence[Step], when: str = "") -> str:
-    """Trials that were rolled back, folded away under a line that counts them by reason."""
-    if not trials:
+    """The trials of a round, folded away under a line that counts those rolled back by reason."""
+    back = rolled_back(trials)
+    if not back:
         return ""
-    more = len(trials) - TRIALS
+    more = len(back) - TRIALS
     rest = f'<p class="rw-soft">… and {more} more.</p>' if more > 0 else ""
-    summary = escape(f"↺ {when}{trials_summary(trials)}")
+    summary = escape(f"↺ {when}{trials_summary(back)}")
+    kept = [trial for trial in trials if trial.accepted]
     return (
         f"<details><summary>{summary}</summary>"
-        f'<div class="rw-scroll">{_trials_table(trials[:TRIALS])}</div>{rest}</details>'
+        f'<div class="rw-scroll">{_trials_table([*kept, *back[:TRIALS]])}</div>{rest}</details>'
     )
 
 
 def _trials_table(trials: Sequence[Step]) -> str:
     body = "".join(
-        f'<tr class="rw-off"><td><code>{escape(trial.layer)}</code></td>'
+        f'<tr class="{"rw-pick" if trial.accepted else "rw-off"}">'
+        f"<td><code>{escape(trial.layer)}</code></td>"
         f"<td>{escape(trial.direction)} {trial.ridge:g}</td>"
         f'<td class="rw-right">{percent(trial.gap_after)}</td>'
         f'<td class="rw-right">{percent(trial.degradation_after)}</td>'
-        f"<td>↺ {escape(trial.reason)}</td></tr>"
+        f"<td>{'✓ kept:' if trial.accepted else '↺'} {escape(trial.reason)}</td></tr>"
         for trial in trials
     )
     return (
         '<table class="rw-table"><thead><tr><th>Layer</th><th>Edit</th><th class="rw-right">Gap'
-        '</th><th class="rw-right">Degradation</th><th>Rolled back because</th></tr></thead>'
+        '</th><th class="rw-right">Degradation</th><th>Outcome</th></tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
@@ -101,8 +104,8 @@ def step_name(step: int, version: Version, width: int = 30) -> str:
 
 def step_notes(timeline: Timeline, version: Version) -> str:
     """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
-    pieces = [trials_fold(rolled_back(version.trials))]
-    pieces.append(trials_fold(rolled_back(timeline.fruitless(version.number)), "after this step, "))
+    pieces = [trials_fold(version.trials)]
+    pieces.append(trials_fold(timeline.fruitless(version.number), "after this step, "))
     pieces += [
         f'<div class="rw-soft">↳ {escape(branch_name(timeline, branch))} leaves here</div>'
         for branch in leaving(timeline, version)
