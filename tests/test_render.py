@@ -9,6 +9,8 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from rectify_widgets.engine.history import Step
@@ -24,24 +26,82 @@ def lightness(colour: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
     return float(colour.astype(float) @ [0.2126, 0.7152, 0.0722])
 
 
-def test_png_is_lossless_for_small_pictures() -> None:
+def bytes_of(tag: str) -> bytes:
+    return b64decode(re.findall('base64,([^"]+)', tag)[0])
+
+
+def test_small_pictures_are_kept_exactly() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 30, 3), dtype=np.uint8)
-    data = render.png(pixels)
-    assert data.startswith(b"\x89PNG")
+    kind, data = render.encode(pixels)
+    assert kind == "image/png"
     np.testing.assert_array_equal(decode(data), pixels)
 
 
-@pytest.mark.parametrize("side", [224, 512, 1500])
-def test_no_picture_takes_more_than_100_kb_on_the_wire(side: int) -> None:
+def test_charts_of_any_size_are_kept_exactly() -> None:
+    chart = np.full((256, 256, 3), 240, np.uint8)
+    chart[100:120, 20:200] = 17
+    kind, data = render.encode(chart)
+    assert kind == "image/png"
+    np.testing.assert_array_equal(decode(data), chart)
+
+
+def test_photographs_are_as_good_to_look_at() -> None:
+    y, x = np.mgrid[0:224, 0:224]
+    smooth = np.stack([y, x, (x + y) // 2], axis=-1).astype(np.uint8)
+    grain = np.random.default_rng(0).integers(-4, 5, smooth.shape)
+    photograph = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+    kind, data = render.encode(photograph)
+    assert kind == "image/jpeg"
+    assert len(data) < 40_000
+    assert np.abs(decode(data).astype(int) - photograph).mean() < 4
+
+
+@pytest.mark.parametrize("side", [224, 256, 512, 1500])
+@pytest.mark.parametrize("channel", [None, 0, 2])
+def test_no_picture_takes_more_than_100_kb_on_the_wire(side: int, channel: int | None) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    if channel is not None:
+        noise[..., [place for place in range(3) if place != channel]] = 0
     tag = render.image_tag(noise, "noise", width=120)
     assert len(tag) < 100_000
+    assert len(bytes_of(tag)) <= render.BYTES
 
 
 def test_long_pictures_keep_their_proportions() -> None:
     tag = render.image_tag(np.zeros((40, 100, 3), np.uint8), "wide", width=200)
     assert 'width="200" height="80"' in tag
-    assert decode(render.png(np.zeros((100, 1000, 3), np.uint8))).shape == (26, 256, 3)
+    assert render.shrink(np.zeros((100, 1000, 3), np.uint8), 256).shape == (26, 256, 3)
+    assert render.shrink_plane(np.ones((1000, 10), np.float32)).shape == (256, 3)
+    assert render.shrink_plane(np.ones((300, 400), np.float32)).mean() == pytest.approx(1.0)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(20, 400))
+def test_pictures_take_about_the_same_room(height: int, width: int, side: int) -> None:
+    across = render.fit((height, width, 3), side)
+    down = across * height / width
+    assert 1 <= across <= 2 * side
+    assert down <= 1.5 * side + height / width
+    if 0.5 < width / height < 2:
+        assert across * down == pytest.approx(side * side, rel=0.1)
+
+
+def test_histograms_show_every_bar_that_is_there() -> None:
+    tag = render.histogram_tag([0, 1, 1000, 0], 'a "chart"', width=40, height=20)
+    assert 'width="40" height="20"' in tag
+    assert "&quot;chart&quot;" in tag
+    picture = np.asarray(Image.open(io.BytesIO(bytes_of(tag))))
+    assert picture.shape == (40, 80, 4)
+    heights = (picture[:-2, ::20, 3] > 0).sum(axis=0)
+    assert heights.tolist() == [0, 2, 38, 0]
+    assert picture[0, 5, 3] == 0, "transparent, for light and dark pages"
+    assert render.histogram_tag([], "nothing", width=10)
+
+
+def test_images_side_by_side_share_black_and_white() -> None:
+    dark, bright = torch.zeros(1, 2, 2), torch.full((1, 2, 2), 4.0)
+    assert render.display_limits(dark) == (0.0, 1.0)
+    assert render.display_limits(bright) == (4.0, 4.0)
+    assert render.to_rgb(bright, limits=(0.0, 8.0)).max() == 128
 
 
 def test_images_of_every_kind() -> None:

@@ -123,6 +123,7 @@ class AttributionViewer(Panel):
         self._cache = MapCache()
         self._shown: Shown | None = None
         self._built = False
+        self._in_view: tuple[int, ...] = ()
         super().__init__(session)
         with self.building():
             self.method, self.layer, self.target = method, layer, target
@@ -195,6 +196,8 @@ class AttributionViewer(Panel):
                     f"target: got {target}, want 0 to {self._class_count - 1}: one of "
                     f"{self._class_count} classes"
                 )
+        if self._built:
+            self._offer_targets(target)
         return target
 
     @traitlets.validate("opacity")
@@ -203,11 +206,7 @@ class AttributionViewer(Panel):
 
     def _changed(self, change: Mapping[str, object]) -> None:
         name = change["name"]
-        if self._controls.holding:
-            return
         self._arrange()
-        if name == "target":
-            self._learn_classes(())
         if name == "layer" and self.method != GRAD_CAM:
             return
         if (name == "index" and self.page == "set") or (name == "ranking" and self.page != "set"):
@@ -224,13 +223,11 @@ class AttributionViewer(Panel):
 
     # -- work -------------------------------------------------------------------------------------
 
-    def open_sample(self, index: int) -> Job[Any]:
+    def open_sample(self, index: int) -> Job[Any] | None:
         """Show one sample in full; what the buttons under the tiles do."""
-        check_index(index, self._count)
-        with self._controls.hold():
-            self.index, self.page = index, "sample"
-        self._arrange()
-        return self.refresh()
+        self.index = index
+        self.page = "sample"
+        return self._job
 
     def refresh(self) -> Job[Any]:
         """Compute what is in view, or take it from the cache, and show it.
@@ -251,12 +248,9 @@ class AttributionViewer(Panel):
     def concentration(self) -> dict[tuple[str, str], Scores]:
         """Scores of the set, as far as they are known: one a sample, NaN where there is none.
 
-        Keys are a column ("Clean", "Corrupted" or "Input") and "before" or "after".
+        Keys are a column ("Clean", "Corrupted" or "Input") and a row ("Map", "Before" or "After").
         """
-        return {
-            (column, "after" if row == "After" else "before"): values
-            for (column, row), values in self._set.by_sample().items()
-        }
+        return self._set.by_sample()
 
     def _rows(self) -> dict[str, nn.Module]:
         """Names of the rows of maps, with their models."""
@@ -305,12 +299,13 @@ class AttributionViewer(Panel):
             tiles = job.result()
             self._learn_classes(view for part in tiles.values() for view in part.values())
             self.set_trait("progress", 1.0)
-            self.set_trait("status", page.finish(tiles, query.method))
+            self.set_trait("status", page.finish(task.scores, tiles, query.method))
             self.draw()
 
         self.set_trait("progress", 0.0)
-        page.start(task.scores, waiting=bool(task.left))
-        self.draw()
+        if task.left:
+            page.start(task.scores)
+            self.draw()
         return self.begin(
             work,
             lane=self._lane,
@@ -338,8 +333,11 @@ class AttributionViewer(Panel):
         seen = list(views)
         if seen:
             self._class_count = seen[0].classes
-        in_view = [number for view in seen for number in view.explained]
-        self._controls.offer_targets(self._class_count or 0, in_view)
+            self._in_view = tuple({number for view in seen for number in view.explained})
+            self._offer_targets(self.target)
+
+    def _offer_targets(self, chosen: int | None) -> None:
+        self._controls.offer_targets(self._class_count or 0, self._in_view, chosen)
 
     def failed(self, job: Job[Any]) -> None:
         """Show the failure where the maps would be; what is scored when one stops is shown."""

@@ -6,9 +6,7 @@ panel; choosing in it and setting the trait are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import ipywidgets as ipw
 from torch import nn
@@ -35,22 +33,18 @@ class MapControls(ipw.Box):
         classes: class names, by number.
 
     Attributes:
-        holding: whether a list is being changed, so that what it says is no choice.
+        samples, methods, layers, targets: the steppers.
     """
 
     def __init__(
         self, panel: Panel, count: int, model: nn.Module, classes: Sequence[str] | None
     ) -> None:
-        self.holding = False
         self._panel, self._count, self._classes = panel, count, classes
+        self._seen = set(range(len(classes or ()))) if len(classes or ()) <= LISTED else set()
         self.samples = SampleStepper(panel, count)
         self.methods = ChoiceStepper(panel, "method", METHODS, "Method")
         self.layers = ChoiceStepper(panel, "layer", _layer_options(model, panel.layer), "Layer")
-        self.targets = ipw.Dropdown(
-            description="Explain",
-            layout=ipw.Layout(width="100%", min_width="0"),
-            style={"description_width": LABEL},
-        )
+        self.targets = ChoiceStepper(panel, "target", self._target_options(panel.target), "Explain")
         self.opacity = ipw.FloatSlider(
             min=0.0,
             max=1.0,
@@ -65,15 +59,15 @@ class MapControls(ipw.Box):
             description="Signed", indent=False, layout=ipw.Layout(width="76px", flex="0 0 auto")
         )
         look = ipw.HBox([self.opacity, self.signed], layout=ipw.Layout(width="100%"))
-        super().__init__(
+        grid = ipw.Box(
             [self.samples, self.methods, self.layers, self.targets, look],
             layout=ipw.Layout(width="100%", flex_flow="row wrap"),
         )
-        self.add_class("rw-map-controls")
+        grid.add_class("rw-map-controls")
+        super().__init__([grid], layout=ipw.Layout(width="100%", flex="0 0 auto"))
+        self.add_class("rw-map-controls-host")
         panel.link("opacity", self.opacity, "value")
         panel.link("signed", self.signed, "value")
-        self.offer_targets(len(classes) if classes is not None else 0)
-        panel.listen(self.targets, self._take_target, ["value"])
 
     def arrange(self, *, one: bool) -> None:
         """Show what goes with the page (one sample, or the set) and with the method."""
@@ -82,36 +76,20 @@ class MapControls(ipw.Box):
 
     def offer_layer(self, name: str) -> None:
         """List a layer that is no convolution, such as a whole block, once somebody names it."""
-        choice = self.layers.choice
-        if name not in [value for _, value in choice.options]:
-            with self.hold():
-                choice.options = [*choice.options, (name, name)]
+        if name not in self.layers.values:
+            self.layers.offer([*self.layers.choice.options, (name, name)])
 
-    def offer_targets(self, count: int, in_view: Iterable[int] = ()) -> None:
-        """List the targets there are, and choose in the list what the trait says."""
-        numbers = set(range(count)) if count <= LISTED else set(in_view)
-        target = self._panel.target
-        if target is not None:
-            numbers.add(target)
-        names = [(markup.class_name(self._classes, number), number) for number in sorted(numbers)]
-        options = [("own prediction", None), *names]
-        with self.hold():
-            if list(self.targets.options) != options:
-                self.targets.options = options
-            self.targets.value = target
+    def offer_targets(self, count: int, in_view: Iterable[int], chosen: int | None) -> None:
+        """List the targets there are: all classes, or of too many those in view and the chosen."""
+        self._seen = set(range(count)) if count <= LISTED else set(in_view)
+        options = self._target_options(chosen)
+        if [value for _, value in options] != self.targets.values:
+            self.targets.offer(options)
 
-    def _take_target(self, change: Mapping[str, Any]) -> None:
-        if not self.holding:
-            self._panel.target = change["new"]
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Change lists or several traits without taking each step for a choice."""
-        before, self.holding = self.holding, True
-        try:
-            yield
-        finally:
-            self.holding = before
+    def _target_options(self, chosen: int | None) -> list[tuple[str, int | None]]:
+        numbers = sorted(self._seen | ({chosen} if chosen is not None else set()))
+        names = [(markup.class_name(self._classes, number), number) for number in numbers]
+        return [("own prediction", None), *names]
 
 
 def _layer_options(model: nn.Module, chosen: str | None) -> list[tuple[str, str | None]]:

@@ -16,7 +16,7 @@ from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.concentration import Pick, number
 from rectify_widgets.widgets.maps import View
 
-SIDE = 224
+SIDE = 256
 """Side of a picture of one sample in CSS pixels, where there is room."""
 
 STATIC_SIDE = 116
@@ -26,7 +26,10 @@ TILE = 84
 """Side of a picture of the whole set in a static view; on a page tiles share the width."""
 
 TILE_PIXELS = 144
-"""Most pixels of a side of a tile, so that a page of them stays small."""
+"""Most pixels of a side of a tile."""
+
+TILE_BYTES = 14_000
+"""Most bytes of a tile: a page of them takes about as much as three maps in full."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def tile(
         alt = f"Sample {index}: {_describe(view, place, column, row, look)}"
         cells.append(
             Cell(
-                render.image_tag(mixed, alt, width=width),
+                render.image_tag(mixed, alt, width=width, most=TILE_BYTES),
                 row,
                 markup.class_name(look.classes, view.explained[place]),
                 number(view.scores[place]),
@@ -230,7 +233,7 @@ def tile_html(one: Tile) -> str:
             f'<span class="rw-soft" title="{escape(cell.note)}">{escape(cell.note)}</span>'
             "</figcaption></figure>"
         )
-    return f'<div class="rw-tile-where">{escape(one.where)}</div>{body}'
+    return f'<div class="rw-set-where">{escape(one.where)}</div>{body}'
 
 
 def tiles_table(tiles: Sequence[Tile]) -> str:
@@ -249,7 +252,7 @@ def tiles_table(tiles: Sequence[Tile]) -> str:
         body += f"<tr>{row}</tr>"
     samples = "".join(f'<td><span class="rw-soft">sample {one.index}</span></td>' for one in tiles)
     return (
-        f'<table class="rw-maps rw-tiles-static"><thead><tr>{head}</tr></thead>'
+        f'<table class="rw-maps rw-set-table"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}<tr>{samples}</tr></tbody></table>"
     )
 

@@ -60,7 +60,7 @@ class Query:
     target: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """Maps of one sample under one model: an entry for each column (clean, corrupted).
 
@@ -96,7 +96,7 @@ class View:
         return sum(plane.nbytes for plane in (*self.signed, *(self.magnitudes or ())))
 
 
-@dataclass
+@dataclass(eq=False)
 class SetScores:
     """Concentration of the maps of many samples under one model, as far as they are scored.
 

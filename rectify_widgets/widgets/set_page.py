@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets as ipw
 
 from rectify_widgets.widgets import markup, set_html
+from rectify_widgets.widgets.buttons import action_button, progress_bar, progress_line
 from rectify_widgets.widgets.concentration import Scores
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.map_html import Look, Pictures, Tile, tile_html
@@ -48,13 +49,11 @@ class SetPage(ipw.VBox):
         self.scores: Mapping[str, SetScores] = {}
         self.tiles: Mapping[str, Mapping[int, View]] = {}
         self._pictures, self._count = pictures, count
+        self._drawn: object = None  # what the page shows now
         self._state = ipw.HTML(layout=ipw.Layout(flex="1 1 200px", width="auto", min_width="0"))
-        self._bar = ipw.FloatProgress(
-            min=0.0, max=1.0, layout=ipw.Layout(flex="0 1 160px", width="auto", min_width="60px")
-        )
-        self._bar.add_class("rw-progress")
-        self._stop = _button("Stop", "stop", "Stop scoring; what is scored stays", stop)
-        self._go_on = _button("Go on", "play", "Score the rest of the set", go_on)
+        self._bar = progress_bar()
+        self._stop = action_button("Stop", "stop", "Stop scoring; what is scored stays", stop)
+        self._go_on = action_button("Go on", "play", "Score the rest of the set", go_on)
         self._line = ipw.HBox(
             [self._state, self._bar, self._stop, self._go_on],
             layout=ipw.Layout(width="100%", align_items="center", flex_flow="row wrap"),
@@ -74,15 +73,16 @@ class SetPage(ipw.VBox):
         self.add_class("rw-set")
         self.show_state("", None)
 
-    def start(self, scores: Mapping[str, SetScores], *, waiting: bool) -> None:
-        """Take scores that are known or will come in; there are no maps for them yet."""
+    def start(self, scores: Mapping[str, SetScores]) -> None:
+        """Take scores that will come in; there are no maps for them yet."""
         self.scores, self.tiles = scores, {}
-        if waiting:
-            self.show_state("Scoring waits for its turn …", 0.0)
+        self.show_state("Scoring waits for its turn …", 0.0)
 
-    def finish(self, tiles: Mapping[str, Mapping[int, View]], method: str) -> str:
-        """Take the maps, and say how many samples are scored."""
-        self.tiles = tiles
+    def finish(
+        self, scores: Mapping[str, SetScores], tiles: Mapping[str, Mapping[int, View]], method: str
+    ) -> str:
+        """Take the scores and the maps, and say how many samples are scored."""
+        self.scores, self.tiles = scores, tiles
         done, total = min(part.done for part in self.scores.values()), len(self.order)
         text = f"{method}: {markup.some(done, 'sample')} scored"
         if done < total:
@@ -92,11 +92,7 @@ class SetPage(ipw.VBox):
 
     def report(self, job: Job[Any]) -> str:
         """Show how far the scoring is, and say it."""
-        left = job.seconds_left()
-        words = [f"Scoring the maps: {job.message}", f"{100 * job.fraction:.0f} %"]
-        if left is not None and left > 1:
-            words.append(f"about {markup.duration(left)} left")
-        text = " · ".join(words)
+        text = progress_line(job)
         self.show_state(text, job.fraction)
         return text
 
@@ -118,9 +114,14 @@ class SetPage(ipw.VBox):
         """Show what went wrong instead of the distributions."""
         self.show_state("", None, unfinished=True)
         self._table.value = markup.error_box(error)
+        self._drawn = None
 
     def draw(self, look: Look, ranking: str) -> None:
         """Show the scores, and the samples where ``ranking`` has them at the percentiles."""
+        drawn = (self.tiles, tuple((part, part.done) for part in self.scores.values()))
+        if self._drawn == (drawn, look, ranking):
+            return
+        self._drawn = (drawn, look, ranking)
         page = self._contents(look, ranking)
         self._table.value = page.distributions
         for name, row in self._rows.items():
@@ -148,7 +149,7 @@ class SetPage(ipw.VBox):
 
     def forget(self) -> None:
         """Let go of scores and maps."""
-        self.scores, self.tiles = {}, {}
+        self.scores, self.tiles, self._drawn = {}, {}, None
 
     def _contents(self, look: Look, ranking: str) -> set_html.Contents:
         return set_html.contents(
@@ -167,7 +168,7 @@ class _TileRow(ipw.Box):
 
     def __init__(self, open_sample: Callable[[int], object]) -> None:
         super().__init__(layout=ipw.Layout(width="100%", flex_flow="row wrap"))
-        self.add_class("rw-tiles")
+        self.add_class("rw-set-tiles")
         self._open = open_sample
         self._samples: list[int] = []
         self._pool: list[tuple[ipw.HTML, ipw.Button, ipw.VBox]] = []
@@ -189,17 +190,9 @@ class _TileRow(ipw.Box):
 
     def _make(self, place: int) -> tuple[ipw.HTML, ipw.Button, ipw.VBox]:
         picture = ipw.HTML(layout=ipw.Layout(width="auto", margin="0"))
-        button = ipw.Button(layout=ipw.Layout(width="auto", height="24px", margin="2px 0 0 0"))
-        button.add_class("rw-tile-open")
+        button = ipw.Button(layout=ipw.Layout(width="auto", height="24px", margin="3px 0 0 0"))
+        button.add_class("rw-set-open")
         button.on_click(lambda _: self._open(self._samples[place]))
         box = ipw.VBox([picture, button], layout=ipw.Layout(width="auto", min_width="0"))
-        box.add_class("rw-tile")
+        box.add_class("rw-set-tile")
         return picture, button, box
-
-
-def _button(text: str, icon: str, what: str, press: Callable[[], object]) -> ipw.Button:
-    button = ipw.Button(
-        description=text, icon=icon, tooltip=what, layout=ipw.Layout(width="auto", flex="0 0 auto")
-    )
-    button.on_click(lambda _: press())
-    return button

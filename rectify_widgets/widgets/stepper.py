@@ -6,7 +6,7 @@ want for itself: Tab and Enter go everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
@@ -76,14 +76,16 @@ class ChoiceStepper(ipw.HBox):
     Args:
         panel: has the trait.
         name: of the trait.
-        options: its values, or pairs of what the list says and the value.
+        options: its values, or pairs of what the list says and the value; None is a value too,
+            though a list takes it for no choice.
         label: before the list.
     """
 
     def __init__(self, panel: Panel, name: str, options: Sequence[Any], label: str) -> None:
+        self._panel, self._name = panel, name
         self.choice = ipw.Dropdown(
-            options=options,
-            value=getattr(panel, name),
+            options=_pairs(options),
+            value=_plain(getattr(panel, name)),
             description=label,
             layout=ipw.Layout(flex="1 1 120px", width="auto", min_width="0"),
             style={"description_width": LABEL},
@@ -92,11 +94,48 @@ class ChoiceStepper(ipw.HBox):
         on = step_button("chevron-right", f"Next {label.lower()}", lambda: self._step(1))
         super().__init__([self.choice, back, on], layout=_row())
         self.add_class("rw-stepper")
-        panel.link(name, self.choice, "value")
+        panel.listen(panel, self._show, [name])
+        panel.listen(self.choice, self._choose, ["value"])
+
+    @property
+    def values(self) -> list[Any]:
+        """The values that can be chosen."""
+        return [None if value == "" else value for _, value in self.choice.options]
+
+    def offer(self, options: Sequence[Any]) -> None:
+        """List other options, and choose among them what the trait says, if it is there."""
+        self._offering = True
+        try:
+            self.choice.options = _pairs(options)
+            value = getattr(self._panel, self._name)
+            self.choice.value = _plain(value) if value in self.values else None
+        finally:
+            self._offering = False
+
+    _offering = False
+
+    def _show(self, change: Mapping[str, Any]) -> None:
+        self.choice.value = _plain(change["new"])
+
+    def _choose(self, change: Mapping[str, Any]) -> None:
+        if not self._offering:
+            value = change["new"]
+            setattr(self._panel, self._name, None if value == "" else value)
 
     def _step(self, by: int) -> None:
         count = len(self.choice.options)
         self.choice.index = ((self.choice.index or 0) + by) % count
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _pairs(options: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [
+        (option[0], _plain(option[1])) if isinstance(option, tuple) else (str(option), option)
+        for option in options
+    ]
 
 
 def _row() -> ipw.Layout:
