@@ -32,7 +32,8 @@ class Block(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x))
+        out: Tensor = x + self.conv2(self.conv1(x))
+        return out
 
 
 class Deep(nn.Module):
@@ -112,7 +113,8 @@ def test_locate_adds_a_column_and_comes_to_the_front(make: Make) -> None:
     first = viewer.locate().wait()
     assert viewer.localization is first
     assert viewer.status == "3 scores best, 80.0 %"
-    assert (viewer.layer, viewer.progress, viewer.busy) == ("3", 1.0, False)
+    assert (viewer.progress, viewer.busy) == (1.0, False)
+    assert viewer.layer == "3"
     second = viewer.locate("projection").wait()
     assert viewer.method == second.method == "projection"
     assert viewer.localizations == {"edit-attribution": first, "projection": second}
@@ -208,7 +210,8 @@ def test_traits_are_checked(make: Make) -> None:
         with pytest.raises(ValueError, match=why):
             setattr(viewer, name, value)
         assert getattr(viewer, name) == before
-    for name, value in (("layer", 3), ("view", None), ("measured", 3), ("edited", 3)):
+    wrong: dict[str, Any] = {"layer": 3, "view": None, "measured": 3, "edited": 3}
+    for name, value in wrong.items():
         with pytest.raises((traitlets.TraitError, ValueError)):
             setattr(viewer, name, value)
     for name in ("scores", "busy", "status", "progress"):
@@ -241,7 +244,7 @@ def test_a_row_chooses_its_layer_in_every_view(make: Make, view: str) -> None:
 def test_rows_say_what_is_drawn_over_them(make: Make) -> None:
     viewer = make()
     viewer.locate().wait()
-    viewer.edited, viewer.measured = ["0"], {"0": 0.25}
+    viewer.edited, viewer.measured = ("0",), {"0": 0.25}
     assert viewer._rows["0"].tooltip == (
         "0 (Conv2d 3×3) · edit-attribution 20.0 % · measured after the edit 25.0 % · edited"
     )

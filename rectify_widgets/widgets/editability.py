@@ -368,13 +368,10 @@ class EditabilityViewer(Panel):
             )
         return method
 
-    @traitlets.validate("order")
-    def _check_order(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("order", proposal["value"], ORDERS)
-
-    @traitlets.validate("view")
-    def _check_view(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("view", proposal["value"], VIEWS)
+    @traitlets.validate("order", "view")
+    def _check_look(self, proposal: Mapping[str, Any]) -> str:
+        name = proposal["trait"].name
+        return check_choice(name, proposal["value"], ORDERS if name == "order" else VIEWS)
 
     @traitlets.validate("edited")
     def _check_edited(self, proposal: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

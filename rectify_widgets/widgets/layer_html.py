@@ -35,7 +35,9 @@ def overlay(rows: Sequence[Row], facts: Facts, view: str, width: int = NAME_WIDT
     """Head and rows of a live view, without the names, which the buttons below it say."""
     names = f"{1 + max((len(row.text(width)) for row in rows), default=6)}ch"
     head, wide, narrow = _table_head(facts) if view == "table" else _bars_head(facts)
-    tiny = "minmax(70px, 1fr)" + " 6em" * bool(view == "table" and facts.measured)
+    tiny = "minmax(70px, 1fr)"
+    if view == "table":
+        tiny = " ".join(_beside(["5.8em"] * len(facts.columns), "5.6em", facts))
     widths = {"wide": wide, "narrow": narrow, "tiny": tiny}
     style = ";".join(f"--rw-{place}:{names} {SIGNS} {sizes}" for place, sizes in widths.items())
     body = ""
@@ -88,13 +90,13 @@ def _bars_head(facts: Facts) -> tuple[str, str, str]:
     for place, column in enumerate(facts.columns):
         heads.append(_method_head(column, facts, brief=place > 0, look=_look(place)))
         wide.append("minmax(100px, 1fr)" if place else "minmax(100px, 1.6fr)")
-        narrow.append("7.2em" if place else "minmax(88px, 1fr)")
+        narrow.append("5.6em" if place else "minmax(100px, 1fr)")
     if not heads:
         heads, wide = [_head("Not scored yet", "", "Locate scores the layers")], ["1fr"]
         narrow = wide
     after = _head("Measured", "after the edit", MEASURED, "rw-right rw-lay-after")
     heads = _beside(heads, after, facts)
-    wide, narrow = _beside(wide, "6.8em", facts), _beside(narrow, "6em", facts)
+    wide, narrow = _beside(wide, "6.8em", facts), _beside(narrow, "5.6em", facts)
     return "".join(heads), " ".join(wide), " ".join(narrow)
 
 
@@ -147,7 +149,7 @@ def _table_head(facts: Facts) -> tuple[str, str, str]:
         _head("Completeness", "relative error", error, "rw-lay-wide rw-right"),
     ]
     wide = ["3em", "9em", *_beside(["9.4em"] * len(columns), "6.8em", facts)]
-    narrow = ["3em", *_beside(["7.6em"] * len(columns), "6.4em", facts)]
+    narrow = ["3em", *_beside(["8em"] * len(columns), "6.4em", facts)]
     return "".join(heads), " ".join([*wide, "5.4em", "4em", "7.6em"]), " ".join(narrow)
 
 

@@ -26,7 +26,7 @@ PAGE = 25
 
 
 VIEWS = {"bars": "Bars", "table": "Table", "tree": "Tree"}
-ORDERS = {"network": "Network order", "rank": "Best first"}
+ORDERS = {"network": "Network", "rank": "Best first"}
 
 
 class ListTools(ipw.HBox):
