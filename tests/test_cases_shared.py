@@ -201,7 +201,6 @@ def test_every_weight_file_is_a_case() -> None:
     assert {path.stem for path in DATA.glob("*.safetensors")} == set(every())
 
 
-@pytest.mark.skipif("leakage" not in cases.names(), reason="not built yet")
 def test_the_licence_of_the_digits_is_named() -> None:
     notice = " ".join((DATA / stored.MNIST / "NOTICE.txt").read_text().split())
     assert "CC BY-SA 3.0" in notice
