@@ -24,7 +24,8 @@ from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.widgets import actions
+from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.widgets import actions, workshop
 from rectify_widgets.widgets.dashboard import RectificationDashboard
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import (
@@ -41,9 +42,9 @@ from tests.widget_fakes import (
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "localize", fake_localization)
-    monkeypatch.setattr(actions, "rectify", fake_rectification)
+    monkeypatch.setattr(workshop, "rectify", fake_rectification)
     monkeypatch.setattr(
-        actions, "solve_edit", lambda model, given, *, layer, **rest: FakeEdit(layer or "3")
+        workshop, "solve_edit", lambda model, given, *, layer, **rest: FakeEdit(layer or "3")
     )
 
 
@@ -108,7 +109,7 @@ def test_rectify_gives_a_result_and_the_views_after(make: Make) -> None:
     html = texts(dashboard)
     assert "Target reached after 1 edit (1.5 s): gap 100.0 % → 1.0 %" in dashboard.status
     assert "✓ kept" in html
-    assert "↺ rolled back: too costly" in html
+    assert "too costly" in html
     assert "After, %" in html
     assert html.count("map of the corrupted input, after") == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -116,38 +117,130 @@ def test_rectify_gives_a_result_and_the_views_after(make: Make) -> None:
     assert len(rows) == 2
 
 
-def test_edit_and_undo(make: Make) -> None:
+def test_edit_undo_and_redo(make: Make) -> None:
     dashboard = make()
     dashboard.layer = "0"
-    with pytest.raises(ValueError, match="no edits yet"):
+    with pytest.raises(ValueError, match="there is no edit to take back"):
         dashboard.undo()
-    dashboard.edit().wait()
+    made = dashboard.edit().wait()
     assert [edit.layer for edit in dashboard.edits] == ["0"]
     assert dashboard.layers.edited == ("0",)
+    assert dashboard.model is made.model
+    assert "Edited 0: gap" in dashboard.status
+    assert dashboard.layers.measured.keys() == {"0"}
     first = dashboard.model
     dashboard.rectify().wait()
     assert dashboard.model is not first
-    assert len(dashboard.edits) == 2
-    dashboard.undo().wait()
-    assert dashboard.result is None
-    assert torch.equal(dashboard.model[6].bias, first[6].bias)  # type: ignore[index]
+    assert [edit.layer for edit in dashboard.edits] == ["0", "3"]
+    with pytest.raises(ValueError, match="last step"):
+        dashboard.redo()
+    assert dashboard.undo().wait() is first
+    assert dashboard.model is dashboard.maps.after is dashboard.predictions.after is first
     dashboard.undo().wait()
     assert dashboard.edits == []
     assert dashboard.maps.after is None
     assert dashboard.predictions.after is None
-    assert "Took back the edit of 0" in dashboard.status
+    assert dashboard.redo().wait() is first
+
+
+def test_the_history_is_scrubbed_in_all_views_at_once(make: Make) -> None:
+    dashboard = make()
+    for layer in ("0", "3", "6"):
+        dashboard.layer = layer
+        dashboard.edit().wait()
+    biases = []
+    for step in (0, 1, 2, 3):
+        dashboard.history.step = step
+        assert len(dashboard.edits) == step
+        assert dashboard.maps.after is dashboard.predictions.after is dashboard.history.model
+        assert dashboard.layers.edited == ("0", "3", "6")[:step]
+        biases.append(dashboard.model[6].bias[2].item())  # type: ignore[index]
+    assert [bias - biases[0] for bias in biases] == pytest.approx([0, 10, 20, 30], abs=1e-4)
+
+
+def test_an_edit_of_an_earlier_step_begins_a_branch(make: Make) -> None:
+    dashboard = make()
+    for layer in ("0", "3"):
+        dashboard.layer = layer
+        dashboard.edit().wait()
+    dashboard.history.step = 1
+    dashboard.layer = "6"
+    dashboard.edit().wait()
+    assert [edit.layer for edit in dashboard.edits] == ["0", "6"]
+    assert dashboard.history.branch == 1
+    dashboard.history.branch = 0
+    assert [edit.layer for edit in dashboard.edits] == ["0", "3"]
+
+
+def test_edits_go_where_their_work_began(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scrubbing while a rectification runs does not move its edits to another version."""
+    dashboard = make()
+    dashboard.layer = "0"
+    dashboard.edit().wait()
+
+    def scrub(*given: Any, **options: Any) -> Rectification:
+        dashboard.history.step = 0
+        return fake_rectification(*given, **options)
+
+    monkeypatch.setattr(workshop, "rectify", scrub)
+    dashboard.rectify().wait()
+    assert [edit.layer for edit in dashboard.edits] == ["0", "3"]
+    assert dashboard.history.step == 2
+
+
+def test_every_version_is_measured_against_the_model_as_given(make: Make) -> None:
+    dashboard = make()
+    dashboard.edit().wait()
+    dashboard.rectify().wait()
+    gaps = [version.gap for version in dashboard.history.timeline.path]
+    assert all(gap is not None and 0 <= gap <= 1 for gap in gaps)
+    assert len(gaps) == 3
+    models = [dashboard._workshop.edited(dashboard.edits[:count]) for count in range(3)]
+    yardstick = Yardstick(network(), pairs(), None)
+    assert gaps == pytest.approx([yardstick.measure(model).gap for model in models])
+
+
+def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def watch(*given: Any, **options: Any) -> Rectification:
+        asked.append(options)
+        return fake_rectification(*given, **options)
+
+    monkeypatch.setattr(workshop, "rectify", watch)
+    dashboard = make(target_gap=0.1, seed=4)
+    fields = {field.description: field for field in dashboard._controls.children[1].children[:-1]}
+    fields["Budget, %"].value = 2.5
+    fields["Rounds"].value = 3
+    fields["Ranking"].value = "projection"
+    dashboard.rectify().wait()
+    wanted = {
+        "target_gap": 0.1, "max_degradation": 0.025, "max_rounds": 3, "method": "projection",
+        "strategy": "dynamic", "seed": 4,
+    }  # fmt: skip
+    assert {name: asked[0][name] for name in wanted} == wanted
+    assert "layer" not in asked[0]
+    assert dashboard.history.max_degradation == 0.025
+    dashboard.strategy, dashboard.layer = "static", "6"
+    assert fields["Strategy"].value == "static"
+    dashboard.rectify().wait()
+    assert asked[1]["layer"] == "6"
 
 
 def test_save_needs_edits(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard = make()
-    with pytest.raises(ValueError, match="no edits yet"):
+    with pytest.raises(ValueError, match="there are no edits"):
         dashboard.save(tmp_path / "fix.safetensors")
     saved: list[Any] = []
     monkeypatch.setattr(actions, "save_edits", lambda edits, path: saved.append((edits, path)))
     dashboard.edit().wait()
     assert dashboard.save(str(tmp_path / "fix.safetensors")).wait() == tmp_path / "fix.safetensors"
     assert saved[0][0] == dashboard.edits
-    assert dashboard.status == "Saved 1 edit to fix.safetensors."
+    assert "Saved 1 edit to fix.safetensors" in dashboard.status
+    monkeypatch.chdir(tmp_path)
+    dashboard.file = "other.safetensors"
+    dashboard._controls.buttons["save"].click()
+    assert saved[1][1] == Path("other.safetensors")
 
 
 def test_what_the_engine_raises_is_raised_kept_and_shown(
@@ -172,8 +265,8 @@ def test_what_the_engine_raises_is_raised_kept_and_shown(
 
 def test_a_click_shows_what_a_method_would_raise(make: Make) -> None:
     dashboard = make()
-    dashboard._press("undo")
-    assert "no edits yet" in texts(dashboard)
+    dashboard.press(dashboard.undo)
+    assert "no edit to take back" in texts(dashboard)
     assert isinstance(dashboard.error, ValueError)
 
 
@@ -189,14 +282,19 @@ def test_buttons_say_what_can_be_done(make: Make, monkeypatch: pytest.MonkeyPatc
         return fake_localization(*_, **options)
 
     monkeypatch.setattr(actions, "localize", look)
-    idle = {"rectify": False, "locate": False, "edit": False, "undo": True, "cancel": True}
-    assert {name: button.disabled for name, button in buttons.items()} == idle
+
+    def off() -> set[str]:
+        return {name for name, button in buttons.items() if button.disabled}
+
+    assert off() == {"undo", "redo", "cancel", "save"}
     buttons["locate"].click()
     assert state == [{name: name != "cancel" for name in buttons}]
     buttons["rectify"].click()
-    assert {name: b.disabled for name, b in buttons.items()} == idle | {"undo": False}
+    assert off() == {"redo", "cancel"}
     buttons["undo"].click()
-    assert {name: button.disabled for name, button in buttons.items()} == idle
+    assert off() == {"undo", "cancel", "save"}
+    buttons["redo"].click()
+    assert off() == {"redo", "cancel"}
     assert dashboard.cancel() is None
 
 
@@ -204,7 +302,7 @@ def test_traits_of_the_viewers_are_linked(make: Make) -> None:
     dashboard = make()
     dashboard.index = 2
     assert (dashboard.maps.index, dashboard.predictions.index) == (2, 2)
-    dashboard.maps.samples.value = 1
+    dashboard.maps.samples.slider.value = 1
     assert dashboard.index == 1
     assert "sample 1" in texts(dashboard)
     dashboard.layer = "0"
@@ -242,7 +340,7 @@ def test_examples_are_looked_at_but_never_used(make: Make, monkeypatch: pytest.M
 
     monkeypatch.setattr(actions, "localize", watch)
     dashboard = make(pairs=pairs(1), examples=pairs(5)[1:])
-    assert dashboard.maps.samples.max == 4
+    assert dashboard.maps.samples.slider.max == 4
     dashboard.index = 4
     dashboard.locate().wait()
     assert used == [1]
@@ -292,8 +390,11 @@ def test_bad_traits_are_named_and_refused(make: Make) -> None:
     assert (dashboard.index, dashboard.layer) == (0, None)
 
 
-def test_repr_is_short_and_says_the_status(make: Make) -> None:
-    assert repr(make()).startswith("RectificationDashboard(Ready")
+def test_repr_is_short_and_does_not_depend_on_how_far_work_is(make: Make) -> None:
+    dashboard = make()
+    before = repr(dashboard)
+    dashboard.rectify().wait()
+    assert repr(dashboard) == before == "RectificationDashboard(Sequential, 4 pairs)"
 
 
 # -- static views ---------------------------------------------------------------------------------
@@ -308,7 +409,7 @@ def test_the_snapshot_is_plain_html(make: Make, capsys: pytest.CaptureFixture[st
     assert "<script" not in page
     assert "<ape>" not in page
     assert "http" not in re.sub('"data:[^"]*"', "", page)
-    for piece in ("★ best", "✓ kept", "map of the clean input, after", "Target reached"):
+    for piece in ("★ best", "too costly", "map of the clean input, after", "Target reached"):
         assert piece in page
     images = re.findall("<img [^>]*>", page)
     assert all(' alt="' in image and " width=" in image for image in images)
@@ -331,7 +432,7 @@ def test_cancel_and_latest_wins_in_the_background(monkeypatch: pytest.MonkeyPatc
             time.sleep(0.005)
         raise AssertionError("never cancelled")
 
-    monkeypatch.setattr(actions, "rectify", slow)
+    monkeypatch.setattr(workshop, "rectify", slow)
     dashboard = RectificationDashboard(network(), pairs(), attribution="saliency")
     job = dashboard.rectify()
     for index in (1, 2, 3):

@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_example_is_short_and_runs(
 ) -> None:
     import rectify_widgets as rw
 
-    (example,) = blocks(readme, "python")
+    example, _ = blocks(readme, "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 10
 
@@ -52,6 +56,42 @@ def test_example_is_short_and_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), given)  # noqa: S102  # our own README
     assert (tmp_path / "fix.safetensors").stat().st_size > 0
+
+
+PROJECT = """
+import torch
+
+import rectify_widgets as rw
+
+torch.set_num_threads(1)
+case = rw.cases.load("trojan")
+network, training_images = case.model, case.reference[:128]
+"""
+
+
+@pytest.mark.slow
+def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
+    import rectify_widgets as rw
+
+    _, example = blocks(readme, "python")
+    statements = [line for line in example.splitlines() if line.strip()]
+    assert len(statements) <= 13, "an import more than a dozen"
+    (tmp_path / "my_project.py").write_text(PROJECT, encoding="utf-8")
+    pair = rw.cases.load("trojan").pairs[0]
+    for name, image in {"with": pair.corrupted, "without": pair.clean}.items():
+        pixels = (image[0, 0] * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(example)])  # type: ignore[no-untyped-call]
+    resources = {"metadata": {"path": str(tmp_path)}}
+    ran = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=resources
+    ).execute()
+    shown = [output.data for output in ran.cells[0].outputs if "data" in output]
+    assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
+    edits = rw.load_edits(tmp_path / "fix.safetensors")
+    edits.apply(rw.cases.load("trojan").model)
+    assert len(edits) >= 1
 
 
 def test_links_lead_somewhere(readme: str, repository: Path) -> None:

@@ -13,9 +13,10 @@ from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.widgets.actions import copied, join
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.workshop import Workshop, copied, join
+from rectify_widgets.widgets.workshop import Workshop
 from tests.widget_fakes import network, pairs
 
 REFERENCE = torch.rand(96, 1, 9, 9, generator=torch.Generator().manual_seed(5))
@@ -64,28 +65,31 @@ def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
     assert same(before, state(model))
     assert [edit.layer for edit in made.edits] == ["3"]
     assert made.start == made.given
-    verdict = Yardstick(model, pairs(2), REFERENCE).measure(shop.edited(made.edits))
-    assert made.figures == ((verdict.gap, verdict.degradation),)
+    assert made.verdicts == (Yardstick(model, pairs(2), REFERENCE).measure(made.model),)
+    assert same(state(shop.edited(made.edits)), state(made.model))
 
 
 def test_edits_go_on_from_edits(shop: Workshop) -> None:
     first = run(lambda job: shop.edit(job, (), "3"))
     second = run(lambda job: shop.edit(job, first.edits, "6"))
-    assert second.start == first.figures[-1]
+    assert (second.start,) == first.verdicts
     assert second.given == first.given
-    both = shop.edited([*first.edits, *second.edits])
-    once = shop.edited(first.edits)
-    assert torch.equal(both[3].weight, once[3].weight)  # type: ignore[index]
-    assert not torch.equal(both[6].weight, once[6].weight)  # type: ignore[index]
+    both, once = second.model, first.model
+    assert torch.equal(both[3].weight, once[3].weight)
+    assert not torch.equal(both[6].weight, once[6].weight)
 
 
 def test_a_rectification_has_the_figures_of_its_own_steps(shop: Workshop, model: nn.Module) -> None:
     made, result = run(lambda job: shop.rectify(job, (), max_rounds=2))
     alone = rectify(model, pairs(2), reference=REFERENCE, max_rounds=2)
-    assert made.given == (alone.gap_before, 0.0)
-    assert len(made.figures) == len(alone.edits) == len(result.edits)
-    measured = shop.measure([made.edits[:count] for count in range(1, len(made.edits) + 1)])
-    assert measured == [pytest.approx(figures, abs=1e-6) for figures in made.figures]
+    assert made.given.gap == alone.gap_before
+    assert made.verdicts is None, "the trials say it"
+    kept = [step for step in result.steps if step.accepted]
+    assert len(kept) == len(alone.edits) == len(result.edits)
+    stages = [made.edits[:count] for count in range(1, len(made.edits) + 1)]
+    measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(stages)]
+    said = [(step.gap_after, step.degradation_after) for step in kept]
+    assert measured == [pytest.approx(figures, abs=1e-6) for figures in said]
 
 
 def test_a_rectification_of_an_edited_model_is_measured_against_the_original(
@@ -94,8 +98,9 @@ def test_a_rectification_of_an_edited_model_is_measured_against_the_original(
     first = run(lambda job: shop.edit(job, (), "0"))
     made, result = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
     assert made.given == first.given
-    assert made.start == first.figures[-1]
-    assert len(made.figures) == len(result.edits)
+    assert (made.start,) == first.verdicts
+    assert made.verdicts is not None
+    assert len(made.verdicts) == len(result.edits)
 
 
 def test_locate_scores_the_edited_model(shop: Workshop) -> None:

@@ -1,7 +1,8 @@
 """`RectificationDashboard`: find the layer, edit it, and watch the behaviour go, in one widget.
 
-Imports the three viewers that it is made of, and the actions behind its buttons.  The viewers
-share the dashboard's session and are linked to it through their traits.
+Imports the four viewers that it is made of, and the workshop behind its buttons.  The viewers share
+the dashboard's session and are linked to it through their traits: one sample, one layer, and one
+version of the model are in view everywhere.
 """
 
 from __future__ import annotations
@@ -15,34 +16,34 @@ import ipywidgets as ipw
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_choice, check_int, check_module, check_number
+from rectify_widgets.engine.checks import check_int, check_module
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import actions, markup
+from rectify_widgets.widgets import actions, markup, workshop
 from rectify_widgets.widgets.attribution import AttributionViewer
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
+from rectify_widgets.widgets.buttons import progress_line
 from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.editability import EditabilityViewer
+from rectify_widgets.widgets.history import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.options import RectifyOptions
 from rectify_widgets.widgets.prediction import PredictionViewer
 from rectify_widgets.widgets.session import Session
-
-STRATEGIES = ("dynamic", "static")
 
 LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""
 
 
-class RectificationDashboard(Panel):
-    """Layers, attribution maps and predictions of one model, before and after its edits.
+class RectificationDashboard(Panel, RectifyOptions):
+    """Layers, attribution maps, predictions and history of one model and its edits.
 
     Every button is a method that returns its job: ``await dashboard.rectify()`` in a notebook,
     ``dashboard.rectify().wait()`` anywhere.  The model that is passed in is never changed; the
-    edited copy is `model`.
+    version in view, a copy with the edits so far, is `model`.
 
     Args:
         model: a torch module that gives ``N × classes`` scores.
@@ -50,11 +51,12 @@ class RectificationDashboard(Panel):
         reference: inputs like those that the model was trained on: tensor, data set or loader.
         examples: further pairs to look at, which the repair never sees.
         classes: class names, by number.
-        target: the class that the maps explain; None explains each input's own prediction.
+        target: the class that the corruption leads to, for the attack success rate; None leaves
+            that out.
         method: how layers are scored, see `rectify_widgets.localize`.
-        attribution: how inputs are attributed, see `rectify_widgets.explain.attribute`.
-        strategy: ``"dynamic"`` or ``"static"``, see `rectify_widgets.rectify`.
-        max_rounds, max_degradation, target_gap, validation, seed: of `rectify_widgets.rectify`.
+        attribution: how inputs are attributed, see `rectify_widgets.attribute`.
+        strategy, max_rounds, max_degradation, target_gap, validation, seed: of
+            `rectify_widgets.rectify`.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
 
@@ -72,6 +74,9 @@ class RectificationDashboard(Panel):
 
     index = traitlets.Int(0)
     """The sample in view, from 0: the pairs, then the examples."""
+
+    file = traitlets.Unicode("edits.safetensors")
+    """Where the Save button writes."""
 
     scores = traitlets.Dict(read_only=True)
     """Layer name to score, best first; empty until the layers are scored."""
@@ -110,56 +115,59 @@ class RectificationDashboard(Panel):
             raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
         if examples is not None and not isinstance(examples, SamplePairs):
             raise TypeError(f"examples: got {type(examples).__name__}, want SamplePairs or None")
-        self._pairs, self._reference = pairs, reference
-        self._method = check_choice("method", method, METHODS)
-        self._seed = check_int("seed", seed, low=0)
-        self._options = {
-            "strategy": check_choice("strategy", strategy, STRATEGIES),
-            "max_rounds": check_int("max_rounds", max_rounds, low=1),
-            "max_degradation": check_number("max_degradation", max_degradation, low=0.0, high=1.0),
-            "target_gap": check_number("target_gap", target_gap, low=0.0, high=1.0),
-            "validation": validation,
-        }
-        self._groups: list[tuple[RankOneEdit, ...]] = []
-        super().__init__(session)
+        check_int("seed", seed, low=0)
+        self._facts = [type(unwrap(model)).__name__, markup.some(len(pairs), "pair")]
+        if isinstance(reference, Tensor):
+            self._facts.append(markup.some(len(reference), "reference"))
+        self._workshop = workshop.Workshop(model, pairs, reference, seed, validation)
         shown = pairs if examples is None else actions.join(pairs, examples)
         self._count = len(shown)
-        common: dict[str, Any] = {"classes": classes, "session": self.session}
+        self.about = ", ".join(self._facts)
+        super().__init__(session)
+        common: dict[str, Any] = {"classes": classes, "mean": mean, "std": std}
+        common["session"] = self.session
         with self.building():
+            self.set_options(
+                method=method, strategy=strategy, target_gap=target_gap,
+                max_degradation=max_degradation, max_rounds=max_rounds,
+            )  # fmt: skip
             self.layers = EditabilityViewer(
-                model, pairs, reference=reference, method=method, seed=seed, session=self.session
-            )
-            self.maps = AttributionViewer(
-                model, shown, method=attribution, target=target, mean=mean, std=std, **common
-            )
-            self.predictions = PredictionViewer(model, None, shown, **common)
+                model, pairs, reference=reference, method=method, seed=seed,
+                session=self.session, controls=False,
+            )  # fmt: skip
+            self.maps = AttributionViewer(model, shown, method=attribution, **common)
+            self.predictions = PredictionViewer(model, None, shown, target=target, **common)
+            self.history = HistoryViewer(
+                model, max_degradation=max_degradation, target_gap=target_gap,
+                session=self.session, controls=False,
+            )  # fmt: skip
             self._compose()
 
     def _compose(self) -> None:
-        self._controls = Controls(self._press)
-        self._steps = ipw.HTML()
+        self._controls = Controls(self, lambda name: self.press(getattr(self, name)))
         self.predictions.samples.layout.display = "none"
-        for card, flex in (
-            (self.layers, "2 1 380px"),
-            (self.maps, "1 1 306px"),
-            (self.predictions, "1 1 306px"),
+        views = (self.layers, self.maps, self.predictions, self.history)
+        for card, flex in zip(
+            views, ("2 1 380px", "1 1 306px", "1 1 306px", "1 1 100%"), strict=True
         ):
             card.layout.flex, card.layout.margin = flex, "0"
             card.layout.min_width, card.layout.max_width = "0", "100%"
             card.add_class("rw-card")
         cards = ipw.HBox(
-            [self.layers, self.maps, self.predictions],
-            layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="stretch"),
+            views, layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="stretch")
         )
         cards.add_class("rw-cards")
-        self.fill([ipw.HTML(self._title()), self._controls, cards, self._steps])
+        self.fill([ipw.HTML(self._title()), self._controls, cards])
         self.link("layer", self.layers)
         self.link("index", self.maps)
         self.link("index", self.predictions)
         self.listen(self, self._follow_layer, ["layer"])
         self.listen(self, self._show_state, ["status", "progress", "error", "busy"])
         self.listen(self.layers, self._take_scores, ["scores"])
-        for viewer in (self.maps, self.predictions):
+        self.listen(self.history, self._follow_model, ["model"])
+        self.listen(self, self._follow_limits, ["max_degradation", "target_gap"])
+        self.listen(self.history, self._show_state, ["step", "branch"])
+        for viewer in (self.maps, self.predictions, self.history):
             self.listen(viewer, self._take_error, ["error"])
         self.set_trait("status", "Ready. Rectify finds and edits the layers for you.")
         self._show_state(None)
@@ -168,112 +176,116 @@ class RectificationDashboard(Panel):
 
     @property
     def model(self) -> nn.Module:
-        """The model with the edits so far: a copy, or the given model while there are none."""
-        return self.maps.after if self.maps.after is not None else self._original
+        """The version in view: a copy with the edits so far, or the given model without any."""
+        return self.history.model if self.history.model is not None else self._original
 
     @property
     def edits(self) -> list[RankOneEdit]:
-        """The edits so far, in order."""
-        return [edit for group in self._groups for edit in group]
+        """The edits of the version in view, in order."""
+        return self.history.edits
 
     # -- the buttons ------------------------------------------------------------------------------
 
     def locate(self) -> Job[Localization]:
-        """Score every layer of the current model."""
-        model = self.model
+        """Score every layer of the version in view."""
+        edits, method = self.edits, self.method
 
         def work(job: Job[Localization]) -> Localization:
-            return actions.locate(job, model, self._pairs, **self._scoring())
+            return self._workshop.locate(job, edits, method)
 
-        return self._act(work, "Locate", lambda job: self._show_scores(job.result()))
+        return self._act(work, "Locate", lambda job: self._show_scores(job.result(), len(edits)))
 
-    def edit(self) -> Job[actions.Edited]:
+    def edit(self) -> Job[workshop.Made]:
         """Edit the chosen layer (or, where none is chosen, the best one) once."""
-        model, layer = self.model, self.layer
+        edits, layer = self.edits, self.layer
+        parent = self.history.timeline.here.number
 
-        def work(job: Job[actions.Edited]) -> actions.Edited:
-            return actions.edit_layer(job, model, self._pairs, layer, reference=self._reference)
+        def work(job: Job[workshop.Made]) -> workshop.Made:
+            return self._workshop.edit(job, edits, layer)
 
-        def show(job: Job[actions.Edited]) -> None:
-            edited = job.result()
-            self._groups.append(edited.edits)
-            self._show_model(edited.model)
-            self.set_trait("status", f"Edited {edited.edits[0].layer}.")
+        def show(job: Job[workshop.Made]) -> None:
+            made = job.result()
+            (name,) = (edit.layer for edit in made.edits)
+            after = made.verdicts[-1] if made.verdicts else made.start
+            self._add(made, parent)
+            if made.start.gap > 0:
+                share = 1.0 - after.gap / made.start.gap
+                self.layers.measured = {**self.layers.measured, name: share}
+            self.set_trait(
+                "status",
+                f"Edited {name}: gap {markup.percent(made.start.gap)} → "
+                f"{markup.percent(after.gap)}, degradation {markup.percent(after.degradation)}.",
+            )
 
         return self._act(work, "Edit", show)
 
     def rectify(self) -> Job[Rectification]:
-        """Find and edit layers until the gap is under its target; cancelling keeps what is done."""
-        model, scored = self.model, bool(self.scores)
+        """Edit the version in view until the gap is under its target.
+
+        Cancelling keeps the edits that were kept by then.
+        """
+        edits, scored = self.edits, bool(self.scores)
+        parent = self.history.timeline.here.number
+        options = self.rectify_options(self.layer)
+        done: list[workshop.Made] = []
 
         def work(job: Job[Rectification]) -> Rectification:
             start = 0.0
             if not scored:
                 start = LOCATE_SHARE
-                found = actions.locate(job, model, self._pairs, span=(0, start), **self._scoring())
-                job.call(lambda: self._show_scores(found))
-            return actions.rectify_model(
-                job,
-                model,
-                self._pairs,
-                span=(start, 1.0),
-                reference=self._reference,
-                method=self._method,
-                seed=self._seed,
-                **self._options,
-            )
+                found = self._workshop.locate(job, edits, options["method"], span=(0.0, start))
+                job.call(lambda: self._show_scores(found, len(edits)))
+            made, result = self._workshop.rectify(job, edits, span=(start, 1.0), **options)
+            done.append(made)
+            return result
 
         def show(job: Job[Rectification]) -> None:
-            result = job.result()
+            result, made = job.result(), done[0]
             self.set_trait("result", result)
-            self._steps.value = self._steps_html()
-            if result.edits:
-                self._groups.append(tuple(result.edits))
-                self._show_model(result.model)
+            self._add(made, parent, result.steps)
+            self.layers.measured = {**self.layers.measured, **shares(result.steps)}
             self.set_trait("status", markup.outcome(result))
 
         return self._act(work, "Rectify", show)
 
-    def undo(self) -> Job[actions.Edited]:
-        """Take the last edit, or all edits of the last rectification, back.
+    def undo(self) -> Job[Any]:
+        """Take the last edit back.
 
         Raises:
             ValueError: there is nothing to undo.
+            RuntimeError: something is under way.
         """
-        if not self._groups:
-            raise ValueError("undo: the model has no edits yet")
-        remaining = [edit for group in self._groups[:-1] for edit in group]
+        self._check_idle()
+        job = self.history.undo()
+        self.set_trait("status", f"Took an edit back: {self.history.status}")
+        return job
 
-        def work(job: Job[actions.Edited]) -> actions.Edited:
-            return actions.replay(job, self._original, remaining)
-
-        def show(job: Job[actions.Edited]) -> None:
-            gone = self._groups.pop()
-            self._show_model(job.result().model)
-            if self.result is not None and tuple(self.result.edits) == gone:
-                self.set_trait("result", None)
-                self._steps.value = ""
-            names = ", ".join(edit.layer for edit in gone)
-            self.set_trait("status", f"Took back the edit of {names}.")
-
-        return self._act(work, "Undo", show)
-
-    def save(self, path: str | Path) -> Job[Path]:
-        """Write the edits so far to a safetensors file, for `rectify_widgets.load_edits`.
+    def redo(self) -> Job[Any]:
+        """Make the edit again that was taken back.
 
         Raises:
-            ValueError: there are no edits.
+            ValueError: there is nothing to redo.
+            RuntimeError: something is under way.
         """
-        edits, goal = self.edits, Path(path)
-        if not edits:
-            raise ValueError("save: the model has no edits yet; rectify() or edit() first")
+        self._check_idle()
+        job = self.history.redo()
+        self.set_trait("status", f"Made an edit again: {self.history.status}")
+        return job
 
-        def show(job: Job[Path]) -> None:
-            self.set_trait(
-                "status", f"Saved {markup.some(len(edits), 'edit')} to {job.result().name}."
-            )
+    def save(self, path: str | Path | None = None) -> Job[Path]:
+        """Write the edits of the version in view, for `rectify_widgets.load_edits`.
 
-        return self._act(lambda job: actions.save(job, edits, goal), "Save", show)
+        Args:
+            path: of the safetensors file; None takes `file`.
+
+        Raises:
+            TypeError, ValueError: there are no edits, or no such folder.
+        """
+        goal = self.file if path is None else path
+        job = self.history.save(goal)
+        count = markup.some(len(self.edits), "edit")
+        self.set_trait("status", f"Saved {count} to {Path(goal).name}.")
+        return job
 
     def cancel(self) -> Job[Any] | None:
         """Stop what is under way; returns its job."""
@@ -288,16 +300,12 @@ class RectificationDashboard(Panel):
     _action: Job[Any] | None = None
     _doing = ""
 
-    def _press(self, name: str) -> None:
-        """What a click does: the method; what it raises is shown, since no cell would."""
-        try:
-            getattr(self, name)()
-        except Exception as error:  # noqa: BLE001 - shown in place
-            self.set_trait("error", error)
-
-    def _act(self, work: Any, label: str, show: Any) -> Job[Any]:
+    def _check_idle(self) -> None:
         if self.busy:
             raise RuntimeError(f"{self._doing} is under way; wait for it, or cancel() it first")
+
+    def _act(self, work: Any, label: str, show: Any) -> Job[Any]:
+        self._check_idle()
         self._doing = label
         self.set_trait("busy", True)
         self.set_trait("progress", 0.0)
@@ -320,26 +328,27 @@ class RectificationDashboard(Panel):
         super().failed(job)
 
     def _report(self, job: Job[Any]) -> None:
-        left = job.seconds_left()
-        words = [f"{job.label}: {job.message}", f"{100 * job.fraction:.0f} %"]
-        if left is not None:
-            words.append(f"about {markup.duration(left)} left")
         self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-        self.set_trait("status", " · ".join(words))
+        self.set_trait("status", progress_line(job))
 
-    def _scoring(self) -> dict[str, Any]:
-        return {"reference": self._reference, "method": self._method, "seed": self._seed}
-
-    def _show_scores(self, localization: Localization) -> None:
-        count = len(self.edits)
-        note = f"after {markup.some(count, 'edit')}" if count else "of the model as given"
+    def _show_scores(self, localization: Localization, edits: int) -> None:
+        note = f"after {markup.some(edits, 'edit')}" if edits else "of the model as given"
+        self.layers.measured = {}
         self.layers.show(localization, note)
         self.set_trait("status", self.layers.status)
 
-    def _show_model(self, model: nn.Module | None) -> None:
+    def _add(self, made: workshop.Made, parent: int, trials: Sequence[Step] = ()) -> None:
+        """Put new edits into the history, after the version that they were made from."""
+        self.history.append(
+            made.edits, made.verdicts, trials=trials, parent=parent, model=made.model
+        )
+        self.history.measured({0: made.given})
+
+    def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
+        """The version in view comes into all views."""
         self.layers.edited = tuple(dict.fromkeys(edit.layer for edit in self.edits))
-        self.maps.after = model
-        self.predictions.after = model
+        self.maps.after = change["new"]
+        self.predictions.after = change["new"]
 
     def _take_scores(self, change: Mapping[str, Any]) -> None:
         self.set_trait("scores", change["new"])
@@ -354,14 +363,24 @@ class RectificationDashboard(Panel):
         part = None if name is None else unwrap(self._original).get_submodule(name)
         self.maps.layer = name if isinstance(part, nn.Conv2d) else None
 
+    def _follow_limits(self, _: object) -> None:
+        self.history.max_degradation = self.max_degradation
+        self.history.target_gap = self.target_gap
+
     def _show_state(self, _: object) -> None:
+        timeline = self.history.timeline
+        enabled = {"cancel"} if self.busy else {"rectify", "locate", "edit"}
+        if not self.busy and timeline.step:
+            enabled.add("undo")
+        if not self.busy and timeline.step < len(timeline.path) - 1:
+            enabled.add("redo")
+        if timeline.step:
+            enabled.add("save")
         self._controls.show(
-            status=self.status,
-            progress=self.progress,
-            error=self.error,
-            busy=self.busy,
-            can_undo=bool(self._groups),
+            status=self.status, progress=self.progress, error=self.error, enabled=enabled
         )
+
+    # -- checks -----------------------------------------------------------------------------------
 
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
@@ -374,36 +393,31 @@ class RectificationDashboard(Panel):
     # -- static views -----------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Wait for the maps and predictions that are being computed."""
-        self.maps.settle()
-        self.predictions.settle()
+        """Wait for the views that are being computed."""
+        for view in (self.history, self.maps, self.predictions):
+            view.settle()
 
     def static_html(self) -> str:
         """All views, one under the other."""
-        views = [view.static_html() for view in (self.layers, self.maps, self.predictions)]
-        columns = "".join(f"<div>{view}</div>" for view in views)
+        views = (self.layers, self.maps, self.predictions)
+        columns = "".join(f"<div>{view.static_html()}</div>" for view in views)
         pieces = [
             self._title() + markup.status_line(self.status) + markup.error_box(self.error),
             f'<div class="rw-columns">{columns}</div>',
-            self._steps_html(),
+            self.history.static_html() if len(self.history.timeline) > 1 else "",
         ]
         return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
 
     def _title(self) -> str:
-        facts = [type(unwrap(self._original)).__name__, markup.some(len(self._pairs), "pair")]
-        if isinstance(self._reference, Tensor):
-            facts.append(markup.some(len(self._reference), "reference"))
-        return (
-            '<span class="rw-title">Rectification</span> '
-            f'<span class="rw-soft">{escape(" · ".join(facts))}</span>'
-        )
+        facts = escape(" · ".join(self._facts))
+        return f'<span class="rw-title">Rectification</span> <span class="rw-soft">{facts}</span>'
 
-    def _steps_html(self) -> str:
-        if self.result is None:
-            return ""
-        title = markup.heading("History", "edits and trials of the last rectification")
-        return f'<div class="rw-gap">{title}{markup.steps_table(self.result.steps)}</div>'
 
-    def forget(self) -> None:
-        """Let go of the edits."""
-        self._groups.clear()
+def shares(steps: Sequence[Step]) -> dict[str, float]:
+    """Share of the gap that the best trial of each layer closed in the first round."""
+    closed: dict[str, float] = {}
+    for step in steps:
+        if step.round == 1 and step.gap_after is not None and step.gap_before > 0:
+            share = 1.0 - step.gap_after / step.gap_before
+            closed[step.layer] = max(share, closed.get(step.layer, share))
+    return closed

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import ipywidgets as ipw
 
 from rectify_widgets.widgets import history_html
+from rectify_widgets.widgets.base import close_tree
 from rectify_widgets.widgets.timeline import Timeline
 
 ROWS = 20
@@ -80,7 +81,7 @@ class StepRows(ipw.VBox):
     def close(self) -> None:
         """Close the rows out of view too."""
         for widget in (*itertools.chain(*self._slots), self._slot_layout, self._slot_style):
-            widget.close()
+            close_tree(widget)
         self._slots.clear()
         super().close()
 

@@ -1,4 +1,4 @@
-"""What the dashboard's buttons have done in the background.  Imports the engine and the jobs.
+"""What the dashboard's buttons have done in the background.  Imports the engine and `actions`.
 
 A `Workshop` knows the model as given and what it is repaired from.  Each of its methods is the work
 of one job: it takes the job's hooks, calls the engine, and returns what the widget shows.  None of
@@ -8,10 +8,9 @@ can be drawn meanwhile (see `session`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +18,13 @@ from torch import Tensor, nn
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.localization import localize
+from rectify_widgets.engine.judging import Verdict
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.jobs import Job
-
-Figures: TypeAlias = tuple[float, float]
-"""Gap and degradation, fractions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +33,17 @@ class Made:
 
     Attributes:
         edits: in order.
-        start: figures of the version that they were made from.
-        figures: those after each edit.
-        given: figures of the model as given.
+        model: a copy with all edits up to the last of them.
+        given: what was measured of the model as given.
+        start: what was measured of the version that the edits were made from.
+        verdicts: what was measured after each edit; None where the trials say it.
     """
 
     edits: tuple[RankOneEdit, ...]
-    start: Figures
-    figures: tuple[Figures, ...]
-    given: Figures
+    model: nn.Module
+    given: Verdict
+    start: Verdict
+    verdicts: tuple[Verdict, ...] | None
 
 
 class Workshop:
@@ -72,7 +70,7 @@ class Workshop:
 
     def edited(self, edits: Sequence[RankOneEdit]) -> nn.Module:
         """A copy of the unwrapped model with these edits; it shares nothing with it."""
-        model = copied(self._model)
+        model = actions.copied(self._model)
         for edit in edits:
             edit.apply(model)
         return model
@@ -89,7 +87,7 @@ class Workshop:
 
         ``span`` is the slice of the job's progress that it takes.
         """
-        return locate(
+        return actions.locate(
             job,
             self.edited(edits),
             self._pairs,
@@ -99,9 +97,7 @@ class Workshop:
             seed=self._seed,
         )
 
-    def edit(
-        self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None
-    ) -> Made:
+    def edit(self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None) -> Made:
         """Solve the edit of one layer, whatever it costs, and measure it."""
         model = self.edited(edits)
         edit = solve_edit(
@@ -141,15 +137,13 @@ class Workshop:
         )
         if not edits:  # measured already, on the same references
             self._look_again(result.flagged)
-            kept = [step for step in result.steps if step.accepted]
-            figures = tuple((step.gap_after or 0.0, step.degradation_after or 0.0) for step in kept)
-            given = (result.gap_before, 0.0)
-            return Made(tuple(result.edits), given, figures, given), result
+            given = Verdict(result.gap_before, 0.0, 0.0, 0.0)
+            return Made(tuple(result.edits), result.model, given, given, None), result
         if len(result.flagged):
             self._look_again(result.flagged)
         return self._measured(job, edits, tuple(result.edits)), result
 
-    def measure(self, versions: Sequence[Sequence[RankOneEdit]]) -> list[Figures]:
+    def measure(self, versions: Sequence[Sequence[RankOneEdit]]) -> list[Verdict]:
         """Gap and degradation of the model with each of these lists of edits."""
         if self._yardstick is None:
             self._yardstick = Yardstick(
@@ -160,59 +154,17 @@ class Workshop:
                 exclude=self._flagged,
                 validation=self._validation,
             )
-        verdicts = [self._yardstick.measure(self.edited(edits)) for edits in versions]
-        return [(verdict.gap, verdict.degradation) for verdict in verdicts]
+        return [self._yardstick.measure(self.edited(edits)) for edits in versions]
 
     def _measured(
         self, job: Job[Any], before: Sequence[RankOneEdit], made: tuple[RankOneEdit, ...]
     ) -> Made:
         job.progress(job.fraction, "measuring the edits")
         stages = [(*before, *made[:count]) for count in range(len(made) + 1)]
-        given, start, *figures = self.measure([(), *stages])
-        return Made(made, start, tuple(figures), given)
+        given, start, *verdicts = self.measure([(), *stages])
+        return Made(made, self.edited(stages[-1]), given, start, tuple(verdicts))
 
     def _look_again(self, flagged: Tensor) -> None:
         """Leave these references out of every measurement from now on."""
         if self._flagged is None or not torch.equal(self._flagged, flagged):
             self._flagged, self._yardstick = flagged, None
-
-
-def locate(
-    job: Job[Any],
-    model: nn.Module,
-    pairs: SamplePairs,
-    *,
-    span: tuple[float, float] = (0.0, 1.0),
-    **options: Any,
-) -> Localization:
-    """Score every layer; ``span`` is the slice of the job's progress that it takes."""
-    return localize(model, pairs, progress=job.part(*span), cancel=job.cancelled, **options)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the unwrapped model that shares nothing with it."""
-    try:
-        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
-            return copy.deepcopy(unwrap(model))
-    except Exception as error:
-        raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
-            "attributes, or give modules that hold locks or files a __deepcopy__"
-        ) from error
-
-
-def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:
-    """Pairs followed by further pairs of the same sample shape."""
-    if first.clean.shape[1:] != second.clean.shape[1:]:
-        raise ValueError(
-            f"examples: got samples of shape {tuple(second.clean.shape[1:])}, want "
-            f"{tuple(first.clean.shape[1:])} as in pairs"
-        )
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels.to(first.labels)])
-    return SamplePairs(
-        torch.cat([first.corrupted, second.corrupted.to(first.corrupted)]),
-        torch.cat([first.clean, second.clean.to(first.clean)]),
-        labels,
-    )
