@@ -28,6 +28,8 @@ TITLES = {
     "clean_target_rate": "clean target rate",
 }
 _RESAMPLES = 1000
+_DRAWN = 1_000_000
+"""Values drawn at once, of as many resamples as that makes."""
 
 
 @dataclass(frozen=True)
@@ -221,14 +223,15 @@ def bootstrap(
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; 1,000 resamples.
     """
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            (statistic or torch.mean)(
-                values[torch.randint(len(values), (len(values),), generator=generator)]
-            )
-            for _ in range(_RESAMPLES)
-        ]
-    )
+    count = len(values)
+    found = []
+    for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1)):
+        drawn = values[torch.randint(count, (len(rows), count), generator=generator)]
+        if statistic is None:
+            found.append(drawn.mean(dim=1))
+        else:
+            found.append(torch.stack([statistic(row) for row in drawn]))
+    means = torch.cat(found)
     tail = (1 - confidence) / 2
     low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
     return float(low), float(high)

@@ -14,6 +14,7 @@ import ipywidgets as ipw
 import numpy as np
 
 from rectify_widgets.widgets import charts, confusion, markup, prediction_html
+from rectify_widgets.widgets.jobs import Job
 
 LIMIT = 20
 """Classes in one heat map; of more, those that change most are shown, and the rest together."""
@@ -88,6 +89,14 @@ def changes(found: confusion.Difference, names: Sequence[str]) -> str:
         change = prediction_html.signed(int(found.matrix[row, column]))
         told.append(f"{names[row]} as {names[column]} {change}")
     return "; ".join(told) or "nothing changed"
+
+
+def draw_ahead(views: Sequence[View | None], job: Job[None]) -> None:
+    """Draw the still pictures, the work of a job: they are kept, so that showing takes no time."""
+    for view in views:
+        job.check()
+        if view is not None:
+            charts.fallback(view.chart)
 
 
 def still(views: Sequence[View]) -> str:

@@ -17,7 +17,7 @@ from rectify_widgets.engine.metrics import Report, check_target
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets import class_page, flips, markup, prediction_html
 from rectify_widgets.widgets.base import check_channels, check_classes, check_samples
-from rectify_widgets.widgets.flip_list import Tile
+from rectify_widgets.widgets.flip_list import PER_SHEET, Tile, place_text, still
 from rectify_widgets.widgets.predicted import Seen
 
 PICTURES = 512
@@ -180,6 +180,18 @@ class Comparison:
             said = prediction_html.tile_name(shown, place, column=column, classes=self.classes)
             tiles.append(Tile(html, said, chosen=sample == index))
         return tiles
+
+    def still_list(self, listed: flips.Flips | None, number: int, index: int) -> str:
+        """One sheet of a list of flips, as HTML that cannot be clicked."""
+        if listed is None or not len(listed):
+            return self.list_note(listed)
+        tiles = self.tiles(flips.sheet(listed, number, PER_SHEET), index)
+        return still(tiles) + place_text(number * PER_SHEET, len(tiles), len(listed))
+
+    def still_classes(self, column: str) -> str:
+        """What changed by class, as HTML."""
+        views = [view for view in self.views(column) if view is not None]
+        return class_page.still(views) if views else markup.heading("", NO_MODEL)
 
     def views(self, column: str) -> list[class_page.View | None]:
         """What changed by class in each column; None for those that are not asked for."""

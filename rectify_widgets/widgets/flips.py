@@ -19,6 +19,9 @@ Floats = NDArray[np.float32]
 KINDS = ("fixed", "broken", "changed")
 """Kinds of flips, by number."""
 
+FILTERED = ("all", *KINDS)
+"""What the list can be narrowed to."""
+
 SAME = -1
 """The kind of a prediction that is no flip."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as ipw
@@ -19,12 +20,12 @@ from rectify_widgets.engine.checks import check_choice, check_int, check_module
 from rectify_widgets.engine.metrics import Report
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.widgets import charts, class_page, flip_list, markup, prediction_html
+from rectify_widgets.widgets import class_page, markup, prediction_html
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
 from rectify_widgets.widgets.buttons import progress_line
 from rectify_widgets.widgets.comparison import NO_MODEL, gather
 from rectify_widgets.widgets.flip_list import PER_SHEET, FlipList
-from rectify_widgets.widgets.flips import KINDS, Flips, sheet, sheet_count
+from rectify_widgets.widgets.flips import KINDS, Flips, Ints, sheet, sheet_count
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.predicted import Kept, Seen, judge, predict
 from rectify_widgets.widgets.session import Session
@@ -135,7 +136,7 @@ class PredictionViewer(Panel):
             self.predict()
 
     def _build(self) -> None:
-        self._head, self._figures, self._table = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self._head, self._figures, self._table, self._note = (ipw.HTML() for _ in range(4))
         self._wait = WaitRow(self.cancel, self.predict)
         self.samples = SampleStepper(self, self._compared.count)
         pages = self.choices("page", PAGES, "")
@@ -145,19 +146,17 @@ class PredictionViewer(Panel):
         order = ChoiceStepper(self, "sort", [(text, name) for name, text in SORTS.items()], "Sort")
         order.layout.flex, order.layout.width = "0 1 300px", "auto"
         self._list = FlipList(self._choose, self._turn)
-        self._list_note = ipw.HTML()
         self._map = class_page.ClassPage(len(columns))
-        self._map_note = ipw.HTML()
         self._pages = {
             "sample": ipw.VBox([self.samples, self._table]),
-            "flips": ipw.VBox([_row(listed, order), self._list_note, self._list]),
-            "classes": ipw.VBox([self._map_note, self._map]),
+            "flips": ipw.VBox([_row(listed, order), self._list]),
+            "classes": ipw.VBox([self._map]),
         }
         for box in self._pages.values():
             box.layout.width = "100%"
-        self.fill(
-            [self._head, self._wait, self._figures, _row(pages, self._which), *self._pages.values()]
-        )
+        bar = _row(pages, self._which)
+        self.fill([self._head, self._wait, self._figures, bar, self._note, *self._pages.values()])
+        self.draw()
         self.listen(self, self._switch, ["after"])
         self.listen(self, lambda _: self._follow(), ["index"])
         self.listen(self, lambda _: self._draw_page(), ["page", "sheet"])
@@ -204,12 +203,10 @@ class PredictionViewer(Panel):
                 if labels is None and not compared.lone:
                     labels = told.classes["Clean"]
                 found.append(Seen(told, judge(told, labels, compared.target)))
+                job.call(partial(self._learn, model, found[-1], labels))
             return found
 
-        def show(job: Job[list[Seen]]) -> None:
-            for model, seen in zip(missing, job.result(), strict=True):
-                self._kept.put(model, seen)
-            compared.labels = labels
+        def show(_: Job[list[Seen]]) -> None:
             self._wait.rest()
             self._show_models(models)
 
@@ -233,6 +230,13 @@ class PredictionViewer(Panel):
         )
         return self._predicting
 
+    def _learn(self, model: nn.Module, seen: Seen, labels: Ints | None) -> None:
+        """Keep what is known of a model; the first of all is shown at once."""
+        self._kept.put(model, seen)
+        self._compared.labels = labels
+        if not self._compared.seen:
+            self._show_models([model])
+
     def refresh(self) -> Job[list[Seen]]:
         """Predict everything anew: for a model that was changed in place."""
         self._kept.clear()
@@ -252,6 +256,8 @@ class PredictionViewer(Panel):
         if job.label == LABEL:
             self._show_models([self._before])
         super().failed(job)
+        if not self._compared.seen:
+            self._figures.value = ""
         words = markup.error_box(self.error) or markup.status_line(self.status)
         self._wait.failed(words)
 
@@ -279,6 +285,7 @@ class PredictionViewer(Panel):
             box.layout.display = None if name == self.page else "none"
         alone = self._compared.lone or self.page == "sample"
         self._which.layout.display = "none" if alone else None
+        self._note.value = ""
         if self.page == "sample":
             self._table.value = self._compared.sample(self.index)
         elif self.page == "flips":
@@ -288,23 +295,16 @@ class PredictionViewer(Panel):
 
     def _draw_flips(self) -> None:
         found, start = self.flips, self.sheet * PER_SHEET
-        self._list_note.value = self._compared.list_note(found)
+        self._note.value = self._compared.list_note(found)
         self._listed = None if found is None else sheet(found, self.sheet, PER_SHEET)
         tiles = self._compared.tiles(self._listed, self.index)
         self._list.show(tiles, start, 0 if found is None else len(found))
 
     def _draw_classes(self) -> None:
         views = self._compared.views(self.column)
-        self._map_note.value = "" if any(views) else markup.heading("", NO_MODEL)
-
-        def work(job: Job[None]) -> None:
-            for view in views:
-                job.check()
-                if view is not None:
-                    charts.fallback(view.chart)  # kept, so that showing it takes no time
-
+        self._note.value = "" if any(views) else markup.heading("", NO_MODEL)
         self.begin(
-            work,
+            partial(class_page.draw_ahead, views),
             lane=f"classes {id(self)}",
             label="Classes",
             short=True,
@@ -367,20 +367,16 @@ class PredictionViewer(Panel):
 
     def static_html(self) -> str:
         """The figures and the page in view; of the flips the sheet in view."""
-        compared, found = self._compared, self.flips
-        pieces = [compared.head(), compared.figures()]
+        compared = self._compared
         if self.page == "sample":
-            pieces.append(compared.sample(self.index))
+            view = compared.sample(self.index)
         elif self.page == "flips":
-            pieces.append(compared.list_note(found))
-            if found is not None and len(found):
-                shown = sheet(found, self.sheet, PER_SHEET)
-                pieces.append(flip_list.still(compared.tiles(shown, self.index)))
-                pieces.append(flip_list.place_text(self.sheet * PER_SHEET, len(shown), len(found)))
+            view = compared.still_list(self.flips, self.sheet, self.index)
         else:
-            views = [view for view in compared.views(self.column) if view is not None]
-            pieces.append(class_page.still(views) if views else markup.heading("", NO_MODEL))
-        return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
+            view = compared.still_classes(self.column)
+        return "".join(
+            f"<div>{piece}</div>" for piece in (compared.head(), compared.figures(), view)
+        )
 
     def forget(self) -> None:
         """Let go of models, inputs, predictions and pictures."""

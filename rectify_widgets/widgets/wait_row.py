@@ -31,6 +31,7 @@ class WaitRow(ipw.HBox):
     def rest(self) -> None:
         """Hide: nothing is under way that takes long."""
         self.layout.display = "none"
+        self._words.value = ""
 
     def busy(self, share: float, words: str) -> None:
         """Show how far the work is; words are HTML.  It may be called from a worker's thread."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rectify_widgets.engine.metrics import Report, bootstrap, evaluate
+from rectify_widgets.engine.metrics import Report, bootstrap, evaluate, evaluate_predictions
 from tests.engine.models import images, make
 
 
@@ -52,6 +54,20 @@ def test_figures_are_those_of_a_recount(count: int, many: int, target: int, seed
     else:
         assert report.clean_target_rate is None
     assert report.samples == (count, many)
+
+
+def test_predicted_classes_give_the_same_report() -> None:
+    answers, labels, wrong, truth = torch.randint(0, 4, (4, 50), generator=torch.manual_seed(0))
+    options: dict[str, Any] = {"target": 2, "confidence": 0.9, "seed": 3}
+    told = evaluate_predictions((answers, labels), (wrong, truth), **options)
+    clean, corrupted = saying(answers.tolist()), saying(wrong.tolist())
+    assert told == evaluate(Echo(), (clean, labels), (corrupted, truth), **options)
+    with pytest.raises(ValueError, match=r"clean\[1\]: got shape"):
+        evaluate_predictions((answers, labels[:9]))
+    with pytest.raises(ValueError, match="want at least one"):
+        evaluate_predictions((answers[:0], labels[:0]))
+    with pytest.raises(TypeError, match="target"):
+        evaluate_predictions((answers, labels), target="cat")  # type: ignore[arg-type]
 
 
 def test_the_target_class_itself_does_not_count_as_a_success() -> None:
