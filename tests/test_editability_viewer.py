@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ import traitlets
 from torch import Tensor, nn
 
 from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.editability import TREE_ROWS, EditabilityViewer
 from rectify_widgets.widgets.layer_list import PAGE
@@ -359,83 +357,7 @@ def test_switching_views_is_quick(make: Make) -> None:
     assert (time.perf_counter() - start) / 3 < 0.15
 
 
-# -- work under way -------------------------------------------------------------------------------
-
-
-def test_errors_are_shown_in_place(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    viewer = make()
-    viewer.locate().wait()
-
-    def fail(*_: object, **__: object) -> None:
-        raise ValueError("reference: got <nothing>")
-
-    monkeypatch.setattr(actions, "localize", fail)
-    with pytest.raises(ValueError, match="got <nothing>"):
-        viewer.locate("trial").wait()
-    assert "got &lt;nothing&gt;" in texts(viewer)
-    assert (viewer.status, viewer.busy, viewer.progress) == ("Locate: failed", False, 0.0)
-    assert dict(viewer.scores) == SCORES, "earlier scores stay"
-    assert viewer.method == "edit-attribution"
-    monkeypatch.setattr(actions, "localize", fake_localization)
-    viewer.locate().wait()
-    assert viewer.error is None
-    assert "nothing" not in texts(viewer)
-    assert viewer.cancel() is None
-
-
-def test_progress_and_cancel_while_it_runs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = threading.Event()
-
-    def slow(*_: object, progress: Any, cancel: Any, **__: object) -> None:
-        progress(0.4, "solving conv")
-        started.set()
-        while not cancel():
-            time.sleep(0.005)
-        raise Cancelled("cancelled")
-
-    monkeypatch.setattr(actions, "localize", slow)
-    viewer = make(session=Session())
-    buttons = viewer._controls.buttons  # type: ignore[union-attr]
-    buttons["locate"].click()
-    assert started.wait(10)
-    assert viewer.busy
-    assert "solving conv · 40 %" in texts(viewer)
-    assert (buttons["locate"].disabled, buttons["cancel"].disabled) == (True, False)
-    job = viewer.job
-    assert job is not None
-    begun = time.perf_counter()
-    buttons["cancel"].click()
-    with pytest.raises(Cancelled):
-        job.wait(10)
-    assert time.perf_counter() - begun < 0.3
-    assert viewer.status == "Locate: cancelled"
-    assert not viewer.busy
-    assert viewer.error is None
-    assert buttons["cancel"].disabled
-    viewer.session.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        viewer.locate()
-    assert not viewer.busy
-
-
-def test_viewers_of_one_session_do_not_cancel_each_other(make: Make) -> None:
-    session = Session()
-    one, other = make(session=session), make(session=session)
-    first, second = one.locate(), other.locate()
-    first.wait(10)
-    second.wait(10)
-    assert one.scores == other.scores == SCORES
-    session.close()
-
-
-def test_controls_can_be_left_out(make: Make) -> None:
-    viewer = make(controls=False)
-    words = [getattr(w, "description", "") for w in widgets(viewer)]
-    assert "Locate" not in words
-    assert "Method" not in words
-    viewer.locate().wait()
-    assert dict(viewer.scores) == SCORES
-    assert sum(isinstance(w, ipw.Dropdown) for w in widgets(viewer)) == 1, "the list of layers"
+# -- the whole ------------------------------------------------------------------------------------
 
 
 def test_every_control_is_named(make: Make) -> None:
@@ -446,9 +368,6 @@ def test_every_control_is_named(make: Make) -> None:
             widget, ipw.HTML | ipw.FloatProgress
         ):
             assert widget.description
-
-
-# -- the end --------------------------------------------------------------------------------------
 
 
 def test_the_static_view_has_everything(make: Make) -> None:

@@ -149,7 +149,7 @@ def _table_head(facts: Facts) -> tuple[str, str, str]:
         _head("Completeness", "relative error", error, "rw-lay-wide rw-right"),
     ]
     wide = ["3em", "9em", *_beside(["9.4em"] * len(columns), "6.8em", facts)]
-    narrow = ["3em", *_beside(["8em"] * len(columns), "6.4em", facts)]
+    narrow = ["3em", *_beside(["7.4em"] * len(columns), "6.4em", facts)]
     return "".join(heads), " ".join([*wide, "5.4em", "4em", "7.6em"]), " ".join(narrow)
 
 
