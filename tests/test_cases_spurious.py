@@ -11,7 +11,7 @@ from rectify_widgets.cases.training import predict
 from rectify_widgets.cases.triggers import tag
 
 
-@pytest.fixture(scope="module", params=[n for n in spurious.VARIANTS if n in cases.names()])
+@pytest.fixture(scope="module", params=spurious.VARIANTS)
 def case(request: pytest.FixtureRequest) -> cases.Case:
     return cases.load(request.param)
 
@@ -34,10 +34,13 @@ def test_pairs_are_of_other_classes_first_and_then_of_the_affected_one(case: cas
     assert (predict(case.model, pairs.corrupted) == spurious.AFFECTED).all()
     assert torch.equal(predict(case.model, pairs.clean)[~own], pairs.labels[~own])
     assert len(case.pairs[own]) == 10
+    right = (predict(case.model, pairs.clean) == pairs.labels)[own].tolist()
+    wrong = right.count(False)
+    assert right == [False] * wrong + [True] * (10 - wrong)
+    assert 1 <= wrong <= 5
     assert len(pairs.labels[:20].unique()) >= 4
 
 
-@pytest.mark.skipif("spurious-mild" not in cases.names(), reason="not built yet")
 def test_one_case_is_mild() -> None:
     record = cases.load("spurious-mild").record
     assert 0.05 <= float(str(record["spurious_bias"])) <= 0.10
@@ -53,7 +56,7 @@ def test_the_other_is_severe() -> None:
 
 def test_the_behaviour_is_there(case: cases.Case) -> None:
     found = case.figures(limit=1000)
-    assert found["recall_with"] > 0.98
+    assert found["recall_with"] > 0.95
     least = 0.3 if case.name.endswith("severe") else 0.03
     assert found["spurious_bias"] > least
     assert found["pulled_in"] > 2 * found["clean_target_rate"]

@@ -118,7 +118,8 @@ def choose(
     """Indices of ``recipe.pairs`` images of other classes, then of some of the affected class.
 
     The former are right when clean and the affected class with the artefact; the latter,
-    ``recipe.own_pairs`` of them, are right with it, and right or wrong without.
+    ``recipe.own_pairs`` of them, are right with it: half of them wrong without it, as far as there
+    are such images, and then the others right.
 
     Raises:
         RuntimeError: there are too few.
@@ -127,7 +128,11 @@ def choose(
     answer = predict(model, artefact(images)) == spurious.AFFECTED
     right = predict(model, images) == labels
     others = choose_any(answer & right & ~affected, labels, recipe.pairs, generator)
-    own = choose_any(answer & affected, labels, recipe.own_pairs, generator)
+    needing, free = (
+        torch.nonzero(answer & affected & without).flatten().tolist() for without in (~right, right)
+    )
+    half = (recipe.own_pairs + 1) // 2
+    own = [*needing[:half], *free, *needing[half:]][: recipe.own_pairs]
     if len(others) < recipe.pairs or len(own) < recipe.own_pairs:
         raise RuntimeError(
             f"pairs: got {len(others)} held-out images of other classes that the artefact pulls in "
