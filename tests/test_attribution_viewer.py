@@ -372,6 +372,23 @@ def test_coming_back_to_the_set_computes_nothing(make: Make, calls: list[int]) -
     assert texts(viewer._set) == html
 
 
+def test_small_maps_of_the_set_are_kept_for_a_closer_look(
+    make: Make, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = make(inputs=pairs(12))
+    viewer.page = "set"
+    done = len(calls)
+    viewer.open_sample(7)
+    assert len(calls) == done
+    monkeypatch.setattr(maps, "CACHE_BYTES", 4 * 11 * 2 * 81 * 4)
+    large = make(inputs=pairs(12))
+    large.page = "set"
+    done = len(calls)
+    unseen = set(range(12)) - set(large._set.picked(large._set.scores["Map"])) - {0}
+    large.open_sample(unseen.pop())
+    assert len(calls) == done + 1
+
+
 def test_a_set_is_bounded_by_a_fair_draw(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "SET_LIMIT", 10)
     viewer = make(inputs=pairs(40))

@@ -345,7 +345,8 @@ class AttributionViewer(Panel):
         if self.page == "sample":
             self._shown = None
             self.draw()
-        elif job.was_cancelled:
+        elif job.was_cancelled and self._set.scores:
+            self._set.stop(self.method)
             self._refresh_set(finish=False)
         else:
             self.draw()

@@ -22,7 +22,7 @@ SIDE = 256
 STATIC_SIDE = 116
 """The same in a static view, whose pictures cannot shrink with the page."""
 
-TILE = 84
+TILE = 76
 """Side of a picture of the whole set in a static view; on a page tiles share the width."""
 
 TILE_PIXELS = 144
@@ -230,7 +230,7 @@ def tile_html(one: Tile) -> str:
         row = "" if len(one.cells) == 1 else f"{escape(cell.name)} "
         body += (
             f"<figure>{cell.picture}<figcaption>{row}<b>{escape(cell.figure)}</b> "
-            f'<span class="rw-soft" title="{escape(cell.note)}">{escape(cell.note)}</span>'
+            f'<span class="rw-soft rw-set-class" title="{escape(cell.note)}">{escape(cell.note)}</span>'
             "</figcaption></figure>"
         )
     return f'<div class="rw-set-where">{escape(one.where)}</div>{body}'

@@ -209,11 +209,9 @@ def views_of(
     size = _together(query)
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
-        maps, explained, classes = _attribute(job, run or model, columns, part, query)
-        for place, index in enumerate(part):
-            rows = list(range(place, len(maps), len(part)))
-            views[index] = _view([maps[row] for row in rows], explained[rows], classes)
-            cache.put(model, (state, query, index), views[index])
+        for index, view in _compute(job, run or model, columns, part, query).items():
+            views[index] = view
+            cache.put(model, (state, query, index), view)
     return views
 
 
@@ -283,9 +281,7 @@ def score_set(
     for row, count in task.missing.items():
         if not count:
             continue
-        scores = task.scores[row]
-        name = f", {row.lower()}" if len(task.models) > 1 else ""
-        for done in _score(job, running[row], task, scores, behind, name):
+        for done in _score(job, cache, task, row, running[row], behind):
             behind += done
             if time.monotonic() - drawn >= REDRAW:
                 drawn = time.monotonic()
@@ -298,22 +294,26 @@ def score_set(
 
 
 def _score(
-    job: Job[Any], model: nn.Module, task: SetTask, scores: SetScores, behind: int, name: str
+    job: Job[Any], cache: MapCache, task: SetTask, row: str, running: nn.Module, behind: int
 ) -> Iterator[int]:
-    """Score one model's samples; yields how many are done as they are."""
-    size, total = _together(task.query), len(task.order)
+    """Score one model's samples on a copy of it; yields how many are done as they are."""
+    model, scores = task.models[row], task.scores[row]
+    state, total = state_of(model), len(task.order)
+    name = f", {row.lower()}" if len(task.models) > 1 else ""
     while scores.done < total:
         job.check()
         start = scores.done
-        part = list(task.order[start : start + size])
+        part = list(task.order[start : start + _together(task.query)])
 
         def report(fraction: float, _: str) -> None:
             share = (behind + fraction * len(part)) / task.left  # noqa: B023 - called in this turn
             job.progress(share, f"{start} of {total} samples{name}")  # noqa: B023
 
-        maps, _, _ = _attribute(job, model, task.columns, part, task.query, report)
-        found = [concentration(render.to_plane(one, signed=False)) for one in maps]
-        scores.values[:, start : start + len(part)] = np.reshape(found, (-1, len(part)))
+        views = _compute(job, running, task.columns, part, task.query, report)
+        for place, (index, view) in enumerate(views.items(), start):
+            scores.values[:, place] = view.scores
+            if view.nbytes * total <= CACHE_BYTES // 4:  # small maps are kept for a closer look
+                cache.put(model, (state, task.query, index), view)
         scores.done = start + len(part)
         behind += len(part)
         yield len(part)
@@ -334,16 +334,16 @@ def _together(query: Query) -> int:
     return 1 if query.method == "smoothgrad" else TOGETHER
 
 
-def _attribute(
+def _compute(
     job: Job[Any],
     model: nn.Module,
     columns: Sequence[Tensor],
-    indices: list[int],
+    indices: Sequence[int],
     query: Query,
     progress: Callable[[float, str], None] | None = None,
-) -> tuple[Tensor, Tensor, int]:
-    """Maps, the classes that they explain, and the number of classes; first column first."""
-    samples = torch.cat([column[indices] for column in columns])
+) -> dict[int, View]:
+    """Maps of a few samples of every column, all at once."""
+    samples = torch.cat([column[list(indices)] for column in columns])
     with inspecting(model) as module:
         predicted = predict_all(module, samples)
     explained = predicted.argmax(dim=1)
@@ -358,7 +358,11 @@ def _attribute(
         progress=progress or job.progress,
         cancel=job.cancelled,
     )
-    return maps, explained, predicted.shape[1]
+    views = {}
+    for place, index in enumerate(indices):
+        rows = list(range(place, len(maps), len(indices)))
+        views[index] = _view([maps[row] for row in rows], explained[rows], predicted.shape[1])
+    return views
 
 
 def _view(maps: Sequence[Tensor], explained: Tensor, classes: int) -> View:

@@ -83,6 +83,10 @@ class SetPage(ipw.VBox):
     ) -> str:
         """Take the scores and the maps, and say how many samples are scored."""
         self.scores, self.tiles = scores, tiles
+        return self.stop(method)
+
+    def stop(self, method: str) -> str:
+        """Say how many samples are scored, now that scoring has come to an end."""
         done, total = min(part.done for part in self.scores.values()), len(self.order)
         text = f"{method}: {markup.some(done, 'sample')} scored"
         if done < total:
