@@ -247,8 +247,8 @@ def test_thumbnails_undo_a_normalisation_and_are_small() -> None:
     one = prediction_html.thumbnail(image, "<x>", width=48)
     other = prediction_html.thumbnail(normal, "<x>", width=48, mean=mean, std=std)
     assert one == other
-    assert 'alt="&lt;x&gt;" width="48" height="72"' in one
-    assert len(one) < 30_000
+    assert 'alt="&lt;x&gt;" width="32" height="48"' in one
+    assert len(one) < 8_000
 
 
 # -- classes --------------------------------------------------------------------------------------

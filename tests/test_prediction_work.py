@@ -13,6 +13,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from rectify_widgets.engine import inspection
 from rectify_widgets.engine.progress import Cancelled, Monitor
 from rectify_widgets.widgets import predicted, prediction
 from rectify_widgets.widgets.prediction import PredictionViewer
@@ -122,7 +123,7 @@ def test_closing_frees_models_and_pictures() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 9, 20, 10_000])
 def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(predicted, "CHUNK", chunk)
+    monkeypatch.setattr(inspection, "CHUNK", chunk)
     model = network().eval()
     x = torch.rand(7, 1, 9, 9, generator=torch.manual_seed(1))
     told: list[str] = []
@@ -154,7 +155,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_long_work_says_how_long_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predicted, "CHUNK", 1)
+    monkeypatch.setattr(inspection, "CHUNK", 1)
     slow = Says(SWAP, seconds=0.02)
     count = 200
     viewer = PredictionViewer(Says(), None, saying([0] * count))

@@ -120,20 +120,26 @@ class ClassPage(ipw.HBox):
         super().__init__(self._cards, layout=ipw.Layout(width="100%", flex_flow="row wrap"))
         self.add_class("rw-class-page")
 
-    def show(self, views: Sequence[View | None]) -> None:
-        """Show the columns that have a view, and hide the others."""
-        parts = zip(self._cards, self._heads, self._charts, self._tables, views, strict=True)
-        for card, head, chart, table, view in parts:
+    def tell(self, views: Sequence[View | None]) -> None:
+        """Show words and tables of the columns that have a view, and hide the others."""
+        for card, head, table, view in zip(
+            self._cards, self._heads, self._tables, views, strict=True
+        ):
             card.layout.display = "none" if view is None else None
             if view is not None:
                 head.value, table.value = view.head, view.table
+
+    def draw(self, views: Sequence[View | None]) -> None:
+        """Show the heat maps; quick once they are drawn ahead."""
+        for chart, view in zip(self._charts, views, strict=True):
+            if view is not None:
                 chart.show(view.chart)
 
 
 def _card(head: ipw.HTML, chart: charts.ChartView, table: ipw.HTML) -> ipw.VBox:
     """The words above, and the table beside the chart where there is room, else below it."""
     chart.layout.flex, chart.layout.width, chart.layout.min_width = "1 1 320px", "auto", "0"
-    table.layout.flex = "0 0 auto"
+    table.layout.flex, table.layout.max_width = "0 1 auto", "100%"
     view = ipw.HBox([chart, table], layout=ipw.Layout(width="100%", flex_flow="row wrap"))
     view.add_class("rw-class-view")
     return ipw.VBox([head, view], layout=ipw.Layout(flex="1 1 340px", min_width="0", width="auto"))

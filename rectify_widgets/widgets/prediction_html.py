@@ -34,6 +34,9 @@ MEASURES = {
 LONE_MEASURES = {"overall_accuracy": "Accuracy", "clean_target_rate": "Taken for the target"}
 """Names of the figures where one column of inputs is given, clean or not."""
 
+THUMBNAIL_BYTES = 6_000
+"""About how much a small picture takes at most."""
+
 Interval = tuple[float, float, float]
 """Low end, value and high end, as fractions."""
 
@@ -49,14 +52,10 @@ def thumbnail(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> str:
-    """``<img>`` of an input ``C × H × W``, of twice as many pixels as it is wide at most."""
+    """``<img>`` of an input ``C × H × W``, of a few kilobytes; its longer side is ``width``."""
     pixels = render.to_rgb(image, mean, std)
-    side = max(pixels.shape[:2])
-    if side > 2 * width:
-        size = [max(round(2 * width * length / side), 1) for length in pixels.shape[1::-1]]
-        small = Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BOX)
-        pixels = np.asarray(small)
-    return render.image_tag(pixels, alt, width=width)
+    across = max(round(width * pixels.shape[1] / max(pixels.shape[:2])), 1)
+    return render.image_tag(pixels, alt, width=across, side=2 * width, most=THUMBNAIL_BYTES)
 
 
 def whiskers(intervals: Sequence[Interval], alt: str, *, width: int = 150) -> str:
@@ -149,7 +148,7 @@ def counts(rows: Mapping[str, Sequence[int]], count: int, *, judged: bool) -> st
             f'<td class="rw-right rw-soft">{count - sum(told)}</td></tr>'
         )
     return (
-        f'<table class="rw-table rw-counts"><thead><tr><th>Predictions</th>{head}'
+        f'<table class="rw-table rw-counts"><thead><tr><th>Inputs</th>{head}'
         f'<th class="rw-right">same</th></tr></thead><tbody>{body}</tbody></table>'
     )
 
