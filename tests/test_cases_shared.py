@@ -82,7 +82,7 @@ def test_no_image_serves_two_purposes(name: str) -> None:
 @pytest.mark.parametrize("name", every())
 def test_figures_on_a_part_are_near_those_of_the_record(name: str) -> None:
     case = cases.load(name)
-    found = case.figures(limit=1000)
+    found = case.figures(limit=500)
     for figure, value in found.items():
         kept = case.record[figure]
         assert isinstance(kept, float)

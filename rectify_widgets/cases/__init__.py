@@ -24,7 +24,10 @@ _ALL: dict[str, Callable[..., Case]] = {
     **{name: partial(spurious.read, name=name) for name in spurious.VARIANTS},
     leakage.NAME: leakage.read,
 }
-_CASES = {name: _ALL[name] for name in ("trojan", "spurious-mild", "spurious-severe", "leakage")}
+_CASES = {
+    name: _ALL[name]
+    for name in ("trojan", "trojan-visibility", "spurious-mild", "spurious-severe", "leakage")
+}
 
 
 def names() -> tuple[str, ...]:
