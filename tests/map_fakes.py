@@ -1,0 +1,60 @@
+"""What the tests of attribution maps share.  No tests here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as ipw
+import pytest
+from torch import Tensor, nn
+
+from rectify_widgets import explain
+from rectify_widgets.widgets import maps
+from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets.session import Session
+from tests.widget_fakes import network, pairs, texts
+
+Make = Callable[..., AttributionViewer]
+
+
+@contextmanager
+def making() -> Iterator[Make]:
+    """Viewers with a synchronous session and a fast method, closed at the end."""
+    made: list[AttributionViewer] = []
+
+    def build(model: nn.Module | None = None, inputs: Any = None, **options: Any) -> Any:
+        chosen: dict[str, Any] = {"session": Session(synchronous=True), "method": "saliency"}
+        given = pairs() if inputs is None else inputs
+        viewer = AttributionViewer(model or network(), given, **(chosen | options))
+        made.append(viewer)
+        return viewer
+
+    yield build
+    for viewer in made:
+        viewer.close()
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of inputs of each call of `attribute` from now on."""
+    seen: list[int] = []
+    real = explain.attribute
+
+    def count(model: nn.Module, inputs: Tensor, **options: Any) -> Tensor:
+        seen.append(len(inputs))
+        return real(model, inputs, **options)
+
+    monkeypatch.setattr(maps, "attribute", count)
+    return seen
+
+
+def view(viewer: ipw.Widget) -> str:
+    """What a widget says, without the pictures' data and the style sheet."""
+    return re.sub(r'src="[^"]*"|<style>.*?</style>', "", texts(viewer))
+
+
+def pictures(html: str) -> list[str]:
+    """The data of all pictures."""
+    return re.findall(r'src="(data:image/[^"]*)"', html)
