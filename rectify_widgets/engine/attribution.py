@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from rectify_widgets.engine.inspection import capturing, predict
+from rectify_widgets.engine.inspection import capturing, chunk_size, predict
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.progress import Monitor
 
@@ -47,7 +47,7 @@ def sweep(
     rivals: Tensor,
     *,
     steps: int = 8,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     monitor: Monitor,
 ) -> Sweep:
     """Average each layer's gradient over ``steps`` midpoints between ``start`` and ``end``.
@@ -58,14 +58,15 @@ def sweep(
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
         labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
         steps: midpoints of the path.
-        batch_size: samples in one pass.
+        batch_size: samples in one pass; None takes what is prompt to cancel, 64 at most.
         monitor: progress and cancellation.
     """
     parts: list[dict[str, Tensor]] = []
     gaps: list[Tensor] = []
-    chunks = list(range(0, len(start), batch_size))
+    size = batch_size or min(64, chunk_size(start, start.device))
+    chunks = list(range(0, len(start), size))
     for number, first in enumerate(chunks):
-        rows = slice(first, first + batch_size)
+        rows = slice(first, first + size)
         share = monitor.part(number / len(chunks), (number + 1) / len(chunks))
         averages = _path_average(
             model, layers, start[rows], end[rows], labels[rows], rivals[rows], steps, share

@@ -173,12 +173,12 @@ def observe(
     monitor: Monitor,
 ) -> Observation:
     """One sweep along the path of the probe and one at its clean end."""
-    rivals = runner_up(predict_all(model, probe.corrupted), probe.labels)
+    rivals = runner_up(predict_all(model, probe.corrupted, monitor=monitor), probe.labels)
     path = sweep(
         model, layers, probe.corrupted, probe.clean, probe.labels, rivals,
         steps=steps, monitor=monitor.part(0.0, 0.8),
     )  # fmt: skip
-    clean_scores = predict_all(model, probe.clean)
+    clean_scores = predict_all(model, probe.clean, monitor=monitor)
     seconds = runner_up(clean_scores, probe.labels)
     still = sweep(
         model, layers, probe.clean, probe.clean, probe.labels, seconds,

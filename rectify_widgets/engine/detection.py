@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.candidates import Candidate, layer_keys, observe
 from rectify_widgets.engine.checks import check_int, check_number
 from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
-from rectify_widgets.engine.inspection import inspecting, model_device, model_dtype
+from rectify_widgets.engine.inspection import chunk_size, inspecting, model_device, model_dtype
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.localization import STEPS, layer_options, statistics_for
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs
@@ -89,10 +89,10 @@ def find_corrupted(
     monitor = Monitor(progress, cancel)
     reference = inputs if reference is None else reference
     with inspecting(model) as module:
-        scene = look(module, pairs, reference, statistics=statistics, seed=seed)
+        scene = look(module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor)
         statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.3))
         seen = observe(
-            module, scene.layers, scene.probe(module, seed), steps=STEPS,
+            module, scene.layers, scene.probe(module, seed, monitor), steps=STEPS,
             monitor=monitor.part(0.3, 0.5),
         )  # fmt: skip
         options = layer_options(
@@ -108,7 +108,7 @@ def find_corrupted(
         done = 0
         for batch in batches("inputs", inputs, batch_size, like=shape):
             monitor.part(0.6, 1.0).report(done / total if total else 0.0, "searching inputs")
-            scores.append(corruption_scores(module, scene.pairs, voters, batch))
+            scores.append(corruption_scores(module, scene.pairs, voters, batch, monitor))
             done += len(batch)
         monitor.report(1.0, "searched all inputs")
     found = torch.cat(scores)
@@ -131,22 +131,31 @@ def corruption_scores(
     pairs: SamplePairs,
     voters: Sequence[Candidate],
     inputs: Tensor,
+    monitor: Monitor,
 ) -> Tensor:
     """Median response of each input, ``N``, on the scale of the pairs."""
     chosen = {candidate.layer.name: candidate.layer for candidate in voters}
-    low = _responses(model, chosen, voters, pairs.clean).mean(dim=0)
-    high = _responses(model, chosen, voters, pairs.corrupted).mean(dim=0)
     inputs = inputs.to(device=model_device(model), dtype=model_dtype(model))
-    scaled = (_responses(model, chosen, voters, inputs) - low) / (high - low).clamp_min(1e-12)
+    low, high, found = (
+        _responses(model, chosen, voters, samples, monitor)
+        for samples in (pairs.clean, pairs.corrupted, inputs)
+    )
+    start, stop = low.mean(dim=0), high.mean(dim=0)
+    scaled = (found - start) / (stop - start).clamp_min(1e-12)
     return scaled.median(dim=1).values.cpu()
 
 
 def _responses(
-    model: nn.Module, layers: dict[str, EditableLayer], voters: Sequence[Candidate], inputs: Tensor
+    model: nn.Module,
+    layers: dict[str, EditableLayer],
+    voters: Sequence[Candidate],
+    inputs: Tensor,
+    monitor: Monitor,
 ) -> Tensor:
     """Largest ``dᵀ k`` over positions and groups, ``N × voters``."""
     parts = []
-    for chunk in inputs.split(64):
+    for chunk in inputs.split(min(64, chunk_size(inputs, inputs.device))):
+        monitor.check()
         keys = layer_keys(model, layers, chunk)
         columns = [
             keys[voter.layer.name].respond(voter.right.unsqueeze(1)).flatten(1).amax(dim=1)

@@ -17,6 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_module
+from rectify_widgets.engine.progress import Monitor
+
+CHUNK = 500_000
+"""Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
+how late a request to stop is granted; accelerators take sixteen times as much."""
+
+MOST = 256
+"""Inputs in one forward pass at most."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -153,14 +161,30 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     return scores
 
 
-def predict_all(model: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
-    """Scores of any number of inputs, ``batch_size`` at a time, in float32 or better."""
+def predict_all(
+    model: nn.Module,
+    inputs: Tensor,
+    batch_size: int | None = None,
+    monitor: Monitor | None = None,
+) -> Tensor:
+    """Scores of any number of inputs in float32 or better; the monitor is asked between batches.
+
+    ``batch_size`` inputs at a time; None takes what `chunk_size` finds prompt.
+    """
     device, dtype = model_device(model), model_dtype(model)
-    chunks = [
-        predict(model, chunk.to(device=device, dtype=dtype)).to(working_dtype(dtype))
-        for chunk in inputs.split(batch_size)
-    ]
+    chunks = []
+    for chunk in inputs.split(batch_size or chunk_size(inputs, device)):
+        if monitor is not None:
+            monitor.check()
+        scores = predict(model, chunk.to(device=device, dtype=dtype))
+        chunks.append(scores.to(working_dtype(dtype)))
     return torch.cat(chunks)
+
+
+def chunk_size(inputs: Tensor, device: torch.device) -> int:
+    """Number of inputs in one forward pass, so that who asks to stop need not wait long."""
+    room = CHUNK if device.type == "cpu" else 16 * CHUNK
+    return min(max(room // max(inputs[0].numel(), 1), 1), MOST)
 
 
 def model_device(model: nn.Module) -> torch.device:

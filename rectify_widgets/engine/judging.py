@@ -57,6 +57,7 @@ class Judge:
         model: the original model.
         references, carriers: ``M × C × H × W`` without and with the corruption.
         validation: labelled inputs on which degradation is measured instead, or None.
+        monitor: asked between batches.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Judge:
         references: Tensor,
         carriers: Tensor,
         validation: tuple[Tensor, Tensor] | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self._references = references
         self._carriers = carriers
-        scores = predict_all(model, references)
+        scores = predict_all(model, references, monitor=monitor)
         self._original = scores.softmax(dim=1)
         self._answers = scores.argmax(dim=1)
         self._validation = validation
@@ -77,27 +79,31 @@ class Judge:
         else:
             inputs, labels = validation
             self._groups = labels
-            self._start = -(predict_all(model, inputs).argmax(dim=1) == labels).float()
+            answers = predict_all(model, inputs, monitor=monitor).argmax(dim=1)
+            self._start = -(answers == labels).float()
 
     def measure(self, model: nn.Module, monitor: Monitor | None = None) -> Verdict:
-        """Measure ``model``."""
-        monitor = monitor or Monitor()
-        monitor.report(0.0, "measuring the gap")
-        gap = self._gap(model)
-        monitor.report(0.5, "measuring the degradation")
-        return self._finish(model, gap)
+        """Measure ``model``; the monitor is told, and asked between batches."""
+        if monitor is not None:
+            monitor.report(0.0, "measuring the gap")
+        gap = self._gap(model, monitor)
+        if monitor is not None:
+            monitor.report(0.5, "measuring the degradation")
+        return self._finish(model, gap, monitor)
 
-    def measure_below(self, model: nn.Module, bar: float) -> Verdict | None:
+    def measure_below(
+        self, model: nn.Module, bar: float, monitor: Monitor | None = None
+    ) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""
-        gap = self._gap(model)
-        return None if gap >= bar else self._finish(model, gap)
+        gap = self._gap(model, monitor)
+        return None if gap >= bar else self._finish(model, gap, monitor)
 
-    def _gap(self, model: nn.Module) -> float:
-        return self._distance(predict_all(model, self._carriers))
+    def _gap(self, model: nn.Module, monitor: Monitor | None) -> float:
+        return self._distance(predict_all(model, self._carriers, monitor=monitor))
 
-    def _finish(self, model: nn.Module, gap: float) -> Verdict:
-        scores = predict_all(model, self._references)
-        losses = self._losses(model, scores) - self._start
+    def _finish(self, model: nn.Module, gap: float, monitor: Monitor | None) -> Verdict:
+        scores = predict_all(model, self._references, monitor=monitor)
+        losses = self._losses(model, scores, monitor) - self._start
         return Verdict(
             gap=gap,
             disturbance=self._distance(scores),
@@ -110,11 +116,11 @@ class Judge:
         distance = 0.5 * change.sum(dim=1).mean()
         return float(distance) if bool(torch.isfinite(distance)) else 1.0
 
-    def _losses(self, model: nn.Module, scores: Tensor) -> Tensor:
+    def _losses(self, model: nn.Module, scores: Tensor, monitor: Monitor | None) -> Tensor:
         """Cost of each sample's present prediction; compared with that at the start."""
         if self._validation is not None:
             inputs, labels = self._validation
-            return -(predict_all(model, inputs).argmax(dim=1) == labels).float()
+            return -(predict_all(model, inputs, monitor=monitor).argmax(dim=1) == labels).float()
         rows = torch.arange(len(scores), device=scores.device)
         kept = self._original[rows, scores.argmax(dim=1)]
         return self._original[rows, self._answers] - kept

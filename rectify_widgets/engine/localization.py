@@ -5,6 +5,7 @@ Imports torch only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -37,6 +38,9 @@ STEPS = 8
 """Midpoints of the path in one sweep."""
 TRIALS = 12
 """Bound on the edits at the top of the ranking that are tried."""
+MARGIN = 0.25
+"""How far below the best trial a prediction may lie and yet turn out better: the first layer of the
+shipped case closes 0.93 of the gap where 0.65 is predicted from some references."""
 VERIFY = 128
 """References on which an edit at the top of the ranking is tried."""
 
@@ -74,7 +78,8 @@ def localize(
         ridges: ridges to choose from, in units of the mean diagonal of the second moment.
         steps: midpoints of the path from corrupted to clean.
         trials: bound on the edits that ``"edit-attribution"`` tries, from the top of the predicted
-            ranking until the best one has been tried; 0 leaves the prediction alone.
+            ranking until no other one can be expected to do better; 0 leaves the prediction
+            alone.
         seed: which references are looked at.
         progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
@@ -89,10 +94,13 @@ def localize(
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     with inspecting(model) as module:
-        scene = look(module, pairs, reference, statistics=statistics, layers=layers, seed=seed)
+        scene = look(
+            module, pairs, reference, statistics=statistics, layers=layers, seed=seed,
+            monitor=monitor,
+        )  # fmt: skip
         statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
         seen = observe(
-            module, scene.layers, scene.probe(module, seed), steps=steps,
+            module, scene.layers, scene.probe(module, seed, monitor), steps=steps,
             monitor=monitor.part(0.4, 0.7),
         )  # fmt: skip
         options = layer_options(
@@ -213,7 +221,7 @@ def layer_scores(
     if method == "edit-attribution":
         return _verified(scene, options, trials, monitor)
     scores = dict.fromkeys(options, 0.0)
-    trial = Trial(scene, len(scene.references))
+    trial = Trial(scene, len(scene.references), monitor)
     for number, (name, found) in enumerate(options.items()):
         monitor.report(number / len(options), f"trying {name}")
         measured = {candidate: trial.closed(candidate) for candidate in different(found)}
@@ -227,37 +235,40 @@ def layer_scores(
 class Trial:
     """Applies an edit, measures on up to ``count`` references, and takes it back."""
 
-    def __init__(self, scene: Scene, count: int) -> None:
+    def __init__(self, scene: Scene, count: int, monitor: Monitor) -> None:
         self._model = scene.model
-        self._judge = Judge(scene.model, scene.references[:count], scene.carriers[:count])
-        self._start = self._judge.measure(scene.model).objective
+        self._monitor = monitor.silent()
+        references, carriers = scene.references[:count], scene.carriers[:count]
+        self._judge = Judge(scene.model, references, carriers, None, self._monitor)
+        self._start = self._judge.measure(scene.model, self._monitor).objective
 
     def closed(self, candidate: Candidate) -> float:
         """Share of the gap that the edit closes, less what it disturbs."""
         with trying(candidate):
-            after = self._judge.measure(self._model).objective
+            after = self._judge.measure(self._model, self._monitor).objective
         return (self._start - after) / max(self._start, 1e-6)
 
 
 def _verified(
     scene: Scene, options: dict[str, list[Candidate]], trials: int, monitor: Monitor
 ) -> dict[str, float]:
-    """Predictions, tried from the top until the best one has been tried.
+    """Predictions, tried from the top until one edit did better than the next is expected to.
 
-    The sweep follows one rival class, so that it overrates edits after which a third class wins;
-    a handful of trials on a few references sets that right.  A layer scores as its best edit does.
+    The sweep follows one rival class, so that it overrates edits after which a third class wins,
+    and it follows straight lines, so that it underrates some others; a handful of trials on a few
+    references sets that right.  A layer scores as its best edit does.
     """
-    trial = Trial(scene, VERIFY)
+    trial = Trial(scene, VERIFY, monitor)
     queue = [candidate for found in options.values() for candidate in different(found)]
     scores = {candidate: candidate.score for candidate in queue}
-    tried: set[Candidate] = set()
-    while len(tried) < trials:
-        best = max(queue, key=lambda candidate: scores[candidate])
-        if best in tried:
+    queue.sort(key=lambda candidate: -candidate.score)
+    best = -math.inf
+    for number, candidate in enumerate(queue[:trials]):
+        if candidate.score + MARGIN < best:
             break
-        monitor.report(len(tried) / trials, f"trying {best.layer.name}")
-        scores[best] = trial.closed(best)
-        tried.add(best)
+        monitor.report(number / trials, f"trying {candidate.layer.name}")
+        scores[candidate] = trial.closed(candidate)
+        best = max(best, scores[candidate])
     result = {}
     for name, found in options.items():
         ranked = sorted(different(found), key=lambda candidate: -scores[candidate])

@@ -60,6 +60,10 @@ class Monitor:
             self._progress, self._cancel, _span=(low + start * width, low + stop * width)
         )
 
+    def silent(self) -> Monitor:
+        """A monitor that asks whether to stop, and tells nothing."""
+        return Monitor(None, self._cancel)
+
     def report(self, fraction: float, message: str) -> None:
         """Tell how far the work is; raise `Cancelled` where it is to stop."""
         self.check()

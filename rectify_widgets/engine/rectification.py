@@ -100,6 +100,7 @@ def rectify(
     Raises:
         TypeError, ValueError: bad input, before anything is touched; a named layer that cannot be
             edited or that the corruption does not reach.
+        Cancelled: ``cancel`` said so before the gap was measured for the first time.
     """
     check_module("model", model)
     check_choice("strategy", strategy, STRATEGIES)
@@ -117,7 +118,7 @@ def rectify(
     monitor = Monitor(progress, cancel)
     work = _copy(model)
     with inspecting(work) as module:
-        scene = look(module, pairs, reference, seed=seed, opacity=opacity)
+        scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
         if strategy == "static":
             name = _last_layer(scene.catalog) if layer is None else layer
             chosen = scene.catalog.get("layer", name)
@@ -125,7 +126,7 @@ def rectify(
             max_rounds = 1
         like = scene.pairs.clean
         labelled = None if validation is None else check_validation(module, validation, like)
-        loop = _Loop(scene, labelled, method, grid, budget, target, seed)
+        loop = _Loop(scene, labelled, method, grid, budget, target, seed, monitor)
         stopped = loop.run(max_rounds, layer, monitor)
     return Rectification(
         model=work,
@@ -155,6 +156,7 @@ class _Loop:
         budget: float,
         target: float,
         seed: int,
+        monitor: Monitor,
     ) -> None:
         self.scene = scene
         self.edits: list[RankOneEdit] = []
@@ -166,7 +168,7 @@ class _Loop:
         self._budget, self._target, self._seed = budget, target, seed
         self._statistics: KeyStatistics | None = None
         self._stale = list(scene.layers)
-        self._split(torch.arange(len(scene.references)))
+        self._split(torch.arange(len(scene.references)), monitor)
 
     def run(self, max_rounds: int, required: str | None, monitor: Monitor) -> str:
         """Go round after round; answers why it ended."""
@@ -191,21 +193,21 @@ class _Loop:
             monitor.report(1.0, f"stopped: {stopped}")
         return stopped
 
-    def _split(self, rows: Tensor) -> None:
+    def _split(self, rows: Tensor, monitor: Monitor) -> None:
         """Solve on one half of these references and judge on the other, if there are enough."""
         self.solving, self.judging = self.scene.halves(rows, self._seed)
         judged = self.judging
         with self._clock("evaluation"):
             self._judge = Judge(
-                self.scene.model, judged.references, judged.carriers, self._validation
+                self.scene.model, judged.references, judged.carriers, self._validation, monitor
             )
-            self.now = self.start = self._judge.measure(self.scene.model)
+            self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
 
     def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
         """One round; whether an edit was kept."""
         message = f"round {number}"
         options = self._options(number, monitor.part(0.0, 0.25))
-        if number == 1 and self._leave_out_corrupted(options):
+        if number == 1 and self._leave_out_corrupted(options, monitor):
             options = self._options(number, monitor.part(0.25, 0.5))
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
@@ -233,7 +235,7 @@ class _Loop:
             self._statistics = newer if old is None else old.updated(newer)
             self._stale = []
         with self._clock("sweep"):
-            probe = scene.probe(model, self._seed + number)
+            probe = scene.probe(model, self._seed + number, monitor)
             seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8))
         with self._clock("solving"):
             sources = scene.sources(self._seed + number)
@@ -241,20 +243,22 @@ class _Loop:
                 scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0), *self._grid
             )
 
-    def _leave_out_corrupted(self, options: Mapping[str, list[Candidate]]) -> bool:
+    def _leave_out_corrupted(
+        self, options: Mapping[str, list[Candidate]], monitor: Monitor
+    ) -> bool:
         """Drop references that carry the corruption already; whether there were any."""
         voters = pick_voters(options)
         if not self.scene.given or not voters:
             return False
         with self._clock("evaluation"):
             scores = corruption_scores(
-                self.scene.model, self.scene.pairs, voters, self.scene.references
+                self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
             )
         corrupted = scores > THRESHOLD
         if not bool(corrupted.any()) or float(corrupted.float().mean()) > MOST_CORRUPTED:
             return False
         self.flagged = corrupted.nonzero().flatten()
-        self._split((~corrupted).nonzero().flatten())
+        self._split((~corrupted).nonzero().flatten(), monitor)
         self._stale = list(self.scene.layers)
         return True
 
@@ -275,7 +279,7 @@ class _Loop:
             bar = (best[1] if best else self.now).objective
             began = time.perf_counter()
             with trying(candidate):
-                verdict = self._judge.measure_below(model, bar)
+                verdict = self._judge.measure_below(model, bar, monitor)
             reason = self._objection(verdict, bar)
             seconds = time.perf_counter() - began
             self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))

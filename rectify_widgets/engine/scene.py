@@ -19,6 +19,7 @@ from rectify_widgets.engine.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.inspection import model_device, model_dtype, predict, predict_all
 from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs, transplant
+from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.statistics import KeyStatistics
 
 PROBE = 32
@@ -74,11 +75,13 @@ class Scene:
         """The pairs themselves as a probe."""
         return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)
 
-    def probe(self, model: nn.Module, seed: int, size: int = PROBE) -> Probe:
+    def probe(
+        self, model: nn.Module, seed: int, monitor: Monitor | None = None, *, size: int = PROBE
+    ) -> Probe:
         """References on which the behaviour still shows; then those where it is nearest to."""
         if not self.given:
             return self.pair_probe()
-        scores = predict_all(model, self.carriers)
+        scores = predict_all(model, self.carriers, monitor=monitor)
         margins = margin(scores, self.answers, runner_up(scores, self.answers))
         wrong = (margins < 0).nonzero().flatten()
         if len(wrong) >= size:
@@ -116,6 +119,7 @@ def look(
     limit: int = MAX_REFERENCES,
     opacity: float | None = None,
     seed: int = 0,
+    monitor: Monitor | None = None,
 ) -> Scene:
     """Check the input of a call and put the scene together.
 
@@ -129,6 +133,7 @@ def look(
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
         seed: which references, and which pair's corruption goes onto which.
+        monitor: asked between batches, if there is one.
     """
     pairs = check_pairs(pairs)
     if statistics is not None and not isinstance(statistics, KeyStatistics):
@@ -161,9 +166,12 @@ def look(
         raise ValueError("model: its scores are NaN or infinite, want a model with finite weights")
     labels = pairs.labels
     if labels is None:
-        labels = predict_all(model, pairs.clean).argmax(dim=1)
+        labels = predict_all(model, pairs.clean, monitor=monitor).argmax(dim=1)
     labels = check_labels("pairs.labels", labels, count=len(pairs), classes=scores.shape[1])
     catalog = editable_layers(model, pairs.clean)
+    answers = labels
+    if reference is not None:
+        answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     return Scene(
         model=model,
         catalog=catalog,
@@ -175,7 +183,7 @@ def look(
             if reference is None
             else transplant(pairs, references, opacity=opacity, seed=seed)
         ),
-        answers=labels if reference is None else predict_all(model, references).argmax(dim=1),
+        answers=answers,
         given=reference is not None,
     )
 

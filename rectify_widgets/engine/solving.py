@@ -94,7 +94,7 @@ def solve_edit(
         names = None if layer is None else [layer]
         scene = look(
             module, pairs, reference, statistics=statistics, layers=names, argument="layer",
-            seed=seed,
+            seed=seed, monitor=monitor,
         )  # fmt: skip
         last = monitor
         if layer is None or direction is None or ridge is None:
@@ -225,7 +225,7 @@ def _choose(
     """The candidate that `localize` puts first among the layers of the scene."""
     model = scene.model
     known = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
-    probe = scene.probe(model, seed)
+    probe = scene.probe(model, seed, monitor)
     seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.7))
     options = layer_options(
         scene, model, known, seen, sources, monitor.part(0.7, 0.75), directions, ridges

@@ -82,14 +82,14 @@ class Yardstick:
                 references, carriers = on_device.clean, on_device.corrupted
                 _kept(exclude, 0)
             else:
-                scene = look(module, pairs, reference, seed=seed, opacity=opacity)
+                scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
                 _, judged = scene.halves(_kept(exclude, len(scene.references)), seed)
                 references, carriers = judged.references, judged.carriers
             labelled = (
                 None if validation is None else check_validation(module, validation, references)
             )
             monitor.report(0.5, "asking the original model")
-            self._judge = Judge(module, references, carriers, labelled)
+            self._judge = Judge(module, references, carriers, labelled, monitor)
             self._sample = references[:1]
             self._classes = predict(module, self._sample).shape[1]
         self.count = len(references)

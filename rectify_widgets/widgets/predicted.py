@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_labels
-from rectify_widgets.engine.inspection import inspecting, model_device
+from rectify_widgets.engine.inspection import chunk_size, inspecting, model_device
 from rectify_widgets.engine.metrics import (
     Report,
     check_target,
@@ -27,13 +27,6 @@ from rectify_widgets.engine.progress import Monitor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-CHUNK = 500_000
-"""Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
-how late a click on Cancel is answered; accelerators take sixteen times as much."""
-
-MOST = 256
-"""Inputs in one forward pass at most, as `rectify_widgets.evaluate` takes them."""
 
 KEPT = 128 * 2**20
 """Bytes of predictions that are kept; beyond it, those that were not looked at longest go first."""
@@ -113,12 +106,6 @@ class Kept:
     def clear(self) -> None:
         """Let go of all."""
         self._seen.clear()
-
-
-def chunk_size(inputs: Tensor, device: torch.device) -> int:
-    """Number of inputs in one forward pass."""
-    room = CHUNK if device.type == "cpu" else 16 * CHUNK
-    return min(max(room // max(inputs[0].numel(), 1), 1), MOST)
 
 
 def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -> Predicted:
