@@ -114,6 +114,7 @@ class ClassPage(ipw.HBox):
         self._heads = [ipw.HTML() for _ in range(columns)]
         self._charts = [charts.ChartView() for _ in range(columns)]
         self._tables = [ipw.HTML() for _ in range(columns)]
+        self._shown: list[bool] = []
         self._cards = [
             _card(*parts) for parts in zip(self._heads, self._charts, self._tables, strict=True)
         ]
@@ -121,7 +122,15 @@ class ClassPage(ipw.HBox):
         self.add_class("rw-class-page")
 
     def tell(self, views: Sequence[View | None]) -> None:
-        """Show words and tables of the columns that have a view, and hide the others."""
+        """Show words and tables of the columns that have a view, and hide the others.
+
+        Where that makes cards wider or narrower, charts go: plotly would keep their old width.
+        """
+        shown = [view is not None for view in views]
+        if shown != self._shown:
+            self._shown = shown
+            for chart in self._charts:
+                chart.show(None)
         for card, head, table, view in zip(
             self._cards, self._heads, self._tables, views, strict=True
         ):
