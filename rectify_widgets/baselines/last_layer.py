@@ -1,0 +1,186 @@
+"""Last-layer retraining: deep feature reweighting (DFR).  Imports torch and the engine.
+
+Kirichenko, Izmailov and Wilson 2023, "Last Layer Re-Training is Sufficient for Robustness to
+Spurious Correlations", ICLR.  The last layer is trained anew, as a logistic regression on the
+features before it, on data in which every group (class with and without the artefact) counts alike.
+
+Published defaults: standardised features, an L1 penalty on the weights, its strength ``C`` chosen on
+validation data from 1, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01.  What differs: groups are balanced by weight
+instead of by throwing samples away and averaging over many draws, since a group may consist of one
+pair; labels of references are those of the original model; the regression is multinomial instead of
+one class against the rest, its intercept is not penalised, and it is solved to its optimum by
+accelerated proximal gradient steps (Beck and Teboulle 2009, "FISTA", SIAM J. Imaging Sciences 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rectify_widgets.baselines.baseline import Baseline
+from rectify_widgets.baselines.task import Task, prepare
+from rectify_widgets.baselines.tuning import Options, numbers, run
+from rectify_widgets.engine.inputs import Inputs
+from rectify_widgets.engine.inspection import capturing, inspecting, predict
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+
+STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+ITERATIONS = 3000
+TOLERANCE = 1e-6
+CHUNK = 256
+
+
+def retrain_last_layer(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    validation: tuple[Tensor, Tensor] | None = None,
+    augmented: bool = False,
+    opacity: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+    strength: float | None = None,
+) -> Baseline:
+    """Train the last layer of a copy anew, on groups that count alike.
+
+    Args:
+        model: the classifier; left as it was.  Its last layer must be an `nn.Linear` that gives the
+            scores.
+        pairs: corrupted inputs and their clean counterparts.
+        reference: unlabelled inputs like those of training; needed as the clean groups.
+        validation, augmented, opacity, seed, progress, cancel: as in `fine_tune`.
+        strength: ``C``, the inverse of the penalty; None tunes over the published seven.
+
+    Raises:
+        TypeError, ValueError: bad input, before anything is touched; no references; a model whose
+            scores do not come from a linear layer.
+        Cancelled: ``cancel`` said so.
+    """
+    axes = {"strength": numbers("strength", strength, STRENGTHS)}
+    if axes["strength"][0] <= 0:
+        raise ValueError(f"strength: got {strength}, want more than 0")
+    monitor = Monitor(progress, cancel)
+    task = prepare(
+        model, pairs, reference=reference, validation=validation, augmented=augmented,
+        opacity=opacity, seed=seed,
+    )  # fmt: skip
+    task.require_references("last_layer", "as the clean groups")
+    return run("last_layer", task, {"layer": [_scores_layer(task)], **axes}, _attempt, monitor)
+
+
+def _scores_layer(task: Task) -> str:
+    """The linear layer whose output are the scores."""
+    outputs: dict[str, Tensor] = {}
+    modules = {
+        layer.name: layer.module for layer in task.catalog if isinstance(layer.module, nn.Linear)
+    }
+
+    def watch(name: str, _: Tensor, output: Tensor) -> None:
+        outputs[name] = output.clone()
+
+    with inspecting(task.model) as module, capturing(modules, watch):
+        scores = predict(module, task.pairs.clean[:1])
+    for name, output in reversed(outputs.items()):
+        if output.shape == scores.shape and torch.equal(output, scores):
+            return name
+    raise ValueError(
+        "model: its scores are not the output of a linear layer, want one to train anew; linear "
+        f"layers: {', '.join(modules) or 'none'}"
+    )
+
+
+def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
+    layer = model.get_submodule(options["layer"])
+    assert isinstance(layer, nn.Linear)  # noqa: S101 - `_scores_layer` has chosen it
+    kinds = (task.clean(), task.corrupted())
+    features = torch.cat([_features(model, layer, kind.inputs, monitor) for kind in kinds])
+    labels = torch.cat([kind.labels for kind in kinds])
+    carries = torch.arange(len(labels), device=labels.device) >= len(kinds[0])
+    # As published, the scale is that of the usual, uncorrupted data.
+    spread, middle = torch.std_mean(features[: len(kinds[0])], dim=0, correction=0)
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    weight, bias = logistic_regression(
+        (features - middle) / spread,
+        labels,
+        balance(labels, carries),
+        classes=layer.out_features,
+        penalty=1.0 / (options["strength"] * len(labels)),
+        monitor=monitor,
+    )
+    weight = weight / spread
+    bias = bias - weight @ middle
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if "bias" in dict(layer.named_parameters()):
+            layer.bias.copy_(bias)
+        else:
+            layer.register_parameter("bias", nn.Parameter(bias.to(layer.weight)))
+
+
+def _features(model: nn.Module, layer: nn.Linear, inputs: Tensor, monitor: Monitor) -> Tensor:
+    """What goes into the last layer, ``N × K``, in double precision."""
+    kept: list[Tensor] = []
+    with capturing({"": layer}, lambda _, features, __: kept.append(features.double())):
+        for chunk in inputs.split(CHUNK):
+            monitor.check()
+            predict(model, chunk)
+    return torch.cat(kept)
+
+
+def balance(labels: Tensor, carries: Tensor) -> Tensor:
+    """Weights that add to one, alike for each group of a class with or without the corruption."""
+    _, group, sizes = torch.unique(
+        2 * labels + carries.to(labels), return_inverse=True, return_counts=True
+    )
+    weights: Tensor = 1.0 / (len(sizes) * sizes[group].double())
+    return weights
+
+
+def logistic_regression(
+    features: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    classes: int,
+    penalty: float,
+    monitor: Monitor,
+) -> tuple[Tensor, Tensor]:
+    """Weight ``classes × K`` and bias of a multinomial regression with an L1 penalty, at its optimum.
+
+    It minimises ``Σ_n w_n · cross-entropy_n + penalty · ‖W‖₁``.  At the optimum the gradient of the
+    smooth part is ``−penalty · sign(W)`` where ``W ≠ 0``, and no larger than the penalty elsewhere.
+    """
+    extended = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    moment = extended.T @ (extended * weights[:, None])
+    # The softmax's second derivative is at most a half.
+    step = 2.0 / float(torch.linalg.matrix_norm(moment, 2))
+    shrink = torch.full_like(extended[0], penalty)
+    shrink[-1] = 0.0
+    target = functional.one_hot(labels, classes).to(extended)
+
+    def gradient(at: Tensor) -> Tensor:
+        errors = (extended @ at.T).softmax(dim=1) - target
+        return (errors * weights[:, None]).T @ extended
+
+    def shrunk(at: Tensor) -> Tensor:
+        return at.sign() * (at.abs() - step * shrink).clamp_min(0)
+
+    found = extended.new_zeros(classes, extended.shape[1])
+    ahead, speed = found, 1.0
+    for iteration in range(ITERATIONS):
+        if iteration % 50 == 0:
+            monitor.report(iteration / ITERATIONS, "solving the last layer")
+        following = shrunk(ahead - step * gradient(ahead))
+        if bool(((ahead - following) * (following - found)).sum() > 0):
+            speed = 1.0  # it went past: start anew (O'Donoghue and Candès 2015)
+        next_speed = (1 + (1 + 4 * speed * speed) ** 0.5) / 2
+        ahead_next = following + (speed - 1) / next_speed * (following - found)
+        moved = float((following - ahead).abs().max()) / step
+        found, ahead, speed = following, ahead_next, next_speed
+        if moved <= TOLERANCE:
+            break
+    return found[:, :-1], found[:, -1]

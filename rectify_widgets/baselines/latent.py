@@ -1,0 +1,286 @@
+"""Activations inside a network, and modules put behind a layer.  Imports torch and the engine.
+
+Layers here are any modules that are called once in a forward pass and answer one tensor a sample:
+those that can be edited and the blocks that hold them, but for the one that gives the scores.
+
+Concept activation vectors (CAVs) live in one of two spaces (Anders et al. 2022; Dreyer et al. 2024
+and their published code): ``"channel"``, a vector of channels, with the greatest value of each
+channel over the positions, and ``"map"``, the whole flattened activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.baselines.task import Task
+from rectify_widgets.engine.checks import nearest
+from rectify_widgets.engine.editing import Unreached
+from rectify_widgets.engine.inspection import capturing, inspecting, predict, working_dtype
+from rectify_widgets.engine.layers import LayerCatalog
+
+SPACES = ("channel", "map")
+CHUNK = 128
+
+
+def latent_layers(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> list[str]:
+    """Names of the layers to choose from, deepest first; blocks before the layers inside them.
+
+    The last editable layer is left out, since its output are the scores.
+    """
+    inner = [layer.name for layer in catalog][:-1]
+    blocks = [
+        name
+        for name, part in model.named_modules()
+        if name and next(part.children(), None) is not None and _holds(name, inner)
+    ]
+    order: list[str] = []
+    outputs: dict[str, Tensor] = {}
+    calls: dict[str, int] = {}
+
+    def watch(name: str, inputs: Tensor, output: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        same = any(output is other for other in outputs.values())
+        if 2 <= output.ndim <= 4 and len(output) == len(inputs) == 2 and not same:
+            outputs[name] = output
+            order.append(name)
+
+    with inspecting(model) as module:
+        parts = dict(module.named_modules())
+        with capturing({name: parts[name] for name in (*blocks, *inner)}, watch):
+            scores = predict(module, torch.cat([example[:1], example[:1]]))
+    found = [
+        name for name in order
+        if calls[name] == 1 and outputs[name] is not scores and outputs[name].is_floating_point()
+    ]  # fmt: skip
+    return found[::-1]
+
+
+def _holds(block: str, names: Sequence[str]) -> bool:
+    return any(name.startswith(f"{block}.") for name in names)
+
+
+def choose_layers(task: Task, layer: str | None, most: int | None = None) -> list[str]:
+    """The layers to tune over: the given one, else the deepest first.
+
+    With ``most``, at most so many, spread evenly over the depth, blocks only where there are blocks
+    enough.
+
+    Raises:
+        TypeError, ValueError: ``layer`` is no name, or not that of such a layer.
+    """
+    found = latent_layers(task.model, task.catalog, task.pairs.clean)
+    if layer is not None:
+        if not isinstance(layer, str):
+            raise TypeError(f"layer: got {layer!r}, want the dotted name of a layer")
+        if layer not in found:
+            raise ValueError(
+                f"layer: got {layer!r}, want one whose activations can be worked on"
+                f"{nearest(layer, found)}; those are: {', '.join(found) or 'none'}"
+            )
+        return [layer]
+    if not found:
+        raise ValueError("model: it has no layer before the one that gives the scores")
+    if most is None or len(found) <= most:
+        return found
+    blocks = [name for name in found if name not in task.catalog.editable]
+    if len(blocks) >= most // 2:
+        found = blocks
+    if len(found) <= most:
+        return found
+    rows = torch.linspace(0, len(found) - 1, most).round().long().tolist()
+    return [found[row] for row in rows]
+
+
+# --- activations ---------------------------------------------------------------------------------
+
+
+def by_position(activations: Tensor) -> Tensor:
+    """``N × C × H × W``, ``N × T × C`` or ``N × C`` as ``N × P × C``."""
+    if activations.ndim == 4:
+        return activations.flatten(2).transpose(1, 2)
+    return activations if activations.ndim == 3 else activations.unsqueeze(1)
+
+
+def in_space(activations: Tensor, space: str) -> Tensor:
+    """What a CAV is compared with: ``N × C`` maxima over positions, or ``N × (C · H · W)``."""
+    if space == "channel":
+        return by_position(activations).amax(dim=1)
+    return activations.flatten(1)
+
+
+def along(vector: Tensor, like: Tensor, space: str) -> Tensor:
+    """A CAV shaped to be added to activations ``like`` (its length times a number a sample)."""
+    if space == "map":
+        return vector.reshape(1, *like.shape[1:])
+    return (
+        vector.reshape(1, -1, 1, 1)
+        if like.ndim == 4
+        else vector.reshape(*(1,) * (like.ndim - 1), -1)
+    )
+
+
+def activations(model: nn.Module, layer: str, inputs: Tensor) -> Iterator[Tensor]:
+    """The layer's output on the inputs, a chunk at a time, as float32 or better."""
+    part = model.get_submodule(layer)
+    for chunk in inputs.split(CHUNK):
+        kept: list[Tensor] = []
+        # A copy: what follows may work in place.
+        with capturing({layer: part}, lambda _, __, output, kept=kept: kept.append(output.clone())):  # type: ignore[misc]
+            predict(model, chunk)
+        yield kept[0].to(working_dtype(kept[0].dtype))
+
+
+# --- concept activation vectors ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A CAV of unit length and where inputs lie along it."""
+
+    layer: str
+    space: str
+    vector: Tensor
+    clean: float
+    """Mean of ``vᵀ a`` over clean inputs."""
+    corrupted: float
+    """Mean of ``vᵀ a`` over corrupted inputs."""
+
+
+def pattern_cav(features: Tensor, present: Tensor) -> Tensor:
+    """The signal-pattern CAV: ``cov(a, t) / var(t)``, scaled to unit length; ``K`` numbers.
+
+    Pahde et al. 2022, "Navigating Neural Space: Revisiting Concept Activation Vectors to Overcome
+    Directional Divergence" (ICLR 2025), after Haufe et al. 2014.
+
+    Args:
+        features: ``N × K`` activations.
+        present: ``N`` booleans, whether the concept is in the sample.
+
+    Raises:
+        Unreached: features do not differ between samples with and without the concept.
+    """
+    target = present.to(features)
+    centred = target - target.mean()
+    pattern = (features - features.mean(dim=0)).T @ centred / centred.square().sum()
+    length = pattern.norm()
+    if not float(length) > 0:
+        raise Unreached("layer: the corruption of the pairs does not reach it, so it has no CAV")
+    unit: Tensor = pattern / length
+    return unit
+
+
+def find_concept(model: nn.Module, task: Task, layer: str, space: str) -> Concept:
+    """The CAV of the corruption: from the pairs, so that nothing but the corruption differs."""
+    corrupted, clean = (
+        torch.cat([in_space(part, space) for part in activations(model, layer, inputs)])
+        for inputs in (task.pairs.corrupted, task.pairs.clean)
+    )
+    present = torch.arange(len(corrupted) + len(clean), device=clean.device) < len(corrupted)
+    vector = pattern_cav(torch.cat([corrupted, clean]), present)
+    usual = [
+        in_space(part, space) @ vector for part in activations(model, layer, task.clean_inputs)
+    ]
+    return Concept(
+        layer, space, vector, float(torch.cat(usual).mean()), float((corrupted @ vector).mean())
+    )
+
+
+# --- modules behind a layer ----------------------------------------------------------------------
+
+
+class Compensation(nn.Module):
+    """Moves activations along a CAV until they lie at ``goal``: ``a + v (goal − vᵀ a)``.
+
+    Buffers, so that it is copied, moved and saved with the model.
+    """
+
+    vector: Tensor
+    goal: Tensor
+
+    def __init__(self, concept: Concept, goal: float, like: nn.Module) -> None:
+        super().__init__()
+        weight = next((p for p in like.parameters() if p.is_floating_point()), concept.vector)
+        self.space = concept.space
+        self.register_buffer("vector", concept.vector.to(weight).clone())
+        self.register_buffer("goal", torch.tensor(goal).to(weight))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """``N × C × H × W``, ``N × T × C`` or ``N × C`` in and out."""
+        missing = self.goal - in_space(activations, self.space) @ self.vector
+        missing = missing.reshape(-1, *(1,) * (activations.ndim - 1))
+        return activations + missing * along(self.vector, activations, self.space)
+
+
+class Mask(nn.Module):
+    """Silences channels: their activations become zero."""
+
+    kept: Tensor
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """``N × C × H × W``, ``N × T × C`` or ``N × C`` in and out."""
+        return activations * along(self.kept.to(activations), activations, "channel")
+
+
+class Followed(nn.Module):
+    """A layer with a module behind it, in the layer's place."""
+
+    def __init__(self, layer: nn.Module, then: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.then = then
+        then.train(layer.training)
+        self.training = layer.training
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """What the layer answers, passed on."""
+        return self.then(self.layer(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        """A network may ask its layer for its weight, or a block for its stride."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):  # the layer's way of being copied is its own
+                raise
+            return getattr(super().__getattr__("layer"), name)
+
+
+def insert(model: nn.Module, layer: str, then: nn.Module) -> None:
+    """Put a module behind the layer, for good."""
+    parent, child = _place(model, layer)
+    _put(parent, child, Followed(model.get_submodule(layer), then))
+
+
+def take_out(model: nn.Module, layer: str) -> None:
+    """Undo `insert`."""
+    parent, child = _place(model, layer)
+    _put(parent, child, model.get_submodule(layer).get_submodule("layer"))
+
+
+@contextmanager
+def inserted(model: nn.Module, layer: str, then: nn.Module) -> Iterator[None]:
+    """`insert` for as long as the block runs."""
+    insert(model, layer, then)
+    try:
+        yield
+    finally:
+        take_out(model, layer)
+
+
+def _place(model: nn.Module, layer: str) -> tuple[nn.Module, str]:
+    parent, _, child = layer.rpartition(".")
+    return model.get_submodule(parent), child
+
+
+def _put(parent: nn.Module, child: str, module: nn.Module) -> None:
+    setattr(parent, child, module)  # replaces the child in place, in a Sequential too

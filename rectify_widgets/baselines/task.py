@@ -1,0 +1,207 @@
+"""What every method is given: checked input, and the examples that it may learn from.
+
+Imports torch and the engine.  All methods see what `rectify` sees: the pairs and up to 768
+references.  References carry no labels, so those that the original model gives them stand in; where
+a method trains, they keep it from forgetting.  As in `rectify`, references may carry the corruption
+unmarked; these methods do not look for such.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.checks import check_int, check_module, check_number
+from rectify_widgets.engine.inputs import Inputs
+from rectify_widgets.engine.inspection import inspecting, unwrap
+from rectify_widgets.engine.layers import LayerCatalog
+from rectify_widgets.engine.pairs import SamplePairs, check_pairs, touched
+from rectify_widgets.engine.rectification import check_validation
+from rectify_widgets.engine.scene import look
+
+BATCH = 32
+"""Corrupted and clean inputs, each, in one step of training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs with labels; ``weights`` add to one, half of them on corrupted inputs."""
+
+    inputs: Tensor
+    labels: Tensor
+    weights: Tensor
+    masks: Tensor
+    """Where the corruption lies, shaped like the inputs; nothing marked on references."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs of one kind with their labels and annotation masks."""
+
+    inputs: Tensor
+    labels: Tensor
+    masks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def draw(self, generator: torch.Generator, size: int = BATCH) -> Examples:
+        """Some of them, at random and without repeats."""
+        rows = torch.randperm(len(self), generator=generator)[:size].to(self.inputs.device)
+        return Examples(self.inputs[rows], self.labels[rows], self.masks[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The input of one call, on the model's device."""
+
+    model: nn.Module
+    """A copy of the model that methods copy again and never change."""
+    catalog: LayerCatalog
+    pairs: SamplePairs
+    """With labels; with ``augmented`` also the references with the transplanted corruption."""
+    given: int
+    """How many of the pairs are the caller's."""
+    references: Tensor | None
+    answers: Tensor | None
+    """The original model's prediction for each reference."""
+    validation: tuple[Tensor, Tensor] | None
+    opacity: float | None
+    seed: int
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the pairs."""
+        assert self.pairs.labels is not None  # noqa: S101 - `prepare` has filled them in
+        return self.pairs.labels
+
+    @property
+    def own(self) -> SamplePairs:
+        """The caller's pairs alone."""
+        return self.pairs[: self.given]
+
+    @property
+    def clean_inputs(self) -> Tensor:
+        """References, or the pairs' clean inputs where there are none."""
+        return self.own.clean if self.references is None else self.references
+
+    def require_references(self, method: str, why: str) -> Tensor:
+        """The references; a `ValueError` where none were given."""
+        if self.references is None:
+            raise ValueError(f"reference: got None, {method} wants unlabelled inputs {why}")
+        return self.references
+
+    def corrupted(self) -> Examples:
+        """Corrupted inputs with the labels of their clean counterparts."""
+        return Examples(self.pairs.corrupted, self.labels, touched(self.pairs))
+
+    def clean(self) -> Examples:
+        """The pairs' clean inputs, and the references with the labels the model gives them."""
+        own = self.own
+        inputs, labels, masks = own.clean, self.labels[: self.given], touched(own)
+        if self.references is not None and self.answers is not None:
+            inputs = torch.cat([inputs, self.references])
+            labels = torch.cat([labels, self.answers])
+            masks = torch.cat([masks, torch.zeros_like(self.references, dtype=torch.bool)])
+        return Examples(inputs, labels, masks)
+
+
+def draw_batch(generator: torch.Generator, corrupted: Examples, clean: Examples) -> Batch:
+    """Corrupted and clean examples, as many as there are up to `BATCH` of each."""
+    parts = [corrupted.draw(generator), clean.draw(generator)]
+    return Batch(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.inputs.new_full((len(part),), 0.5 / len(part)) for part in parts]),
+        torch.cat([part.masks for part in parts]),
+    )
+
+
+def prepare(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None,
+    validation: tuple[Tensor, Tensor] | None,
+    augmented: bool,
+    opacity: float | None,
+    seed: int,
+) -> Task:
+    """Check the input of a call; everything later works on copies.
+
+    Raises:
+        TypeError, ValueError: bad input, before anything is touched.
+    """
+    check_module("model", model)
+    check_pairs(pairs)
+    check_int("seed", seed, low=0)
+    if opacity is not None:
+        check_number("opacity", opacity, low=0.0, high=1.0)
+    if not isinstance(augmented, bool):
+        raise TypeError(f"augmented: got {augmented!r}, want True or False")
+    if augmented and reference is None:
+        raise ValueError(
+            "augmented: got True without references, want reference=... to put the corruption on"
+        )
+    base = copied(model)
+    with inspecting(base) as module:
+        scene = look(
+            module, pairs, pairs.clean if reference is None else reference,
+            opacity=opacity, seed=seed,
+        )  # fmt: skip
+        labelled = None
+        if validation is not None:
+            labelled = check_validation(module, validation, scene.pairs.clean)
+    known = scene.pairs
+    if augmented:
+        known = _joined(known, scene.references, scene.carriers, scene.answers)
+    return Task(
+        model=base,
+        catalog=scene.catalog,
+        pairs=known,
+        given=len(scene.pairs),
+        references=None if reference is None else scene.references,
+        answers=None if reference is None else scene.answers,
+        validation=labelled,
+        opacity=opacity,
+        seed=seed,
+    )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the unwrapped model that shares nothing with it."""
+    module = unwrap(model)
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    try:
+        with torch.inference_mode(mode=False):  # what is made inside it cannot be trained
+            return copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
+            "attributes, or give modules that hold locks or files a __deepcopy__"
+        ) from error
+
+
+def _joined(pairs: SamplePairs, clean: Tensor, corrupted: Tensor, answers: Tensor) -> SamplePairs:
+    """The pairs and the references that the transplant changes."""
+    assert pairs.labels is not None  # noqa: S101 - `look` has filled them in
+    changed = (clean != corrupted).flatten(1).any(dim=1)
+    return replace(
+        pairs,
+        corrupted=torch.cat([pairs.corrupted, corrupted[changed]]),
+        clean=torch.cat([pairs.clean, clean[changed]]),
+        labels=torch.cat([pairs.labels, answers[changed]]),
+    )
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether every parameter and buffer is finite."""
+    tensors: Iterable[Tensor] = (*model.parameters(), *model.buffers())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,389 @@
+"""What all peers share: the frame, the tuner, the registry, and leaving no trace.
+
+Oracles are counts and formulas worked out here; the networks are those of the engine's tests.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets import baselines
+from rectify_widgets.baselines import METHODS
+from rectify_widgets.baselines.latent import latent_layers
+from rectify_widgets.baselines.task import Task, draw_batch, prepare
+from rectify_widgets.baselines.tuning import PENALTY, Options, run
+from rectify_widgets.engine.editing import Unreached
+from rectify_widgets.engine.metrics import evaluate
+from rectify_widgets.engine.pairs import SamplePairs, transplant
+from rectify_widgets.engine.progress import Cancelled, Monitor
+from tests.engine.models import make
+from tests.engine.toy import Toy, samples
+from tests.engine.toy import train as train_toy
+from tests.engine.traces import Tiny, corrupted, images, untouched
+
+QUICK: dict[str, dict[str, Any]] = {
+    "fine_tuning": {"steps": 3, "trained": "all"},
+    "fine_pruning": {"steps": 2},
+    "p_clarc": {},
+    "a_clarc": {"steps": 2, "layer": "second"},
+    "rr_clarc": {"steps": 2, "layer": "second"},
+    "rewriting": {"steps": 60},
+    "right_reasons": {"steps": 2},
+    "another_explanation": {"steps": 2},
+    "last_layer": {"strength": 0.03},
+}
+"""Options that make a method quick on `Tiny`; what is left out is tuned."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    return train_toy()
+
+
+def tiny_pairs(count: int = 2) -> SamplePairs:
+    clean = images(count, seed=3)
+    return SamplePairs(corrupted(clean), clean)
+
+
+def tiny_validation() -> tuple[Tensor, Tensor]:
+    return images(12, seed=4), torch.arange(12) % 4
+
+
+def tiny_task(model: nn.Module | None = None, **changes: Any) -> Task:
+    given: dict[str, Any] = {
+        "reference": images(20, seed=5),
+        "validation": tiny_validation(),
+        "augmented": False,
+        "opacity": None,
+        "seed": 0,
+    }
+    return prepare(model or Tiny(), tiny_pairs(), **{**given, **changes})
+
+
+# The registry
+
+
+def test_every_method_is_registered_with_the_one_signature() -> None:
+    import inspect
+
+    assert list(METHODS) == list(QUICK)
+    shared = [
+        "model",
+        "pairs",
+        "reference",
+        "validation",
+        "augmented",
+        "opacity",
+        "seed",
+        "progress",
+        "cancel",
+    ]
+    for method in METHODS.values():
+        signature = inspect.signature(method)
+        assert list(signature.parameters)[: len(shared)] == shared
+        own = list(signature.parameters.values())[len(shared) :]
+        assert all(option.default is None for option in own)
+        documentation = vars(inspect.getmodule(method))["__doc__"]
+        assert "What differs" in " ".join(documentation.split())
+        assert method.__doc__ is not None
+    assert set(baselines.__all__) >= {"METHODS", "Baseline", "Trial"}
+
+
+# No trace, same seed same weights, cancelled when asked
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: str) -> None:
+    model = Tiny()
+    model.head.bias.requires_grad = False
+    model.train()
+    model.norm.eval()
+    pairs, validation, reference = tiny_pairs(), tiny_validation(), images(20, seed=5)
+    shares: list[float] = []
+    given: dict[str, Any] = {"reference": reference, "validation": validation, **QUICK[name]}
+    with untouched(model, reference, *validation, pairs.clean, pairs.corrupted):
+        first = METHODS[name](model, pairs, progress=lambda share, _: shares.append(share), **given)
+        second = METHODS[name](model, pairs, **given)
+    assert first.method == name
+    assert first.seconds > 0
+    assert dict(first.options) == dict(second.options)
+    assert [trial.score for trial in first.tried] == [trial.score for trial in second.tried]
+    states = [result.model.state_dict() for result in (first, second)]
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    # The copy has the flags of the model, and no hooks or gradients.
+    flags = {name: part.training for name, part in model.named_modules()}
+    for part_name, part in first.model.named_modules():
+        assert flags.get(part_name.replace(".layer", ""), True) == part.training, part_name
+        assert not part._forward_hooks
+        assert not part._forward_pre_hooks
+    held = [key for key, one in first.model.named_parameters() if not one.requires_grad]
+    assert [key.replace(".layer", "") for key in held] == ["head.bias"]
+    assert all(one.grad is None for one in first.model.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_changed_copy_can_be_copied_and_its_state_loaded(name: str) -> None:
+    result = METHODS[name](Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
+    assert result.tried == ()
+    x = images(5, seed=9)
+    again = copy.deepcopy(result.model)
+    assert torch.equal(again(x), result.model(x))
+    state = {key: value.clone() for key, value in result.model.state_dict().items()}
+    with torch.no_grad():
+        for value in again.state_dict().values():
+            value.zero_() if value.is_floating_point() else None
+    assert not torch.equal(again(x), result.model(x))
+    again.load_state_dict(state)
+    assert torch.equal(again(x), result.model(x))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
+    model = Tiny()
+    for patience in (0, 3):
+        asked = [0]
+
+        def cancel(asked: list[int] = asked, patience: int = patience) -> bool:
+            asked[0] += 1
+            return asked[0] > patience
+
+        with untouched(model), pytest.raises(Cancelled):
+            METHODS[name](
+                model, tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
+                cancel=cancel, **QUICK[name],
+            )  # fmt: skip
+        assert asked[0] == patience + 1
+
+
+@pytest.mark.parametrize("name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons"])
+def test_another_seed_draws_other_batches(name: str) -> None:
+    weights = [
+        METHODS[name](
+            Tiny(), tiny_pairs(), reference=images(90, seed=5), seed=seed,
+            **{**QUICK[name], "learning_rate": 0.05},
+        ).model.get_parameter("head.weight")
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer", "mobile", "perceptron", "padded"])
+def test_other_networks(name: str) -> None:
+    model = make(name)
+    x = torch.rand(40, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    bad = x.clone()
+    bad[:, :, 5:8, 5:8] = 1.0
+    pairs = SamplePairs(bad[:3], x[:3])
+    for method in METHODS:
+        options = {key: value for key, value in QUICK[method].items() if key == "steps"}
+        result = METHODS[method](model, pairs, reference=x, **options)
+        assert torch.isfinite(result.model(x)).all(), method
+
+
+# Bad input
+
+
+BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("fine_tuning", {"model": 3}, TypeError, "model: got int"),
+    ("fine_tuning", {"pairs": 3}, TypeError, "pairs: got int"),
+    ("fine_tuning", {"seed": -1}, ValueError, "seed: got -1"),
+    ("fine_tuning", {"opacity": 2.0}, ValueError, "opacity: got 2.0"),
+    ("fine_tuning", {"augmented": 1}, TypeError, "augmented: got 1"),
+    ("fine_tuning", {"augmented": True, "reference": None}, ValueError, "want reference="),
+    ("fine_tuning", {"validation": images(3)}, TypeError, "validation: got Tensor"),
+    ("fine_tuning", {"learning_rate": -1.0}, ValueError, "learning_rate: got -1"),
+    ("fine_tuning", {"steps": 0}, ValueError, "steps: got 0"),
+    ("fine_tuning", {"steps": 1.5}, TypeError, "steps: got 1.5"),
+    ("fine_tuning", {"trained": "lineer"}, ValueError, "did you mean 'linear'"),
+    ("fine_tuning", {"cancel": 3}, TypeError, "cancel: got int"),
+    ("fine_pruning", {"reference": None}, ValueError, "reference: got None"),
+    ("fine_pruning", {"max_drop": "much"}, TypeError, "max_drop: got 'much'"),
+    ("p_clarc", {"layer": "secund"}, ValueError, "did you mean 'second'"),
+    ("p_clarc", {"layer": 3}, TypeError, "layer: got 3"),
+    ("p_clarc", {"layer": "head"}, ValueError, "layer: got 'head'"),
+    ("p_clarc", {"space": "chanel"}, ValueError, "did you mean 'channel'"),
+    ("rr_clarc", {"penalty": -1}, ValueError, "penalty: got -1"),
+    ("rewriting", {"reference": None}, ValueError, "reference: got None"),
+    ("rewriting", {"layer": "norm"}, ValueError, "no layer 'norm'"),
+    ("another_explanation", {"explanations": 0}, ValueError, "explanations: got 0"),
+    ("last_layer", {"reference": None}, ValueError, "reference: got None"),
+    ("last_layer", {"strength": 0}, ValueError, "strength: got 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "error", "message"), BAD)
+def test_bad_input_is_refused(
+    name: str, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = Tiny()
+    given = {"model": model, "pairs": tiny_pairs(), "reference": images(6, seed=5), **changes}
+    with untouched(model), pytest.raises(error, match=message):
+        METHODS[name](**given)
+
+
+def test_an_option_that_a_method_does_not_have_is_refused() -> None:
+    with pytest.raises(TypeError, match="ridge"):
+        METHODS["fine_tuning"](Tiny(), tiny_pairs(), ridge=3)
+
+
+# What there is to learn from
+
+
+def test_examples_are_pairs_and_references_under_the_models_own_labels() -> None:
+    model = Tiny()
+    task = tiny_task(model)
+    with torch.no_grad():
+        own = model(images(20, seed=5)).argmax(dim=1)
+        told = model(tiny_pairs().clean).argmax(dim=1)
+    clean, wrong = task.clean(), task.corrupted()
+    assert torch.equal(clean.inputs, torch.cat([tiny_pairs().clean, images(20, seed=5)]))
+    assert torch.equal(clean.labels, torch.cat([told, own]))
+    assert torch.equal(wrong.inputs, tiny_pairs().corrupted)
+    assert torch.equal(wrong.labels, told)
+    assert wrong.masks[:, :, :3, :3].all()
+    assert wrong.masks.sum() == 2 * 3 * 9
+    assert not clean.masks[2:].any()
+
+
+def test_augmented_pairs_are_the_references_with_the_corruption() -> None:
+    task = tiny_task(augmented=True)
+    assert len(task.pairs) == 22
+    assert len(task.own) == 2
+    assert torch.equal(task.pairs.corrupted[2:], corrupted(images(20, seed=5)))
+    assert len(task.clean()) == 22
+
+
+def test_half_of_the_weight_is_on_corrupted_inputs() -> None:
+    task = tiny_task()
+    batch = draw_batch(torch.Generator().manual_seed(0), task.corrupted(), task.clean())
+    assert batch.inputs.shape == (24, 3, 8, 8)
+    assert batch.weights[:2].sum().item() == pytest.approx(0.5)
+    assert batch.weights.sum().item() == pytest.approx(1.0)
+    assert len({tuple(row.flatten().tolist()) for row in batch.inputs}) == 24
+
+
+# The tuner
+
+
+def shifting(model: nn.Module, _: Task, options: Options, __: Monitor) -> None:
+    """A stand-in for a method: moves the scores of class 0."""
+    if options["shift"] == "unreached":
+        raise Unreached("layer: not reached")
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] += options["shift"] * options.get("sign", 1)
+
+
+def tuned(axes: dict[str, list[Any]], **changes: Any) -> baselines.Baseline:
+    return run("stand-in", tiny_task(**changes), axes, shifting, Monitor())
+
+
+def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
+    x, y = tiny_validation()
+    result = tuned({"shift": [0.0, 1.0, 50.0], "sign": [1, -1]})
+    model, xt = Tiny(), transplant(tiny_pairs(), x)
+    best = -9.0
+    before = evaluate(model, (x, y), (xt, y))
+    for trial in result.tried:
+        changed = Tiny()
+        shifting(changed, tiny_task(), trial.options, Monitor())
+        report = evaluate(changed, (x, y), (xt, y))
+        assert trial.corrupted_accuracy == report.corrupted_accuracy
+        assert trial.clean_accuracy == report.overall_accuracy
+        lost = max(before.overall_accuracy - report.overall_accuracy, 0.0)
+        assert trial.score == pytest.approx((report.corrupted_accuracy or 0.0) - PENALTY * lost)
+        best = max(best, trial.score or -9.0)
+    assert [trial.options["shift"] for trial in result.tried[:3]] == [0.0, 1.0, 50.0]
+    assert len(result.tried) == 4
+    assert max(t.score for t in result.tried if t.score is not None) == best
+    chosen = next(t for t in result.tried if dict(t.options) == dict(result.options))
+    assert chosen.score == best
+    assert str(len(result.tried)) in repr(result)
+    assert str(result).count("corrupted") == 4
+
+
+def test_a_tie_goes_to_the_published_default() -> None:
+    assert tuned({"shift": [0.0, 1e-9, -1e-9]}).options["shift"] == 0.0
+
+
+def test_without_validation_the_published_defaults_are_taken() -> None:
+    result = tuned({"shift": [3.0, 4.0]}, validation=None)
+    assert dict(result.options) == {"shift": 3.0}
+    assert result.tried == ()
+    assert result.model.get_parameter("head.bias")[0] == Tiny().head.bias[0] + 3
+
+
+def test_weights_that_are_nan_are_never_chosen() -> None:
+    result = tuned({"shift": [float("nan"), -80.0]})
+    assert result.options["shift"] == -80.0
+    assert result.tried[0].score is None
+    assert "–" in str(result)
+    for validation in (None, tiny_validation()):
+        with pytest.raises(ValueError, match="infinite or NaN"):
+            tuned({"shift": [float("nan")]}, validation=validation)
+
+
+def test_layers_that_the_corruption_does_not_reach_are_passed_over() -> None:
+    assert tuned({"shift": ["unreached", -80.0]}).options["shift"] == -80.0
+    with pytest.raises(Unreached, match="not reached"):
+        tuned({"shift": ["unreached"]})
+
+
+# Layers to choose from
+
+
+def test_latent_layers_are_called_once_and_lie_before_the_scores() -> None:
+    model = make("residual")
+    x = torch.rand(2, 3, 9, 9)
+    task = prepare(
+        model, SamplePairs(x + 1, x), reference=None, validation=None, augmented=False,
+        opacity=None, seed=0,
+    )  # fmt: skip
+    found = latent_layers(model, task.catalog, x)
+    assert found == [
+        "block2", "block2.short", "block2.conv2", "block2.conv1", "block1", "block1.conv2",
+        "block1.conv1", "stem",
+    ]  # fmt: skip
+
+
+# On a network with a backdoor
+
+
+FIXED: dict[str, dict[str, Any]] = {
+    "fine_tuning": {"learning_rate": 0.05, "trained": "all", "steps": 60},
+    "fine_pruning": {"layer": "block2", "max_drop": 0.02, "learning_rate": 0.05, "steps": 60},
+    "p_clarc": {},
+    "a_clarc": {"learning_rate": 0.01, "layer": "block1", "space": "map", "steps": 40},
+    "rr_clarc": {"learning_rate": 0.01, "layer": "block2", "space": "channel", "steps": 30},
+    "rewriting": {"learning_rate": 0.05, "ridge": 0.01, "layer": "block2.conv1"},
+    "right_reasons": {"learning_rate": 0.05, "penalty": 10.0, "steps": 60},
+    "last_layer": {"strength": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_backdoor_becomes_weaker_at_little_cost(name: str, toy: Toy) -> None:
+    before = toy.rates(toy.model)
+    assert before[1] > 0.95
+    result = METHODS[name](
+        toy.model, SamplePairs(toy.pairs.corrupted, toy.pairs.clean), reference=toy.reference,
+        validation=samples(100, seed=8), **FIXED[name],
+    )  # fmt: skip
+    accuracy, attack = toy.rates(result.model)
+    assert attack < 0.7 * before[1]
+    assert accuracy > before[0] - 0.1
