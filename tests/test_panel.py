@@ -14,7 +14,7 @@ import traitlets
 from rectify_widgets.widgets.base import Panel
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.stepper import ChoiceStepper, SampleStepper
-from rectify_widgets.widgets.style import PAGE, SHEETS, STYLE, read_sheets
+from rectify_widgets.widgets.style import PAGE, SHEETS, element, read_sheets
 
 
 class Small(Panel):
@@ -108,10 +108,10 @@ def test_a_page_wants_a_file_in_a_folder(panel: Small, tmp_path: Path) -> None:
 
 def test_the_style_sheets_are_whole_and_small() -> None:
     folder = Path(__file__).parents[1] / "rectify_widgets" / "widgets" / "style"
-    assert {path.stem for path in folder.glob("*.css")} == {*SHEETS, "page"}
-    for sheet in (*SHEETS, "page"):
+    assert {path.stem for path in folder.glob("*.css")} == {*SHEETS, "base", "page"}
+    for sheet in (*SHEETS, "base", "page"):
         text = read_sheets(sheet)
         assert text.count("{") == text.count("}"), sheet
         assert "/*" not in text
-    assert len(STYLE) < 16_000, "it travels with every widget"
-    assert "http" not in STYLE + PAGE
+        assert len(element(sheet)) < 10_000, "it travels with every widget"
+    assert "http" not in element(*SHEETS) + PAGE

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rectify_widgets.engine.history import Step
 from rectify_widgets.widgets import markup, render
-from rectify_widgets.widgets.style import STYLE
+from rectify_widgets.widgets.style import SHEETS, element
 
 
 def decode(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -261,7 +261,8 @@ def test_every_picture_has_a_text_alternative() -> None:
 
 
 def test_colours_of_text_and_surfaces_are_the_themes() -> None:
-    assert STYLE.count("{") == STYLE.count("}")
-    assert "http" not in STYLE
+    style = element(*SHEETS)
+    assert style.count("{") == style.count("}")
+    assert "http" not in style
     for name in ("--jp-ui-font-color1", "--jp-border-color2", "--jp-layout-color2"):
-        assert f"var({name}, " in STYLE
+        assert f"var({name}, " in style

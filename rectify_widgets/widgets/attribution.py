@@ -65,6 +65,8 @@ class AttributionViewer(Panel):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
     """
 
+    sheets = ("attribution",)
+
     index = traitlets.Int(0)
     """The sample in view, from 0."""
 

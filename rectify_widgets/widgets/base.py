@@ -24,7 +24,7 @@ from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.explain import check_images
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.style import PAGE, STYLE
+from rectify_widgets.widgets.style import PAGE, SHEETS, element
 
 T = TypeVar("T")
 
@@ -54,6 +54,9 @@ class Panel(ipw.VBox):
         self._undo_links: list[Callable[[], None]] = []
         self.add_class("rw-panel")
 
+    sheets: tuple[str, ...] = SHEETS
+    """Style sheets of its own; panels inside it bring theirs."""
+
     about = ""
     """What it shows in a few words that stay true, such as "8 samples"; for its `repr`."""
 
@@ -77,11 +80,20 @@ class Panel(ipw.VBox):
         """
         return self.session.latest
 
+    def sheets_with_parts(self) -> tuple[str, ...]:
+        """Style sheets of a static view: its own and those of the panels inside."""
+        return self.sheets
+
     def fill(self, children: Sequence[ipw.Widget]) -> None:
         """Show the children, with the style sheet before them."""
-        style = ipw.HTML(STYLE)
+        style = ipw.HTML(element(*self.sheets))
         style.add_class("rw-style")
         self.children = (style, *children)
+
+    def pictured(self) -> str:
+        """The current view as HTML with its style sheets."""
+        style = element(*self.sheets_with_parts())
+        return f'{style}<div class="rw-static">{self.static_html()}</div>'
 
     def static_html(self) -> str:
         """The current view as HTML without scripts; each widget says what it shows."""
@@ -100,7 +112,7 @@ class Panel(ipw.VBox):
         A view that is still being computed is waited for.
         """
         self.settle()
-        page = f'{STYLE}<div class="rw-static">{self.static_html()}</div>'
+        page = self.pictured()
         display({"text/html": page, "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
 
     def whole_page(self) -> str:
@@ -109,7 +121,7 @@ class Panel(ipw.VBox):
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{PAGE}</style></head>'
-            f'<body>{STYLE}<main class="rw-static">{self.static_html()}</main></body></html>'
+            f"<body><main>{self.pictured()}</main></body></html>"
         )
 
     def to_html(self, path: str | Path) -> Path:

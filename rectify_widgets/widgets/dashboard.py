@@ -33,6 +33,7 @@ from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.options import RectifyOptions
 from rectify_widgets.widgets.prediction import PredictionViewer
 from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.style import SHEETS
 
 LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""
@@ -68,6 +69,8 @@ class RectificationDashboard(Panel, RectifyOptions):
         >>> result = dashboard.rectify().wait()
         >>> result.save("fix.safetensors")
     """
+
+    sheets = ("dashboard",)
 
     layer = traitlets.Unicode(None, allow_none=True)
     """The chosen layer's dotted name."""
@@ -306,6 +309,8 @@ class RectificationDashboard(Panel, RectifyOptions):
 
     def _act(self, work: Any, label: str, show: Any) -> Job[Any]:
         self._check_idle()
+        if self.maps.page == "set":
+            self.maps.cancel()  # scoring a whole set would keep the others waiting
         self._doing = label
         self.set_trait("busy", True)
         self.set_trait("progress", 0.0)
@@ -396,6 +401,10 @@ class RectificationDashboard(Panel, RectifyOptions):
         """Wait for the views that are being computed."""
         for view in (self.history, self.maps, self.predictions):
             view.settle()
+
+    def sheets_with_parts(self) -> tuple[str, ...]:
+        """The sheets of all widgets."""
+        return SHEETS
 
     def static_html(self) -> str:
         """All views, one under the other."""

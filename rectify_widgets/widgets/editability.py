@@ -78,6 +78,8 @@ class EditabilityViewer(Panel):
         >>> viewer.layer, viewer.order, viewer.view = "stage3.conv2", "rank", "tree"
     """
 
+    sheets = ("editability",)
+
     layer = traitlets.Unicode(None, allow_none=True)
     """The chosen layer's dotted name; a click on a row chooses its layer."""
 

@@ -57,6 +57,8 @@ class HistoryViewer(Panel):
         >>> history.step = 1
     """
 
+    sheets = ("history",)
+
     step = traitlets.Int(0)
     """The step in view: 0 is the model as given, 1 the first edit of the branch."""
 

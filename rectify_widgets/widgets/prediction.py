@@ -77,6 +77,8 @@ class PredictionViewer(Panel):
         >>> viewer.page, viewer.filter, viewer.sort = "flips", "broken", "change"
     """
 
+    sheets = ("prediction",)
+
     index = traitlets.Int(0)
     """The sample in view, from 0."""
 

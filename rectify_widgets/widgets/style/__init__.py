@@ -1,4 +1,4 @@
-"""The look of the widgets, for light and dark themes: the style sheets of this folder in one piece.
+"""The look of the widgets, for light and dark themes: a style sheet for each, and a shared one.
 
 Imports nothing but the standard library.  Colours of text, lines and surfaces are the theme's own
 (JupyterLab's custom properties, with fallbacks for front ends without them).
@@ -7,10 +7,11 @@ Imports nothing but the standard library.  Colours of text, lines and surfaces a
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
 
-SHEETS = ("base", "attribution", "editability", "prediction", "history", "dashboard")
-"""Names of the sheets, in the order in which they apply: the shared one, then one for a widget."""
+SHEETS = ("attribution", "editability", "prediction", "history", "dashboard")
+"""Sheets of single widgets; each applies after the shared one, ``base``."""
 
 
 def read_sheets(*names: str) -> str:
@@ -21,8 +22,11 @@ def read_sheets(*names: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-STYLE = f"<style>{read_sheets(*SHEETS)}</style>"
-"""The sheets of all widgets, as an element."""
+@cache
+def element(*names: str) -> str:
+    """``<style>`` with the shared sheet and those of some widgets."""
+    return f"<style>{read_sheets('base', *names)}</style>"
+
 
 PAGE = read_sheets("page")
 """The sheet of exported pages, where there is no notebook to give colours and a font."""
