@@ -26,7 +26,14 @@ _ALL: dict[str, Callable[..., Case]] = {
 }
 _CASES = {
     name: _ALL[name]
-    for name in ("trojan", "trojan-visibility", "spurious-mild", "spurious-severe", "leakage")
+    for name in (
+        "trojan",
+        "trojan-visibility",
+        "trojan-position",
+        "spurious-mild",
+        "spurious-severe",
+        "leakage",
+    )
 }
 
 

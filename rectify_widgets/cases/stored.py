@@ -95,9 +95,10 @@ def read_images(folder: Folder, record: Mapping[str, Any], device: torch.device)
 
 def fingerprint(folder: Folder) -> str:
     """Sixteen hexadecimal digits that tell one set of held-out images from another."""
-    labels = (folder / "heldout-labels.idx.xz").read_bytes()
-    images = (folder / "heldout-images.idx.xz").read_bytes()
-    return hashlib.sha256(labels + images).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name in ("heldout-labels", "heldout-images"):  # what they hold, however they are packed
+        digest.update(read_idx(folder / f"{name}.idx.xz").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def divide(data: Labelled, sizes: Mapping[str, int]) -> dict[str, Labelled]:
