@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from rectify_widgets import baselines
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.baselines.latent import latent_layers
+from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Task, draw_batch, prepare
-from rectify_widgets.baselines.tuning import PENALTY, Options, run
+from rectify_widgets.baselines.tuning import PENALTY, Options, grid, run
 from rectify_widgets.engine.editing import Unreached
 from rectify_widgets.engine.metrics import evaluate
 from rectify_widgets.engine.pairs import SamplePairs, transplant
@@ -290,7 +291,9 @@ def shifting(model: nn.Module, _: Task, options: Options, __: Monitor) -> None:
 
 
 def tuned(axes: dict[str, list[Any]], **changes: Any) -> baselines.Baseline:
-    return run("stand-in", tiny_task(**changes), axes, shifting, Monitor())
+    """One option at a time."""
+    separate = [grid(**{name: values}) for name, values in axes.items()]
+    return run("stand-in", tiny_task(**changes), separate, shifting, Monitor())
 
 
 def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
@@ -344,7 +347,38 @@ def test_layers_that_the_corruption_does_not_reach_are_passed_over() -> None:
         tuned({"shift": ["unreached"]})
 
 
+def test_options_that_hang_together_are_tried_together() -> None:
+    choices = grid(shift=[0.0, 1.0], sign=[1, -1])
+    assert choices == [
+        {"shift": 0.0, "sign": 1}, {"shift": 0.0, "sign": -1},
+        {"shift": 1.0, "sign": 1}, {"shift": 1.0, "sign": -1},
+    ]  # fmt: skip
+    result = run("stand-in", tiny_task(), [choices], shifting, Monitor())
+    assert [trial.options for trial in result.tried] == choices
+
+
 # Layers to choose from
+
+
+def test_a_costly_method_tries_the_layers_where_projecting_does_best() -> None:
+    task = tiny_task()
+    layers = ["third", "second", "first"]
+    found = screened(task, layers, ["map", "channel"], Monitor())
+    scores = {}
+    for layer in layers:
+        for space in ("map", "channel"):
+            (trial,) = baselines.p_clarc(
+                Tiny(), tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
+                layer=layer, space=space,
+            ).tried  # fmt: skip
+            assert trial.score is not None
+            scores[layer, space] = trial.score
+    assert found[0] == {"space": "map", "layer": "third"}
+    del scores["third", "map"]
+    places = [(place["layer"], place["space"]) for place in found[1:]]
+    assert [scores[place] for place in places] == sorted(scores.values(), reverse=True)[:4]
+    unjudged = screened(tiny_task(validation=None), layers, ["map", "channel"], Monitor())
+    assert len(unjudged) == 6
 
 
 def test_latent_layers_are_called_once_and_lie_before_the_scores() -> None:

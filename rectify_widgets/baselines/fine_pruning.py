@@ -21,7 +21,7 @@ from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.latent import Mask, activations, by_position, choose_layers, insert
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.training import STEPS, cross_entropy, train, trainable
-from rectify_widgets.baselines.tuning import Axes, Options, counts, numbers, run
+from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import predict_all
 from rectify_widgets.engine.pairs import SamplePairs
@@ -74,12 +74,12 @@ def fine_prune(
         opacity=opacity, seed=seed,
     )  # fmt: skip
     task.require_references("fine_pruning", "to see which channels they use")
-    axes: Axes = {
-        "layer": choose_layers(task, layer, LAYERS),
-        "max_drop": numbers("max_drop", max_drop, DROPS),
-        "learning_rate": numbers("learning_rate", learning_rate, RATES),
-        "steps": counts("steps", steps, (STEPS,)),
-    }
+    axes: Axes = [
+        grid(layer=choose_layers(task, layer, LAYERS)),
+        grid(max_drop=numbers("max_drop", max_drop, DROPS)),
+        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
     return run("fine_pruning", task, axes, _attempt, monitor)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.training import STEPS, TRAINED, cross_entropy, train, trainable
-from rectify_widgets.baselines.tuning import Axes, Options, counts, names, numbers, run
+from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, names, numbers, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
@@ -62,11 +62,13 @@ def fine_tune(
         TypeError, ValueError: bad input, before anything is touched.
         Cancelled: ``cancel`` said so.
     """
-    axes: Axes = {
-        "learning_rate": numbers("learning_rate", learning_rate, RATES),
-        "steps": counts("steps", steps, (STEPS,)),
-        "trained": names("trained", trained, TRAINED[::-1]),
-    }
+    axes: Axes = [
+        grid(
+            learning_rate=numbers("learning_rate", learning_rate, RATES),
+            trained=names("trained", trained, TRAINED[::-1]),
+        ),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
     monitor = Monitor(progress, cancel)
     task = prepare(
         model, pairs, reference=reference, validation=validation, augmented=augmented,

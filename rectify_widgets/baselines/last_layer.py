@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.tuning import Options, numbers, run
+from rectify_widgets.baselines.tuning import Options, grid, numbers, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, inspecting, predict
 from rectify_widgets.engine.pairs import SamplePairs
@@ -60,8 +60,8 @@ def retrain_last_layer(
             scores do not come from a linear layer.
         Cancelled: ``cancel`` said so.
     """
-    axes = {"strength": numbers("strength", strength, STRENGTHS)}
-    if axes["strength"][0] <= 0:
+    strengths = numbers("strength", strength, STRENGTHS)
+    if strengths[0] <= 0:
         raise ValueError(f"strength: got {strength}, want more than 0")
     monitor = Monitor(progress, cancel)
     task = prepare(
@@ -69,7 +69,13 @@ def retrain_last_layer(
         opacity=opacity, seed=seed,
     )  # fmt: skip
     task.require_references("last_layer", "as the clean groups")
-    return run("last_layer", task, {"layer": [_scores_layer(task)], **axes}, _attempt, monitor)
+    return run(
+        "last_layer",
+        task,
+        [grid(layer=[_scores_layer(task)], strength=strengths)],
+        _attempt,
+        monitor,
+    )
 
 
 def _scores_layer(task: Task) -> str:

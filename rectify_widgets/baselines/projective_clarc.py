@@ -24,7 +24,7 @@ from rectify_widgets.baselines.latent import (
     insert,
 )
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.tuning import Options, names, run
+from rectify_widgets.baselines.tuning import Options, grid, names, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
@@ -70,11 +70,12 @@ def p_clarc(
         model, pairs, reference=reference, validation=validation, augmented=augmented,
         opacity=opacity, seed=seed,
     )  # fmt: skip
-    axes = {"layer": choose_layers(task, layer), "space": spaces}
-    return run("p_clarc", task, axes, _attempt, monitor)
+    axes = [grid(space=spaces, layer=choose_layers(task, layer))]
+    return run("p_clarc", task, axes, project, monitor)
 
 
-def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
+def project(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
+    """Put the projection behind the layer."""
     monitor.check()
     concept = find_concept(model, task, options["layer"], options["space"])
     insert(model, concept.layer, Compensation(concept, concept.clean, model))

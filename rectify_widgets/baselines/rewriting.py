@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.tuning import Axes, Options, counts, numbers, run
+from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, predict
@@ -78,11 +78,11 @@ def rewrite(
             cannot be edited or that the corruption does not reach.
         Cancelled: ``cancel`` said so.
     """
-    axes: Axes = {
-        "learning_rate": numbers("learning_rate", learning_rate, RATES),
-        "ridge": numbers("ridge", ridge, RIDGES),
-        "steps": counts("steps", steps, (STEPS,)),
-    }
+    axes: Axes = [
+        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
+        grid(ridge=numbers("ridge", ridge, RIDGES)),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
     monitor = Monitor(progress, cancel)
     task = prepare(
         model, pairs, reference=reference, validation=validation, augmented=augmented,
@@ -90,7 +90,7 @@ def rewrite(
     )  # fmt: skip
     task.require_references("rewriting", "for the second moment of their keys")
     chosen = _last(task) if layer is None else task.catalog.get("layer", layer).name
-    return run("rewriting", task, {"layer": [chosen], **axes}, _attempt, monitor)
+    return run("rewriting", task, [grid(layer=[chosen]), *axes], _attempt, monitor)
 
 
 def _last(task: Task) -> str:

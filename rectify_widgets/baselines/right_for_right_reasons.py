@@ -29,7 +29,7 @@ from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.latent import CHUNK
 from rectify_widgets.baselines.task import Batch, Examples, Task, prepare
 from rectify_widgets.baselines.training import STEPS, fit, trainable, weighted_cross_entropy
-from rectify_widgets.baselines.tuning import Axes, Options, counts, numbers, run
+from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import predict
 from rectify_widgets.engine.pairs import SamplePairs
@@ -109,10 +109,10 @@ def another_explanation(
         TypeError, ValueError: bad input, before anything is touched.
         Cancelled: ``cancel`` said so.
     """
-    axes = {
-        **_axes(penalty, learning_rate, steps),
-        "explanations": counts("explanations", explanations, EXPLANATIONS),
-    }
+    axes = [
+        *_axes(penalty, learning_rate, steps),
+        grid(explanations=counts("explanations", explanations, EXPLANATIONS)),
+    ]
     monitor = Monitor(progress, cancel)
     task = prepare(
         model, pairs, reference=reference, validation=validation, augmented=augmented,
@@ -122,11 +122,11 @@ def another_explanation(
 
 
 def _axes(penalty: float | None, learning_rate: float | None, steps: int | None) -> Axes:
-    return {
-        "learning_rate": numbers("learning_rate", learning_rate, RATES),
-        "penalty": numbers("penalty", penalty, PENALTIES),
-        "steps": counts("steps", steps, (STEPS,)),
-    }
+    return [
+        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
+        grid(penalty=numbers("penalty", penalty, PENALTIES)),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
 
 
 def _annotated(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:

@@ -13,7 +13,7 @@ layer, stochastic gradient descent with learning rate 0.0001, linear layers only
 validation data from 0.05 to 10⁷, which is why none is *the* default and 1 comes first here.  What
 differs: a hundred steps on the references under the original model's labels, and on the pairs,
 instead of ten epochs on the labelled training set; momentum 0.9; layer, rate and what is trained are
-tuned too.
+tuned too, layers among the few where projecting the vector out does best (`screened`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rectify_widgets.baselines.latent import (
     choose_layers,
     find_concept,
 )
+from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Batch, Task, prepare
 from rectify_widgets.baselines.training import (
     STEPS,
@@ -40,7 +41,16 @@ from rectify_widgets.baselines.training import (
     trainable,
     weighted_cross_entropy,
 )
-from rectify_widgets.baselines.tuning import Axes, Options, counts, generator, names, numbers, run
+from rectify_widgets.baselines.tuning import (
+    Axes,
+    Options,
+    counts,
+    generator,
+    grid,
+    names,
+    numbers,
+    run,
+)
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, predict
 from rectify_widgets.engine.pairs import SamplePairs
@@ -48,7 +58,6 @@ from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 
 PENALTIES = (1.0, 1e2, 1e4, 1e6)
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
-LAYERS = 5
 
 
 def rr_clarc(
@@ -75,7 +84,7 @@ def rr_clarc(
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts; needs nothing else.
         reference, validation, augmented, opacity, seed, progress, cancel: as in `fine_tune`.
-        layer: name of a layer or block; None tunes over five, spread over the depth.
+        layer: name of a layer or block; None tunes, see `screened`.
         space: ``"channel"`` or ``"map"``; None tunes over both.
         penalty: ``λ``; None tunes over 1, 10², 10⁴, 10⁶.
         learning_rate: at the start; None tunes over 0.0001, 0.001,
@@ -93,15 +102,17 @@ def rr_clarc(
         model, pairs, reference=reference, validation=validation, augmented=augmented,
         opacity=opacity, seed=seed,
     )  # fmt: skip
-    axes: Axes = {
-        "learning_rate": numbers("learning_rate", learning_rate, RATES),
-        "penalty": numbers("penalty", penalty, PENALTIES),
-        "trained": names("trained", trained, TRAINED),
-        "layer": choose_layers(task, layer, LAYERS),
-        "space": names("space", space, SPACES),
-        "steps": counts("steps", steps, (STEPS,)),
-    }
-    return run("rr_clarc", task, axes, _attempt, monitor)
+    choices: Axes = [
+        grid(
+            learning_rate=numbers("learning_rate", learning_rate, RATES),
+            trained=names("trained", trained, TRAINED),
+        ),
+        grid(penalty=numbers("penalty", penalty, PENALTIES)),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
+    spaces = names("space", space, SPACES)
+    places = screened(task, choose_layers(task, layer), spaces, monitor.part(0.0, 0.2))
+    return run("rr_clarc", task, [*choices, places], _attempt, monitor.part(0.2, 1.0))
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:

@@ -9,6 +9,7 @@ unmarked; these methods do not look for such.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,8 @@ class Task:
     validation: tuple[Tensor, Tensor] | None
     opacity: float | None
     seed: int
+    began: float
+    """When the call began, in seconds of `time.perf_counter`."""
 
     @property
     def labels(self) -> Tensor:
@@ -136,6 +139,7 @@ def prepare(
     Raises:
         TypeError, ValueError: bad input, before anything is touched.
     """
+    began = time.perf_counter()
     check_module("model", model)
     check_pairs(pairs)
     check_int("seed", seed, low=0)
@@ -169,6 +173,7 @@ def prepare(
         validation=labelled,
         opacity=opacity,
         seed=seed,
+        began=began,
     )
 
 

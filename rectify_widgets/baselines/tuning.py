@@ -1,8 +1,8 @@
 """The one tuner that all methods share, and the frame in which each of them runs.
 
 Imports torch and the engine.  A method names for each of its options the values to choose from, the
-published default first.  The tuner starts from the defaults and searches one option at a time: it
-tries the others of its values, keeps the best, and goes on to the next.  Judged is
+published default first.  The tuner starts from the defaults and searches one option (or a few that hang
+together) at a time: it tries the others of its values, keeps the best, and goes on to the next.  Judged is
 
     accuracy on corrupted validation inputs − 2 · (loss of accuracy on clean ones),
 
@@ -13,9 +13,9 @@ the defaults are taken.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -34,8 +34,8 @@ PENALTY = 2.0
 """What a point of clean accuracy weighs against a point of corrupted accuracy."""
 
 Options: TypeAlias = Mapping[str, Any]
-Axes: TypeAlias = Mapping[str, Sequence[Any]]
-"""Option names and the values to choose from, the published default first."""
+Axes: TypeAlias = Sequence[Sequence[Options]]
+"""What is searched at a time: choices of one or more options, the published default first."""
 Attempt: TypeAlias = Callable[[nn.Module, Task, Options, Monitor], None]
 """Changes a copy of the model, in evaluation mode, with one choice of options."""
 
@@ -70,11 +70,10 @@ def run(method: str, task: Task, axes: Axes, attempt: Attempt, monitor: Monitor)
         ValueError: the weights come out infinite or NaN with every choice.
         Cancelled: the ``cancel`` hook said so.
     """
-    began = time.perf_counter()
     monitor.report(0.0, f"{method}: starting")
     if task.validation is None:
-        options = {name: values[0] for name, values in axes.items()}
-        model = _make(task, attempt, options, monitor)
+        options = _defaults(axes)
+        model = make(task, attempt, options, monitor)
         if not weights_are_finite(model):
             raise ValueError(
                 f"model: {method} makes its weights infinite or NaN with {options}; give a "
@@ -85,8 +84,8 @@ def run(method: str, task: Task, axes: Axes, attempt: Attempt, monitor: Monitor)
         search = _Search(method, task, axes, attempt, Referee(task, task.validation), monitor)
         model, options, tried = search.run()
     monitor.report(1.0, f"{method}: done")
-    seconds = time.perf_counter() - began
-    return Baseline(model, method, MappingProxyType(options), tried, seconds)
+    seconds = time.perf_counter() - task.began
+    return Baseline(model, method, dict(options), tried, seconds)
 
 
 class _Search:
@@ -103,7 +102,7 @@ class _Search:
     ) -> None:
         self._method, self._task, self._axes = method, task, axes
         self._attempt, self._referee, self._monitor = attempt, referee, monitor
-        self._count = 1 + sum(len(values) - 1 for values in axes.values())
+        self._count = 1 + sum(len(values) - 1 for values in axes)
         self._started = 0
         self._tried: list[Trial] = []
         self._best: tuple[float, nn.Module, dict[str, Any]] | None = None
@@ -111,12 +110,13 @@ class _Search:
 
     def run(self) -> tuple[nn.Module, dict[str, Any], tuple[Trial, ...]]:
         """The best model, its options and the whole table."""
-        defaults = {name: values[0] for name, values in self._axes.items()}
-        self._try(defaults)
-        for name, values in self._axes.items():
-            held = dict(self._best[2]) if self._best is not None else defaults
+        held = _defaults(self._axes)
+        self._try(held)
+        for values in self._axes:
+            if self._best is not None:
+                held = self._best[2]
             for value in values[1:]:
-                self._try({**held, name: value})
+                self._try({**held, **value})
         if self._unreached is not None and not self._tried:
             raise self._unreached
         if self._best is None:
@@ -132,18 +132,30 @@ class _Search:
         part.report(0.0, f"{self._method}: trying {done + 1} of {self._count}")
         began = time.perf_counter()
         try:
-            model = _make(self._task, self._attempt, options, part)
+            model = make(self._task, self._attempt, options, part)
         except Unreached as reason:  # of the layers to choose from, one that has no part in it
             self._unreached = reason
             return
         seconds = time.perf_counter() - began
         corrupted, clean, score = self._referee.score(model)
-        self._tried.append(Trial(MappingProxyType(dict(options)), corrupted, clean, score, seconds))
+        self._tried.append(Trial(dict(options), corrupted, clean, score, seconds))
         if score is not None and (self._best is None or score > self._best[0]):
             self._best = (score, model, dict(options))
 
 
-def _make(task: Task, attempt: Attempt, options: Options, monitor: Monitor) -> nn.Module:
+def _defaults(axes: Axes) -> dict[str, Any]:
+    return {name: value for values in axes for name, value in values[0].items()}
+
+
+def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every choice of these options together, the first of each first."""
+    return [
+        dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())
+    ]
+
+
+def make(task: Task, attempt: Attempt, options: Options, monitor: Monitor) -> nn.Module:
+    """A copy of the model, changed by one attempt."""
     model = copied(task.model)
     with inspecting(model) as module:
         attempt(module, task, options, monitor)
