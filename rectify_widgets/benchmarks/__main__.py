@@ -18,6 +18,7 @@ from rectify_widgets.benchmarks.trojan import (
     measure_seconds,
     measure_trojan,
 )
+from rectify_widgets.benchmarks.widgets import measure_widgets
 from rectify_widgets.engine.progress import Monitor
 
 Benchmark = Callable[[argparse.Namespace, Monitor], Table]
@@ -60,6 +61,11 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             only=options.only,
             budget=options.budget,
         ),
+    ),
+    "widgets": (
+        5,
+        "time to the new view, payloads and memory of the widgets, in a kernel (repeats, not pairs)",
+        lambda options, monitor: measure_widgets(options.pairs, monitor),
     ),
 }
 

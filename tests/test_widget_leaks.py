@@ -1,0 +1,130 @@
+"""A hundred of each widget come and go, and leave nothing: no thread, widget, comm, model or memory.
+
+The engine is the real one, on a network of three layers; every widget has its first view drawn by
+its own worker before it is closed.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comm
+import ipywidgets as ipw
+import pytest
+import torch
+from torch import nn
+
+from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets.base import Panel
+from rectify_widgets.widgets.dashboard import RectificationDashboard
+from rectify_widgets.widgets.editability import EditabilityViewer
+from rectify_widgets.widgets.history import HistoryViewer
+from rectify_widgets.widgets.prediction import PredictionViewer
+from tests.widget_fakes import LAYERS, SCORES, network, pairs
+
+COUNT = 100
+STATM = Path("/proc/self/statm")
+PAGE = 4096
+
+Make = Callable[[nn.Module, SamplePairs], Panel]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rectified(model: nn.Module, given: SamplePairs) -> Rectification:
+    return rectify(model, given[:1], reference=given.clean, strategy="static", layer="6")
+
+
+def located() -> Localization:
+    return Localization(SCORES, "trial", {}, {}, {"9": "a layer of no use"}, LAYERS)
+
+
+WIDGETS: dict[str, Make] = {
+    "AttributionViewer": lambda model, given: AttributionViewer(model, given, method="saliency"),
+    "PredictionViewer": lambda model, given: PredictionViewer(model, network(), given),
+    "EditabilityViewer": EditabilityViewer,
+    "EditabilityViewer of scores": lambda model, given: EditabilityViewer(located()),
+    "HistoryViewer": lambda model, given: HistoryViewer(rectified(model, given)),
+    "RectificationDashboard": lambda model, given: RectificationDashboard(
+        model, given, attribution="saliency"
+    ),
+}
+
+
+def come_and_go(make: Make) -> tuple[weakref.ref[nn.Module], weakref.ref[torch.Tensor]]:
+    model, given = network(), pairs()
+    panel = make(model, given)
+    panel.settle()
+    panel.close()
+    return weakref.ref(model), weakref.ref(given.clean)
+
+
+def state() -> dict[str, int]:
+    """What could grow, counted after the rubbish is collected."""
+    gc.collect()
+    return {
+        "threads": threading.active_count(),
+        "widgets": len(ipw.widget._instances),
+        "comms": len(comm.get_comm_manager().comms),
+        "objects": len(gc.get_objects()),
+        "bytes": int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_hundred_come_and_go(name: str) -> None:
+    for _ in range(COUNT // 2):
+        come_and_go(WIDGETS[name])
+    before = state()
+    gone = [come_and_go(WIDGETS[name]) for _ in range(COUNT // 2)]
+    after = state()
+    growth = {what: after[what] - before[what] for what in before}
+    print(name, growth)
+    assert all(reference() is None for pair in gone for reference in pair)
+    assert (growth["threads"], growth["widgets"], growth["comms"]) == (0, 0, 0)
+    assert growth["objects"] < 4 * COUNT, "a few caches of libraries may still fill"
+    assert growth["bytes"] < 4_000_000, "no more than the allocator's own moods"
+
+
+@pytest.mark.slow
+def test_closed_in_the_middle_of_its_work() -> None:
+    def come_and_go_at_once() -> None:
+        dashboard = RectificationDashboard(network(), pairs(), attribution="saliency")
+        job = dashboard.rectify()
+        dashboard.close()
+        assert job.done
+
+    come_and_go_at_once()
+    before = state()
+    for _ in range(20):
+        come_and_go_at_once()
+    after = state()
+    for what in ("threads", "widgets", "comms"):
+        assert after[what] == before[what], what
+
+
+def test_the_count_can_fail() -> None:
+    before = state()
+    kept = WIDGETS["AttributionViewer"](network(), pairs())
+    kept.settle()
+    after = state()
+    assert after["threads"] > before["threads"]
+    assert after["widgets"] > before["widgets"]
+    kept.close()
+    assert state()["widgets"] == before["widgets"]
