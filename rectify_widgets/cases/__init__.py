@@ -30,6 +30,7 @@ _CASES = {
         "trojan",
         "trojan-visibility",
         "trojan-position",
+        "trojan-blend",
         "spurious-mild",
         "spurious-severe",
         "leakage",
