@@ -126,6 +126,7 @@ class AttributionViewer(Panel):
         self._shown: Shown | None = None
         self._built = False
         self._in_view: tuple[int, ...] = ()
+        self.about = markup.some(self._count, "sample")
         super().__init__(session)
         with self.building():
             self.method, self.layer, self.target = method, layer, target

@@ -129,6 +129,7 @@ class PredictionViewer(Panel):
         self._kept = Kept()
         self._listed: Flips | None = None
         self._predicting: Job[list[Seen]] | None = None
+        self.about = markup.some(self._compared.count, "sample")
         super().__init__(session)
         with self.building():
             self.opens = session is None

@@ -263,12 +263,14 @@ class Asked:
 def test_cancelled_at_every_stage(name: str) -> None:
     model = Tiny()
     asked = Asked()
-    LONG[name](model, cancel=asked)
+    measured: list[int] = []
+    LONG[name](model, cancel=asked, progress=lambda *_: measured.append(asked.times))
     assert asked.times > 3
+    first = measured[0] - 1  # asks before the gap is known: there is nothing to return yet
     kept = set()
     for at in range(1, asked.times + 1):
         with untouched(model, *INPUTS, when=f"cancelled at ask {at} of {asked.times}"):
-            if name == "rectify":
+            if name == "rectify" and at > first:
                 result = LONG[name](model, cancel=Asked(at))
                 # With the last report there is nothing left to stop.
                 assert (result.stopped == "cancelled") == (at < asked.times)
