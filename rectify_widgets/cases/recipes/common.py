@@ -7,7 +7,7 @@ the held-out images first, so that all cases on one data set hold out the same o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -130,12 +130,11 @@ def write_data(out: Path, name: str, arrays: Mapping[str, Bytes]) -> None:
                 shutil.copyfile(source, folder / notice)
 
 
-def fresh(model_of: type[nn.Module] | object, generator: torch.Generator) -> nn.Module:
+def fresh(make: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
     """A new network whose first weights are drawn from ``generator``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        model: nn.Module = model_of()  # type: ignore[operator]
-    return model
+        return make()
 
 
 def finish(
