@@ -23,6 +23,10 @@ NAMED = 3
 """Changes that the words beside a heat map name."""
 
 
+WIDEST = "560px"
+"""Of a heat map: about as wide alone as beside another one, since plotly keeps its first width."""
+
+
 @dataclass(frozen=True)
 class View:
     """One column of inputs: words above its heat map, the heat map, and a table beside it."""
@@ -114,7 +118,6 @@ class ClassPage(ipw.HBox):
         self._heads = [ipw.HTML() for _ in range(columns)]
         self._charts = [charts.ChartView() for _ in range(columns)]
         self._tables = [ipw.HTML() for _ in range(columns)]
-        self._shown: list[bool] = []
         self._cards = [
             _card(*parts) for parts in zip(self._heads, self._charts, self._tables, strict=True)
         ]
@@ -122,15 +125,7 @@ class ClassPage(ipw.HBox):
         self.add_class("rw-class-page")
 
     def tell(self, views: Sequence[View | None]) -> None:
-        """Show words and tables of the columns that have a view, and hide the others.
-
-        Where that makes cards wider or narrower, charts go: plotly would keep their old width.
-        """
-        shown = [view is not None for view in views]
-        if shown != self._shown:
-            self._shown = shown
-            for chart in self._charts:
-                chart.show(None)
+        """Show words and tables of the columns that have a view, and hide the others."""
         for card, head, table, view in zip(
             self._cards, self._heads, self._tables, views, strict=True
         ):
@@ -147,8 +142,8 @@ class ClassPage(ipw.HBox):
 
 def _card(head: ipw.HTML, chart: charts.ChartView, table: ipw.HTML) -> ipw.VBox:
     """The words above, and the table beside the chart where there is room, else below it."""
-    chart.layout.flex, chart.layout.width, chart.layout.min_width = "1 1 320px", "auto", "0"
+    place = ipw.VBox([chart], layout=ipw.Layout(flex="1 1 320px", min_width="0", max_width=WIDEST))
     table.layout.flex, table.layout.max_width = "0 1 auto", "100%"
-    view = ipw.HBox([chart, table], layout=ipw.Layout(width="100%", flex_flow="row wrap"))
+    view = ipw.HBox([place, table], layout=ipw.Layout(width="100%", flex_flow="row wrap"))
     view.add_class("rw-class-view")
     return ipw.VBox([head, view], layout=ipw.Layout(flex="1 1 340px", min_width="0", width="auto"))
