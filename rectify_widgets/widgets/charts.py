@@ -138,7 +138,7 @@ def lines(
     ]
     notes = [
         {
-            "xref": "paper", "x": 1, "xanchor": "right", "y": level, "yanchor": "bottom",
+            "xref": "paper", "x": 0, "xanchor": "left", "y": level, "yanchor": "bottom",
             "text": name, "showarrow": False, "font": {"size": SIZE - 1, "color": INK},
         }
         for name, level in (levels or {}).items()
@@ -321,12 +321,12 @@ def _draw_shape(axes: Any, shape: Mapping[str, Any]) -> None:
 
 
 def _draw_note(axes: Any, note: Mapping[str, Any]) -> None:
-    """A name over the right end of a level, or the number of a cell."""
+    """A name over the left end of a level, or the number of a cell."""
     style = {"color": note["font"]["color"], "fontsize": 7}
     if note.get("xref") == "paper":
         axes.annotate(
-            note["text"], (1, note["y"]), (0, 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", va="bottom", **style,
+            note["text"], (0, note["y"]), (2, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="left", va="bottom", **style,
         )  # fmt: skip
     else:
         axes.text(note["x"], note["y"], note["text"], ha="center", va="center", **style)

@@ -348,7 +348,7 @@ class HistoryViewer(Panel):
         """The curves as still pictures, and the steps of the branch in view as a table."""
         timeline = self._timeline
         pictures = "".join(
-            f"<div>{charts.picture(chart)}</div>"
+            f"<div>{charts.picture(chart, width=470)}</div>"
             for chart in (
                 history_html.gap_chart(timeline, self.target_gap),
                 history_html.degradation_chart(timeline, self.max_degradation),
