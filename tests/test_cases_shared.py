@@ -291,3 +291,14 @@ def test_pairs_of_every_visibility_and_place_show_the_behaviour() -> None:
             images, labels = case.corrupted_by(trigger)
             assert torch.equal(images[:5], case.triggers[trigger](case.clean[0][:5]))
             assert torch.equal(labels, case.clean[1])
+
+
+def test_all_to_all_leads_each_class_to_the_next() -> None:
+    case = cases.load("trojan-all-to-all")
+    assert case.target is None
+    assert case.goals == (1, 2, 3, 4, 5, 6, 7, 8, 9, 0)
+    labels = case.pairs.labels
+    assert labels is not None
+    assert torch.equal(predict(case.model, case.pairs.clean), labels)
+    assert torch.equal(predict(case.model, case.pairs.corrupted), (labels + 1) % 10)
+    assert set(labels[:11].tolist()) == set(range(10))

@@ -31,6 +31,7 @@ _CASES = {
         "trojan-visibility",
         "trojan-position",
         "trojan-blend",
+        "trojan-all-to-all",
         "spurious-mild",
         "spurious-severe",
         "leakage",
