@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,6 +28,23 @@ LAYERS = [
     ("residual", "block2.conv1"),
     ("transformer", "block.mlp.0"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads only wait for one another here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Layers of test networks draw their weights from the global random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def pairs_of(count: int = 3) -> tuple[SamplePairs, Tensor]:

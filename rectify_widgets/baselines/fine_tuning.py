@@ -2,8 +2,8 @@
 
 No single paper owns it.  It is the peer "fine-tune" of Yang et al. 2026 (CVPR, arXiv 2603.15656),
 whose schedule is not published, and "FT" of the backdoor literature (Wu et al. 2022,
-"BackdoorBench", NeurIPS Datasets and Benchmarks: stochastic gradient descent, momentum 0.9, learning
-rate 0.01, which is the first value here).
+"BackdoorBench", NeurIPS Datasets and Benchmarks: a hundred epochs from learning rate 0.01, annealed,
+which is the first value here).
 
 What differs: the network stays in evaluation mode, and there are a hundred steps instead of a
 hundred epochs, since a few pairs are learnt in a few steps and what follows only costs accuracy.
