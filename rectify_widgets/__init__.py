@@ -18,11 +18,11 @@ from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.statistics import KeyStatistics
 from rectify_widgets.explain import attribute
-from rectify_widgets.widgets.attribution import AttributionViewer
-from rectify_widgets.widgets.dashboard import RectificationDashboard
-from rectify_widgets.widgets.editability import EditabilityViewer
-from rectify_widgets.widgets.history import HistoryViewer
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
+from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
+from rectify_widgets.widgets.editability.viewer import EditabilityViewer
+from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,8 @@ import pytest
 from torch import Tensor, nn
 
 from rectify_widgets import explain
-from rectify_widgets.widgets import maps
-from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets.attribution import maps
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import network, pairs, texts
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from rectify_widgets import explain
 from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.widgets import maps
-from rectify_widgets.widgets.attribution import AttributionViewer
-from rectify_widgets.widgets.concentration import concentration
-from rectify_widgets.widgets.maps import MapCache, SetScores
+from rectify_widgets.widgets.attribution import maps
+from rectify_widgets.widgets.attribution.concentration import concentration
+from rectify_widgets.widgets.attribution.maps import MapCache, SetScores
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.session import Session
 from tests.map_fakes import Make, count_calls, making, view
 from tests.widget_fakes import network, pairs, texts

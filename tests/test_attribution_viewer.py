@@ -14,8 +14,8 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets.attribution import AttributionViewer
-from rectify_widgets.widgets.maps import Query
+from rectify_widgets.widgets.attribution.maps import Query
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from tests.map_fakes import Make, count_calls, making, pictures, view
 from tests.widget_fakes import network, pairs, texts
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rectify_widgets.widgets.concentration import (
+from rectify_widgets.widgets.attribution.concentration import (
     PERCENTILES,
     Scores,
     axis_of,

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets import class_page, confusion
-from rectify_widgets.widgets.confusion import OTHERS, Ints
+from rectify_widgets.widgets.prediction import class_page, confusion
+from rectify_widgets.widgets.prediction.confusion import OTHERS, Ints
 
 Case = tuple[Ints, Ints, Ints, int]
 

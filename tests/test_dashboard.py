@@ -25,8 +25,9 @@ from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.yardstick import Yardstick
-from rectify_widgets.widgets import actions, workshop
-from rectify_widgets.widgets.dashboard import RectificationDashboard
+from rectify_widgets.widgets import actions
+from rectify_widgets.widgets.dashboard import workshop
+from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import (
     SCORES,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.widgets import actions
-from rectify_widgets.widgets.editability import TREE_ROWS, EditabilityViewer
-from rectify_widgets.widgets.layer_list import PAGE
+from rectify_widgets.widgets.editability.layer_list import PAGE
+from rectify_widgets.widgets.editability.viewer import TREE_ROWS, EditabilityViewer
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import LAYERS, SCORES, fake_localization, network, pairs, texts
 

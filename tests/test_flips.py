@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets import flips
-from rectify_widgets.widgets.flips import FILTERED, KINDS, SAME, SORTS, Flips, Ints
+from rectify_widgets.widgets.prediction import flips
+from rectify_widgets.widgets.prediction.flips import FILTERED, KINDS, SAME, SORTS, Flips, Ints
 
 Told = tuple[Ints, flips.Floats]
 CLASSES = 4

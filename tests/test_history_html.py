@@ -7,10 +7,10 @@ import re
 import pytest
 
 from rectify_widgets.engine.history import Step
-from rectify_widgets.widgets import history_html
 from rectify_widgets.widgets.charts import Line, lines
-from rectify_widgets.widgets.curves import drawing, nice_ticks
-from rectify_widgets.widgets.timeline import Timeline
+from rectify_widgets.widgets.history import history_html
+from rectify_widgets.widgets.history.curves import drawing, nice_ticks
+from rectify_widgets.widgets.history.timeline import Timeline
 from tests.test_timeline import edit as named
 from tests.test_timeline import trial
 

@@ -18,9 +18,9 @@ from torch import nn
 from rectify_widgets.engine.editing import RankOneEdit, digest, load_edits
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.judging import Verdict
-from rectify_widgets.widgets import history as histories
-from rectify_widgets.widgets import history_html, history_rows
-from rectify_widgets.widgets.history import HistoryViewer
+from rectify_widgets.widgets.history import history_html, history_rows
+from rectify_widgets.widgets.history import viewer as histories
+from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 from tests.test_timeline import edit as named

@@ -8,10 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets.layer_facts import Column, Facts, legend, share_text, tooltip
-from rectify_widgets.widgets.layer_html import STATIC_ROWS, STRIP, overlay, static_table, strip
-from rectify_widgets.widgets.layer_rows import Row, list_rows
-from rectify_widgets.widgets.layer_tree import build_tree, tree_rows
+from rectify_widgets.widgets.editability.layer_facts import (
+    Column,
+    Facts,
+    legend,
+    share_text,
+    tooltip,
+)
+from rectify_widgets.widgets.editability.layer_html import (
+    STATIC_ROWS,
+    STRIP,
+    overlay,
+    static_table,
+    strip,
+)
+from rectify_widgets.widgets.editability.layer_rows import Row, list_rows
+from rectify_widgets.widgets.editability.layer_tree import build_tree, tree_rows
 
 NASTY = "<script>alert('x')</script>\""
 SCORES = {"b.1": 0.8, "a": 0.2, "b.2": -0.1}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets.layer_list import PAGE, page_count, page_of
-from rectify_widgets.widgets.layer_rows import ROOT, Row, interleave, list_rows, shorten
-from rectify_widgets.widgets.layer_tree import (
+from rectify_widgets.widgets.editability.layer_list import PAGE, page_count, page_of
+from rectify_widgets.widgets.editability.layer_rows import ROOT, Row, interleave, list_rows, shorten
+from rectify_widgets.widgets.editability.layer_tree import (
     SELF,
     build_tree,
     first_folds,

@@ -12,7 +12,7 @@ import pytest
 
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.widgets import actions
-from rectify_widgets.widgets.editability import EditabilityViewer
+from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import SCORES, fake_localization, network, pairs, texts
 

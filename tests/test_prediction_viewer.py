@@ -16,9 +16,9 @@ import traitlets
 from torch import Tensor, nn
 
 from rectify_widgets.engine.metrics import evaluate
-from rectify_widgets.widgets import comparison, prediction_html
-from rectify_widgets.widgets.flip_list import PER_SHEET
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.prediction import comparison, prediction_html
+from rectify_widgets.widgets.prediction.flip_list import PER_SHEET
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from tests.prediction_fakes import CLEAN, CORRUPTED, LABELS, NAMES, SWAP, Says, samples, saying
 from tests.widget_fakes import network, texts

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine import inspection
 from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.widgets import predicted, prediction
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.prediction import predicted
+from rectify_widgets.widgets.prediction import viewer as prediction
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from tests.prediction_fakes import CLEAN, NAMES, SWAP, Says, samples, saying
 from tests.widget_fakes import network, pairs, texts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rectify_widgets.engine.history import Step
-from rectify_widgets.widgets.timeline import GIVEN, Timeline
+from rectify_widgets.widgets.history.timeline import GIVEN, Timeline
 
 
 class Edit:

@@ -23,12 +23,12 @@ from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import Panel
-from rectify_widgets.widgets.dashboard import RectificationDashboard
-from rectify_widgets.widgets.editability import EditabilityViewer
-from rectify_widgets.widgets.history import HistoryViewer
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
+from rectify_widgets.widgets.editability.viewer import EditabilityViewer
+from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 
 COUNT = 100

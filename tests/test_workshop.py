@@ -14,9 +14,9 @@ from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.yardstick import Yardstick
 from rectify_widgets.widgets.actions import copied, join
+from rectify_widgets.widgets.dashboard.workshop import Workshop
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.workshop import Workshop
 from tests.widget_fakes import network, pairs
 
 REFERENCE = torch.rand(96, 1, 9, 9, generator=torch.Generator().manual_seed(5))

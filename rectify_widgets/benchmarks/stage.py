@@ -28,12 +28,12 @@ from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import Panel
-from rectify_widgets.widgets.dashboard import RectificationDashboard
-from rectify_widgets.widgets.editability import EditabilityViewer
-from rectify_widgets.widgets.history import HistoryViewer
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
+from rectify_widgets.widgets.editability.viewer import EditabilityViewer
+from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 
 SIZE = 224
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

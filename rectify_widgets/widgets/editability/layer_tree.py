@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rectify_widgets.widgets.layer_rows import ROOT, Row
+from rectify_widgets.widgets.editability.layer_rows import ROOT, Row
 
 SELF = "(itself)"
 """Label of a layer that holds other layers, inside its own group."""

@@ -13,8 +13,9 @@ from html import escape
 import ipywidgets as ipw
 import numpy as np
 
-from rectify_widgets.widgets import charts, confusion, markup, prediction_html
+from rectify_widgets.widgets import charts, markup
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.prediction import confusion, prediction_html
 
 LIMIT = 20
 """Classes in one heat map; of more, those that change most are shown, and the rest together."""

@@ -11,9 +11,9 @@ from html import escape
 
 from rectify_widgets.engine.history import Step
 from rectify_widgets.widgets.charts import Chart, Line, lines
-from rectify_widgets.widgets.layer_rows import shorten
+from rectify_widgets.widgets.editability.layer_rows import shorten
+from rectify_widgets.widgets.history.timeline import Timeline, Version
 from rectify_widgets.widgets.markup import percent, some
-from rectify_widgets.widgets.timeline import Timeline, Version
 
 TRIALS = 40
 """Most trials of one step with a row of their own; all of them are counted by reason."""

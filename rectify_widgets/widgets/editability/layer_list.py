@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from rectify_widgets.widgets import layer_html
 from rectify_widgets.widgets.buttons import action_button, step_button
-from rectify_widgets.widgets.layer_facts import Facts, legend, tooltip
-from rectify_widgets.widgets.layer_rows import NAME_WIDTH, Row
+from rectify_widgets.widgets.editability import layer_html
+from rectify_widgets.widgets.editability.layer_facts import Facts, legend, tooltip
+from rectify_widgets.widgets.editability.layer_rows import NAME_WIDTH, Row
 
 if TYPE_CHECKING:
     from rectify_widgets.widgets.base import Panel

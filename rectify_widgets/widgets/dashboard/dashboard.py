@@ -22,16 +22,17 @@ from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import actions, markup, workshop
-from rectify_widgets.widgets.attribution import AttributionViewer
+from rectify_widgets.widgets import actions, markup
+from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
 from rectify_widgets.widgets.buttons import progress_line
-from rectify_widgets.widgets.controls import Controls
-from rectify_widgets.widgets.editability import EditabilityViewer
-from rectify_widgets.widgets.history import HistoryViewer
+from rectify_widgets.widgets.dashboard import workshop
+from rectify_widgets.widgets.dashboard.controls import Controls
+from rectify_widgets.widgets.dashboard.options import RectifyOptions
+from rectify_widgets.widgets.editability.viewer import EditabilityViewer
+from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.options import RectifyOptions
-from rectify_widgets.widgets.prediction import PredictionViewer
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import SHEETS
 

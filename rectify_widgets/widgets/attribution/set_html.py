@@ -12,15 +12,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rectify_widgets.widgets import map_html, markup, render
-from rectify_widgets.widgets.concentration import (
+from rectify_widgets.widgets import markup, render
+from rectify_widgets.widgets.attribution import map_html
+from rectify_widgets.widgets.attribution.concentration import (
     Pick,
     Scores,
     distribution_table,
     picks,
     summary,
 )
-from rectify_widgets.widgets.maps import SetScores, View
+from rectify_widgets.widgets.attribution.maps import SetScores, View
 
 Order: TypeAlias = NDArray[np.int64]
 """Numbers of the samples of a set, in the order in which they are scored."""

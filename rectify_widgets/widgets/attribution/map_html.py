@@ -13,8 +13,8 @@ from html import escape
 from torch import Tensor
 
 from rectify_widgets.widgets import markup, render
-from rectify_widgets.widgets.concentration import Pick, number
-from rectify_widgets.widgets.maps import View
+from rectify_widgets.widgets.attribution.concentration import Pick, number
+from rectify_widgets.widgets.attribution.maps import View
 
 SIDE = 256
 """Side of a picture of one sample in CSS pixels, where there is room."""

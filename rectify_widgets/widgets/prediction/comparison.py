@@ -15,10 +15,11 @@ from torch import Tensor
 from rectify_widgets.engine.checks import check_labels
 from rectify_widgets.engine.metrics import Report, check_target
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import class_page, flips, markup, prediction_html
+from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.base import check_channels, check_classes, check_samples
-from rectify_widgets.widgets.flip_list import PER_SHEET, Tile, place_text, still
-from rectify_widgets.widgets.predicted import Seen
+from rectify_widgets.widgets.prediction import class_page, flips, prediction_html
+from rectify_widgets.widgets.prediction.flip_list import PER_SHEET, Tile, place_text, still
+from rectify_widgets.widgets.prediction.predicted import Seen
 
 PICTURES = 512
 """Thumbnails that are kept."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from html import escape
 
 from rectify_widgets.widgets import markup, render
-from rectify_widgets.widgets.layer_facts import UNITS, Column, Facts, share_text
-from rectify_widgets.widgets.layer_rows import NAME_WIDTH, Row
+from rectify_widgets.widgets.editability.layer_facts import UNITS, Column, Facts, share_text
+from rectify_widgets.widgets.editability.layer_rows import NAME_WIDTH, Row
 
 STATIC_NAME = 40
 """Longest name in a static table, in characters."""

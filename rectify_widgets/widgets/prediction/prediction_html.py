@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rectify_widgets.engine.metrics import Report
-from rectify_widgets.widgets import confusion, flips, markup, render
+from rectify_widgets.widgets import markup, render
+from rectify_widgets.widgets.prediction import confusion, flips
 
 SIGNS = {"fixed": "↑", "broken": "↓", "changed": "↔"}
 """The sign before each kind of flip."""

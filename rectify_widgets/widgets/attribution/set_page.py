@@ -11,12 +11,13 @@ from typing import Any
 
 import ipywidgets as ipw
 
-from rectify_widgets.widgets import markup, set_html
+from rectify_widgets.widgets import markup
+from rectify_widgets.widgets.attribution import set_html
+from rectify_widgets.widgets.attribution.concentration import Scores
+from rectify_widgets.widgets.attribution.map_html import Look, Pictures, Tile, tile_html
+from rectify_widgets.widgets.attribution.maps import SetScores, View, spread_order
 from rectify_widgets.widgets.buttons import action_button, progress_bar, progress_line
-from rectify_widgets.widgets.concentration import Scores
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.map_html import Look, Pictures, Tile, tile_html
-from rectify_widgets.widgets.maps import SetScores, View, spread_order
 
 
 class SetPage(ipw.VBox):

@@ -16,8 +16,8 @@ from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import layer_tree
-from rectify_widgets.widgets.layer_rows import Row, interleave, list_rows
+from rectify_widgets.widgets.editability import layer_tree
+from rectify_widgets.widgets.editability.layer_rows import Row, interleave, list_rows
 
 Found: TypeAlias = "Localization | Sequence[Localization] | Mapping[str, Localization]"
 """One localisation, or one for each of several methods."""

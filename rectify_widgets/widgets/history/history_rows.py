@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import ipywidgets as ipw
 
-from rectify_widgets.widgets import history_html
 from rectify_widgets.widgets.base import close_tree
-from rectify_widgets.widgets.timeline import Timeline
+from rectify_widgets.widgets.history import history_html
+from rectify_widgets.widgets.history.timeline import Timeline
 
 ROWS = 20
 """Steps with a row on the page: those of the step in view and around it."""

@@ -26,13 +26,13 @@ from rectify_widgets.engine.checks import (
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.widgets import actions, layer_html, layer_tree, markup
+from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.base import Panel, refuse_unknown
 from rectify_widgets.widgets.buttons import progress_line
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.layer_facts import Column, Facts
-from rectify_widgets.widgets.layer_index import Found, LayerIndex, check_found
-from rectify_widgets.widgets.layer_list import (
+from rectify_widgets.widgets.editability import layer_html, layer_tree
+from rectify_widgets.widgets.editability.layer_facts import Column, Facts
+from rectify_widgets.widgets.editability.layer_index import Found, LayerIndex, check_found
+from rectify_widgets.widgets.editability.layer_list import (
     ORDERS,
     VIEWS,
     LayerList,
@@ -40,8 +40,9 @@ from rectify_widgets.widgets.layer_list import (
     page_count,
     page_of,
 )
-from rectify_widgets.widgets.layer_rows import Row
-from rectify_widgets.widgets.locating import LocateControls
+from rectify_widgets.widgets.editability.layer_rows import Row
+from rectify_widgets.widgets.editability.locating import LocateControls
+from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.stepper import ChoiceStepper
 

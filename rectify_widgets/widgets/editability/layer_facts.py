@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rectify_widgets.widgets import markup
-from rectify_widgets.widgets.layer_rows import ROOT, Row
+from rectify_widgets.widgets.editability.layer_rows import ROOT, Row
 
 UNITS = {
     "edit-attribution": ("predicted share of the gap", "predicted share"),

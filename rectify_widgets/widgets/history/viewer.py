@@ -22,15 +22,16 @@ from rectify_widgets.engine.checks import check_int, check_module, check_number
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.judging import Verdict
-from rectify_widgets.widgets import actions, charts, history_html, markup
+from rectify_widgets.widgets import actions, charts, markup
 from rectify_widgets.widgets.base import Panel, check_path, refuse_unknown
-from rectify_widgets.widgets.curves import drawing
-from rectify_widgets.widgets.history_controls import HistoryControls
-from rectify_widgets.widgets.history_rows import StepRows
+from rectify_widgets.widgets.history import history_html
+from rectify_widgets.widgets.history.curves import drawing
+from rectify_widgets.widgets.history.history_controls import HistoryControls
+from rectify_widgets.widgets.history.history_rows import StepRows
+from rectify_widgets.widgets.history.timeline import Timeline
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.stepper import SampleStepper
-from rectify_widgets.widgets.timeline import Timeline
 
 COPIES = 4
 """Models that are kept, one a version; the one not seen for longest is dropped first."""

@@ -20,17 +20,18 @@ from rectify_widgets.engine.checks import check_choice, check_int, check_module
 from rectify_widgets.engine.metrics import Report
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.widgets import class_page, markup, prediction_html
+from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
 from rectify_widgets.widgets.buttons import progress_line
-from rectify_widgets.widgets.comparison import NO_MODEL, gather
-from rectify_widgets.widgets.flip_list import PER_SHEET, FlipList
-from rectify_widgets.widgets.flips import KINDS, Flips, Ints, sheet, sheet_count
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.predicted import Kept, Seen, judge, predict
+from rectify_widgets.widgets.prediction import class_page, prediction_html
+from rectify_widgets.widgets.prediction.comparison import NO_MODEL, gather
+from rectify_widgets.widgets.prediction.flip_list import PER_SHEET, FlipList
+from rectify_widgets.widgets.prediction.flips import KINDS, Flips, Ints, sheet, sheet_count
+from rectify_widgets.widgets.prediction.predicted import Kept, Seen, judge, predict
+from rectify_widgets.widgets.prediction.wait_row import WaitRow
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.stepper import ChoiceStepper, SampleStepper
-from rectify_widgets.widgets.wait_row import WaitRow
 
 PAGES = {"sample": "Sample", "flips": "Flips", "classes": "Classes"}
 FILTERS = {"all": "All"} | {kind: f"{prediction_html.SIGNS[kind]} {kind}" for kind in KINDS}

@@ -18,7 +18,14 @@ from rectify_widgets.engine.checks import check_choice, check_int, check_module,
 from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.explain import METHODS, find_layer
-from rectify_widgets.widgets import map_html, maps, markup
+from rectify_widgets.widgets import markup
+from rectify_widgets.widgets.attribution import map_html, maps
+from rectify_widgets.widgets.attribution.concentration import Scores
+from rectify_widgets.widgets.attribution.map_controls import GRAD_CAM, MapControls
+from rectify_widgets.widgets.attribution.map_html import Shown
+from rectify_widgets.widgets.attribution.maps import MapCache, Query, View
+from rectify_widgets.widgets.attribution.set_html import TileViews
+from rectify_widgets.widgets.attribution.set_page import SetPage
 from rectify_widgets.widgets.base import (
     Panel,
     check_channels,
@@ -27,14 +34,8 @@ from rectify_widgets.widgets.base import (
     check_samples,
     refuse_unknown,
 )
-from rectify_widgets.widgets.concentration import Scores
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.map_controls import GRAD_CAM, MapControls
-from rectify_widgets.widgets.map_html import Shown
-from rectify_widgets.widgets.maps import MapCache, Query, View
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.set_html import TileViews
-from rectify_widgets.widgets.set_page import SetPage
 
 TITLE = "What the model looks at"
 PAGES = {"sample": "One sample", "set": "Whole set"}

@@ -10,9 +10,9 @@ from functools import partial
 
 import ipywidgets as ipw
 
-from rectify_widgets.widgets import history_html
 from rectify_widgets.widgets.buttons import action_button
-from rectify_widgets.widgets.timeline import Timeline
+from rectify_widgets.widgets.history import history_html
+from rectify_widgets.widgets.history.timeline import Timeline
 
 FILE = "edits.safetensors"
 """Name that is offered for saving."""

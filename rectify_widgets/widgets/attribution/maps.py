@@ -24,7 +24,7 @@ from rectify_widgets.engine.inspection import inspecting, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.actions import copied
-from rectify_widgets.widgets.concentration import Scores, concentration
+from rectify_widgets.widgets.attribution.concentration import Scores, concentration
 from rectify_widgets.widgets.jobs import Job
 
 CACHE_BYTES = 64_000_000

@@ -1,0 +1,1 @@
+"""`AttributionViewer`: what a model looks at."""

@@ -1,0 +1,1 @@
+"""`RectificationDashboard`: the four viewers in one, with the buttons."""

@@ -1,0 +1,1 @@
+"""`EditabilityViewer`: how much an edit of each layer helps."""

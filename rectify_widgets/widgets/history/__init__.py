@@ -1,0 +1,1 @@
+"""`HistoryViewer`: every version of a model under repair."""

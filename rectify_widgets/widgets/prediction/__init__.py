@@ -1,0 +1,1 @@
+"""`PredictionViewer`: what a model predicts, before and after its edits."""
