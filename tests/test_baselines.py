@@ -307,8 +307,10 @@ def tuned(axes: dict[str, list[Any]], **changes: Any) -> baselines.Baseline:
 
 
 def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
-    x, y = tiny_validation()
-    result = tuned({"shift": [0.0, 1.0, 50.0], "sign": [1, -1]})
+    x = tiny_validation()[0]
+    with torch.no_grad():
+        y = Tiny()(x).argmax(dim=1)  # so that every change costs accuracy
+    result = tuned({"shift": [0.0, 1.0, 50.0], "sign": [1, -1]}, validation=(x, y))
     model, xt = Tiny(), transplant(tiny_pairs(), x)
     best = -9.0
     before = evaluate(model, (x, y), (xt, y))
@@ -321,6 +323,7 @@ def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
         lost = max(before.overall_accuracy - report.overall_accuracy, 0.0)
         assert trial.score == pytest.approx((report.corrupted_accuracy or 0.0) - PENALTY * lost)
         best = max(best, trial.score or -9.0)
+    assert min(trial.clean_accuracy for trial in result.tried) < before.overall_accuracy
     assert [trial.options["shift"] for trial in result.tried[:3]] == [0.0, 1.0, 50.0]
     assert len(result.tried) == 4
     assert max(t.score for t in result.tried if t.score is not None) == best
