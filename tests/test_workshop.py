@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from rectify_widgets.engine.inspection import copied
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.yardstick import Yardstick
-from rectify_widgets.widgets.actions import copied, join
+from rectify_widgets.widgets.actions import join
 from rectify_widgets.widgets.dashboard.workshop import Workshop
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session

@@ -8,7 +8,6 @@ unmarked; these methods do not look for such.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_int, check_module, check_number
 from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import inspecting, unwrap
+from rectify_widgets.engine.inspection import copied, inspecting
 from rectify_widgets.engine.layers import LayerCatalog
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs, touched
 from rectify_widgets.engine.rectification import check_validation
@@ -175,23 +174,6 @@ def prepare(
         seed=seed,
         began=began,
     )
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the unwrapped model that shares nothing with it."""
-    module = unwrap(model)
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
-        raise ValueError(
-            "model: it has lazy layers without a shape; run it once on an input before this call"
-        )
-    try:
-        with torch.inference_mode(mode=False):  # what is made inside it cannot be trained
-            return copy.deepcopy(module)
-    except Exception as error:
-        raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
-            "attributes, or give modules that hold locks or files a __deepcopy__"
-        ) from error
 
 
 def _joined(pairs: SamplePairs, clean: Tensor, corrupted: Tensor, answers: Tensor) -> SamplePairs:

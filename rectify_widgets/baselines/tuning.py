@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from rectify_widgets.baselines.baseline import Baseline, Trial
 from rectify_widgets.baselines.latent import Followed
-from rectify_widgets.baselines.task import Task, copied, weights_are_finite
+from rectify_widgets.baselines.task import Task, weights_are_finite
 from rectify_widgets.engine.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.inspection import inspecting, predict_all
+from rectify_widgets.engine.inspection import copied, inspecting, predict_all
 from rectify_widgets.engine.pairs import transplant
 from rectify_widgets.engine.progress import Monitor
 

@@ -7,6 +7,7 @@ answers.  All three clean up whether the block succeeds, fails or is cancelled.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,27 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the unwrapped model that shares nothing with it.
+
+    Raises:
+        ValueError: it has lazy layers without a shape, or cannot be copied.
+    """
+    module = unwrap(model)
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    try:
+        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
+            return copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
+            "attributes, or give modules that hold locks or files a __deepcopy__"
+        ) from error
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -8,7 +8,6 @@ bit.  Edits are solved on one half of the references and judged on the other.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_
 from rectify_widgets.engine.editing import DIRECTIONS, RankOneEdit, Unreached
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import inspecting, predict_all, unwrap
+from rectify_widgets.engine.inspection import copied, inspecting, predict_all
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.layers import LayerCatalog
 from rectify_widgets.engine.localization import (
@@ -116,7 +115,7 @@ def rectify(
         )
     grid = check_grid(directions, ridges)
     monitor = Monitor(progress, cancel)
-    work = _copy(model)
+    work = copied(model)
     with inspecting(work) as module:
         scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
         if strategy == "static":
@@ -356,23 +355,6 @@ def _shortlist(
         return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
     ranked = sorted(few, key=lambda name: -scores[name])
     return [candidate for name in ranked for candidate in few[name]][:TRIALS]
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy of the unwrapped model that shares nothing with it."""
-    module = unwrap(model)
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
-        raise ValueError(
-            "model: it has lazy layers without a shape; run it once on an input before this call"
-        )
-    try:
-        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
-            return copy.deepcopy(module)
-    except Exception as error:
-        raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
-            "attributes, or give modules that hold locks or files a __deepcopy__"
-        ) from error
 
 
 def _last_layer(catalog: LayerCatalog) -> str:

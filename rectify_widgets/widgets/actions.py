@@ -6,7 +6,6 @@ a widget or changes the model that it is given (see `session`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,10 @@ from torch import nn
 
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit, save_edits
-from rectify_widgets.engine.inspection import unwrap
+from rectify_widgets.engine.inspection import copied
 from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets.jobs import Job
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the unwrapped model that shares nothing with it."""
-    try:
-        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
-            return copy.deepcopy(unwrap(model))
-    except Exception as error:
-        raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
-            "attributes, or give modules that hold locks or files a __deepcopy__"
-        ) from error
 
 
 def locate(

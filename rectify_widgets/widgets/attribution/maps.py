@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.inspection import inspecting, predict_all
+from rectify_widgets.engine.inspection import copied, inspecting, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
-from rectify_widgets.widgets.actions import copied
 from rectify_widgets.widgets.attribution.concentration import Scores, concentration
 from rectify_widgets.widgets.jobs import Job
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.inspection import copied
 from rectify_widgets.engine.judging import Verdict
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
@@ -70,7 +71,7 @@ class Workshop:
 
     def edited(self, edits: Sequence[RankOneEdit]) -> nn.Module:
         """A copy of the unwrapped model with these edits; it shares nothing with it."""
-        model = actions.copied(self._model)
+        model = copied(self._model)
         for edit in edits:
             edit.apply(model)
         return model

@@ -21,6 +21,7 @@ from torch import nn
 from rectify_widgets.engine.checks import check_int, check_module, check_number
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.inspection import copied
 from rectify_widgets.engine.judging import Verdict
 from rectify_widgets.widgets import actions, charts, markup
 from rectify_widgets.widgets.base import Panel, check_path, refuse_unknown
@@ -239,7 +240,7 @@ class HistoryViewer(Panel):
         def work(job: Job[nn.Module | None]) -> nn.Module | None:
             if kept is not None or not edits:
                 return kept
-            model = source.at(0) if isinstance(source, Rectification) else actions.copied(source)
+            model = source.at(0) if isinstance(source, Rectification) else copied(source)
             for edit in edits:
                 job.check()
                 edit.apply(model)

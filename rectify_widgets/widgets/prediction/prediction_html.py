@@ -19,6 +19,9 @@ from rectify_widgets.engine.metrics import Report
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.prediction import confusion, flips
 
+TRACK = 40
+"""Length of a full probability bar in CSS pixels."""
+
 SIGNS = {"fixed": "↑", "broken": "↓", "changed": "↔"}
 """The sign before each kind of flip."""
 
@@ -91,7 +94,7 @@ def whiskers(intervals: Sequence[Interval], alt: str, *, width: int = 150) -> st
 def track(share: float, colour: str) -> str:
     """A bar of ``share`` (0..1) within a track, as long as there is room for."""
     width = 100.0 * min(max(share, 0.0), 1.0)
-    bar = render.bar_tag(share, width=markup.TRACK, colour=colour)
+    bar = render.bar_tag(share, width=TRACK, colour=colour)
     start = bar.find('style="')
     if start >= 0:
         bar = (
