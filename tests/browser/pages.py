@@ -150,6 +150,21 @@ class Watched:
             self.page.wait_for_timeout(30)
         raise TimeoutError(f"want {words}, the status is {self.status()!r}")
 
+    def rectify(self) -> str:
+        """Press Rectify, and wait until it has ended and the new maps are there."""
+        self.page.click(parts.RECTIFY)
+        text = self.wait_for_status("Target reached", "Done after", "Round limit")
+        self.page.wait_for_selector(parts.MAP_AFTER)
+        return text
+
+    def undo_all(self) -> None:
+        """Press Undo as long as it can be pressed."""
+        while self.page.locator(parts.UNDO).is_enabled():
+            step = self.ask("print(dashboard.history.step)")
+            self.page.click(parts.UNDO)
+            self.wait_for_status("Took an edit back")
+            assert int(self.ask("print(dashboard.history.step)")) == int(step) - 1
+
     def picture(self, name: str, selector: str | None = None) -> Path:
         """Screenshot of the page or of one element, kept in the ignored folder."""
         SCREENSHOTS.mkdir(exist_ok=True)

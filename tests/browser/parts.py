@@ -19,17 +19,31 @@ EDIT = ":nth-match(.rw-edit, 1)"
 UNDO = ":nth-match(.rw-undo, 1)"
 CANCEL = ":nth-match(.rw-cancel, 1)"
 
-ROW = ".rw-row"
+LAYER = ".rw-rows .rw-row"
 """One layer's bar."""
 
-CHOSEN = ".rw-chosen"
+CHOSEN = ".rw-rows .rw-chosen"
 """The bar of the chosen layer."""
+
+LAYERS = ".rw-card select"
+"""The list of layers; the first list inside a card."""
 
 MAPS = ".rw-maps"
 MAP = ".rw-maps img"
 MAP_AFTER = 'img[alt*="corrupted input, after"]'
 """The attribution map of the corrupted input under the edited model."""
 
-SLIDER = ".noUi-handle"
-HISTORY = ".rw-history"
+METHODS = ".rw-map-controls select"
+SAMPLE = ".rw-map-controls .noUi-handle"
+"""The handle of the slider that goes through the samples."""
+
+STEP = ".rw-versions .rw-version"
+"""One row of the history."""
+
+STEPS = ".rw-history-card .noUi-handle"
+"""The handle of the slider that goes through the history."""
+
+STEP_ON = ":nth-match(.rw-history-card .rw-step, 2)"
+"""The button to the next step."""
+
 STATIC = ".rw-static"

@@ -30,30 +30,38 @@ def test_the_dashboard_from_first_view_to_undo(own: pages.Watched) -> None:
     assert own.ask("print(dashboard.status)").startswith("Ready")
     own.picture("1-ready")
 
-    row = page.locator(parts.ROW).nth(1)
+    row = page.locator(parts.LAYER).nth(1)
     row.click()
     page.wait_for_selector(parts.CHOSEN)
     assert own.ask("print(dashboard.layer)") == row.inner_text()
 
     page.click(parts.LOCATE)
     own.wait_for_status("scores best")
-    assert own.ask("print(len(dashboard.scores))") == str(page.locator(parts.ROW).count())
+    assert own.ask("print(len(dashboard.scores))") == str(page.locator(parts.LAYER).count())
 
     page.click(parts.RECTIFY)
-    own.wait_for_status("%")
-    assert page.locator(parts.CANCEL).is_enabled()
+    own.wait_for_status("Rectify: ")
+    page.wait_for_selector(f"{parts.CANCEL}:enabled")
     assert not page.locator(parts.RECTIFY).is_enabled()
     own.picture("2-running")
     page.click(parts.CANCEL)
     own.wait_for_status("ancelled")
+    own.undo_all()  # a cancelled rectification keeps the edits that it had kept
 
-    page.click(parts.RECTIFY)
-    own.wait_for_status("after")
-    page.wait_for_selector(parts.MAP_AFTER)
+    own.rectify()
     own.picture("3-rectified")
-    assert own.ask("print(len(dashboard.edits) > 0)") == "True"
-    while page.locator(parts.UNDO).is_enabled():
-        page.click(parts.UNDO)
-        own.wait_for_status("Took back")
+    last = int(own.ask("print(dashboard.history.step)"))
+    assert last > 0
+    page.locator(parts.STEP).first.click()
+    page.wait_for_selector(parts.MAP_AFTER, state="detached")
+    assert own.ask("print(dashboard.history.step, dashboard.model is case.model)") == "0 True"
+    page.locator(parts.STEP_ON).focus()  # Notebook keeps a slider's arrow keys for itself
+    page.keyboard.press("Enter")
+    page.wait_for_selector(parts.MAP_AFTER)
+    assert own.ask("print(dashboard.history.step, len(dashboard.edits))") == "1 1"
+    page.locator(parts.STEP).nth(last).click()
+    own.picture("4-scrubbed")
+
+    own.undo_all()
     assert own.ask("print(dashboard.edits, dashboard.error)") == "[] None"
     own.assert_quiet()
