@@ -56,7 +56,7 @@ class Controls(ipw.VBox):
             layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="flex-start"),
         )
         options = ipw.HBox(
-            [*_options(panel), _linked(panel, "file", ipw.Text, "File", 232), self.buttons["save"]],
+            [*_options(panel), _linked(panel, "file", ipw.Text, "File", 200), self.buttons["save"]],
             layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="center"),
         )
         options.add_class("rw-options")
@@ -81,24 +81,27 @@ class Controls(ipw.VBox):
 def _options(panel: Panel) -> list[ipw.Widget]:
     """Fields for what `rectify` takes."""
     lists: dict[str, tuple[str, tuple[str, ...], int]] = {
-        "method": ("Ranking", METHODS, 216),
-        "strategy": ("Strategy", STRATEGIES, 170),
+        "method": ("Ranking", METHODS, 200),
+        "strategy": ("Strategy", STRATEGIES, 154),
     }
     fields = [
         _linked(panel, name, ipw.Dropdown, text, width, options=options)
         for name, (text, options, width) in lists.items()
     ]
-    for name, text in (("target_gap", "Target gap, %"), ("max_degradation", "Budget, %")):
+    for name, text, width in (
+        ("target_gap", "Target gap, %", 142),
+        ("max_degradation", "Budget, %", 122),
+    ):
         field = ipw.BoundedFloatText(
             value=100.0 * getattr(panel, name),
             min=0.0,
             max=100.0,
             step=0.5,
-            **_look(text, 162),
+            **_look(text, width),
         )
         panel.link(name, field, "value", transform=(_to_percent, _to_share))
         fields.append(field)
-    fields.append(_linked(panel, "max_rounds", ipw.BoundedIntText, "Rounds", 122, min=1, max=100))
+    fields.append(_linked(panel, "max_rounds", ipw.BoundedIntText, "Rounds", 104, min=1, max=100))
     return fields
 
 
