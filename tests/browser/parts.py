@@ -17,6 +17,7 @@ RECTIFY = ":nth-match(.rw-rectify, 1)"
 LOCATE = ":nth-match(.rw-locate, 1)"
 EDIT = ":nth-match(.rw-edit, 1)"
 UNDO = ":nth-match(.rw-undo, 1)"
+REDO = ":nth-match(.rw-redo, 1)"
 CANCEL = ":nth-match(.rw-cancel, 1)"
 
 LAYER = ".rw-rows .rw-row"
