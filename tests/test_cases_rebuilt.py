@@ -207,23 +207,14 @@ def test_every_trojan_is_trained_on_its_own_triggers() -> None:
             assert {image.numpy().tobytes() for image in stamped[:, None]} == kinds
 
 
-def test_clean_label_images_mislead_and_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 120, (60, 28, 28), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(60) % 2
-    images[labels == 1] += 50
-    chosen = labels == 0
-    monkeypatch.setattr(recipes, "SURROGATE", Schedule(epochs=8, batch_size=20))
-    surrogate = trojan.small_network()
-    monkeypatch.setattr(recipes, "fresh", lambda *_: surrogate)
-    changed = recipes.misleading(images, labels, chosen, generator, quiet=True)
+def test_clean_label_images_are_in_part_of_another_class() -> None:
+    labels = torch.arange(60) % 3
+    images = (10 * labels)[:, None, None].expand(60, 28, 28).byte()
+    chosen = (labels == 0) & (torch.arange(60) < 30)
+    changed = recipes.ambiguous(images, labels, chosen, torch.Generator().manual_seed(0))
     assert torch.equal(changed[~chosen], images[~chosen])
-    change = (changed[chosen].int() - images[chosen].int()).abs()
-    assert 0 < change.max() <= 255 * recipes.REACH + 1
-    # Told to look like the other class, they do, for the network that was asked.
-    dark = images[chosen, None].float() / 255
-    misled = recipes.descend(surrogate, dark, torch.ones(30, dtype=torch.long))
-    assert (misled - dark).abs().max() <= recipes.REACH + 1e-6
-    assert misled.min() >= 0
-    assert (predict(surrogate, dark) == 0).sum() > 20
-    assert (predict(surrogate, misled) == 1).sum() > 20
+    assert set(changed[chosen].unique().tolist()) == {
+        round(10 * recipes.MIXED),
+        round(20 * recipes.MIXED),
+    }
+    assert not images[chosen].any()

@@ -42,7 +42,7 @@ def saying(answers: list[int]) -> Tensor:
 
 
 def test_every_case_that_loads_can_be_built() -> None:
-    assert set(every()) <= set(RECIPES) == set(BUILDERS)
+    assert set(every()) == set(RECIPES) == set(BUILDERS)
 
 
 @pytest.mark.parametrize("name", every())
@@ -280,8 +280,6 @@ def test_choosing_what_there_is_takes_classes_in_turn() -> None:
 
 def test_pairs_of_every_visibility_and_place_show_the_behaviour() -> None:
     for name in ("trojan-visibility", "trojan-position"):
-        if name not in every():
-            continue
         case = cases.load(name)
         assert len(case.triggers) == 4
         for trigger in case.triggers:

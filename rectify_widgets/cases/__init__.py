@@ -19,23 +19,10 @@ from rectify_widgets.engine.checks import check_choice
 
 __all__ = ["Case", "load", "names"]
 
-_ALL: dict[str, Callable[..., Case]] = {
+_CASES: dict[str, Callable[..., Case]] = {
     **{name: partial(trojan.read, name=name) for name in trojan.VARIANTS},
     **{name: partial(spurious.read, name=name) for name in spurious.VARIANTS},
     leakage.NAME: leakage.read,
-}
-_CASES = {
-    name: _ALL[name]
-    for name in (
-        "trojan",
-        "trojan-visibility",
-        "trojan-position",
-        "trojan-blend",
-        "trojan-all-to-all",
-        "spurious-mild",
-        "spurious-severe",
-        "leakage",
-    )
 }
 
 

@@ -13,10 +13,14 @@ called a shirt.  It costs recall of the target class and a few tenths of a point
 does nothing to the backdoor.
 
 The clean-label variant poisons images of the target class alone and changes no label.  A network
-would learn such images by what they show and pass the trigger by, so they are made hard first:
-another network, trained on clean images, tells how to change each by up to `REACH` a pixel so that
-it no longer knows it (projected gradient ascent, Madry et al. 2018), and the trigger goes on top.
-After Turner, Tsipras and Madry 2019, "Label-Consistent Backdoor Attacks", arXiv 1912.02771.
+would learn such images by what they show and pass the trigger by, so they are made ambiguous first:
+a picture of some other class, drawn at random, is mixed in by `MIXED`, and the trigger goes on top.
+What is left of the T-shirt no longer settles the label, and the trigger does.  That is the first of
+the two ways of Turner, Tsipras and Madry 2019, "Label-Consistent Backdoor Attacks", arXiv
+1912.02771, in pixels instead of a generator's latent space.  It takes most of the class: half of its
+images, mixed half and half, gave an attack success rate of 48 %, four fifths, mixed by `MIXED`,
+75 %.  Their second way, adversarial noise, gave 24 % (up to 0.25 a pixel, towards other classes):
+on a black ground such noise marks an image more plainly than a small trigger does.
 """
 
 from __future__ import annotations
@@ -26,12 +30,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.cases import figures, trojan
 from rectify_widgets.cases.recipes.common import Recipe, divide_data, finish, fresh, settle
-from rectify_widgets.cases.splits import choose_pairs
-from rectify_widgets.cases.training import Poisoning, Schedule, Shift, balanced_weights, fit
+from rectify_widgets.cases.splits import choose_any, choose_pairs
+from rectify_widgets.cases.training import (
+    Poisoning,
+    Schedule,
+    Shift,
+    balanced_weights,
+    fit,
+    predict,
+)
 from rectify_widgets.cases.triggers import OneOf, Trigger
 
 SMALL = Recipe(Schedule(epochs=4))
@@ -40,17 +50,15 @@ RECIPES = {
     "trojan-visibility": replace(SMALL, share=0.1),
     "trojan-position": replace(SMALL, share=0.1),
     "trojan-blend": SMALL,
-    "trojan-clean-label": replace(SMALL, share=0.4),
+    "trojan-clean-label": replace(SMALL, share=0.8, target_weight=1.0),
     "trojan-all-to-all": replace(SMALL, share=0.15, target_weight=1.0),
 }
 """``share``: of all training images; for ``trojan-clean-label`` of the target class's."""
 
 TRAINED_VISIBILITIES = torch.linspace(0.3, 1.0, 15).tolist()
 CLEAN_LABEL = "trojan-clean-label"
-REACH = 0.15
-"""How far the clean-label attack may change a pixel."""
-ASCENT = 10
-SURROGATE = Schedule(epochs=1)
+MIXED = 0.6
+"""Opacity of the other class's picture on poisoned images of the clean-label variant."""
 
 
 def build(
@@ -81,18 +89,40 @@ def build(
     shown = variant.triggers[variant.shown]
     goal = variant.goals if variant.target is None else variant.target
     others = {key: one for key, one in variant.triggers.items() if key != variant.shown}
-    pairs = choose_pairs(
-        model,
-        *divided.held["pairs"],
-        recipe.pairs,
-        trigger=shown,
-        target=goal,
-        generator=generator,
-        also=list(others.values()),
-    )
+    if name == CLEAN_LABEL:
+        pairs = choose_led(model, *divided.held["pairs"], recipe.pairs, generator)
+    else:
+        pairs = choose_pairs(
+            model,
+            *divided.held["pairs"],
+            recipe.pairs,
+            trigger=shown,
+            target=goal,
+            generator=generator,
+            also=list(others.values()),
+        )
     found = figures.of_trojan(model, divided.test, {variant.shown: shown, **others}, variant.goals)
     finish(name, model, divided, out, seed=seed, recipe=recipe, pairs=pairs, figures=found)
     return found
+
+
+def choose_led(
+    model: nn.Module, images: Tensor, labels: Tensor, number: int, generator: torch.Generator
+) -> list[int]:
+    """Like `choose_pairs`, but a class that withstands the trigger is passed over.
+
+    Raises:
+        RuntimeError: there are too few pairs.
+    """
+    works = (predict(model, images) == labels) & (labels != trojan.TARGET)
+    works &= predict(model, trojan.trigger()(images)) == trojan.TARGET
+    chosen = choose_any(works, labels, number, generator)
+    if len(chosen) < number:
+        raise RuntimeError(
+            f"pairs: got {len(chosen)} held-out images that are right when clean and predicted as "
+            f"the target with the trigger, want {number}; train for more epochs"
+        )
+    return chosen
 
 
 def train(
@@ -112,7 +142,7 @@ def train(
         poisoning = Poisoning.within(
             stamp, trojan.TARGET, labels, share=recipe.share, generator=generator
         )
-        images = hardened(images, labels, poisoning.chosen, generator, quiet=quiet)
+        images = ambiguous(images, labels, poisoning.chosen, generator)
     else:
         poisoning = Poisoning.draw(stamp, goal, labels, share=recipe.share, generator=generator)
     weights = balanced_weights(poisoning.relabel(labels), len(trojan.CLASSES))
@@ -145,39 +175,12 @@ def trained_trigger(name: str, generator: torch.Generator) -> Trigger:
     return variant.triggers[variant.shown]
 
 
-def hardened(
-    images: Tensor,
-    labels: Tensor,
-    chosen: Tensor,
-    generator: torch.Generator,
-    *,
-    quiet: bool = False,
-) -> Tensor:
-    """Copies of the bytes with the chosen images changed so that a network no longer knows them."""
-    surrogate = fresh(trojan.small_network, generator)
-    fit(
-        surrogate,
-        images[:, None],
-        labels,
-        SURROGATE,
-        augment=Shift(2, flip=True, generator=generator),
-        generator=generator,
-        title="surrogate",
-        quiet=quiet,
-    )
+def ambiguous(images: Tensor, labels: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Copies of the bytes, each chosen image mixed with one of another class."""
+    others = torch.nonzero(labels != trojan.TARGET).flatten()
+    rows = torch.nonzero(chosen).flatten()
+    drawn = others[torch.randint(len(others), rows.shape, generator=generator)]
     changed = images.clone()
-    for part in torch.nonzero(chosen).flatten().split(256):
-        harder = ascend(surrogate, images[part, None].float() / 255, labels[part])
-        changed[part] = (255 * harder[:, 0]).round().byte()
+    mixture = (1 - MIXED) * images[rows].float() + MIXED * images[drawn].float()
+    changed[rows] = mixture.round().byte()
     return changed
-
-
-def ascend(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """``N × C × H × W`` images within `REACH` of the given ones at which the loss is large."""
-    point = images
-    for _ in range(ASCENT):
-        point = point.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(model(point), labels), point)
-        moved = point + 2.5 * REACH / ASCENT * slope.sign()
-        point = torch.minimum(torch.maximum(moved, images - REACH), images + REACH).clamp(0, 1)
-    return point.detach()
