@@ -5,16 +5,13 @@ The real engine behind the same widgets is in tests/browser and in the tutorial.
 
 from __future__ import annotations
 
-import gc
 import re
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as ipw
 import pytest
 import torch
 import traitlets
@@ -449,26 +446,5 @@ def test_cancel_and_latest_wins_in_the_background(monkeypatch: pytest.MonkeyPatc
         job.wait(5)
     assert time.monotonic() - start < 0.3
     assert not dashboard.busy
-    assert dashboard.status == "Rectify: cancelled"
-    assert dashboard.error is None
-    assert dashboard.progress == 0.0
+    assert (dashboard.status, dashboard.error) == ("Rectify: cancelled", None)
     dashboard.close()
-
-
-def test_closing_frees_threads_widgets_and_models() -> None:
-    def open_and_close() -> weakref.ref[nn.Module]:
-        model = network()
-        dashboard = RectificationDashboard(model, pairs(), attribution="saliency")
-        dashboard.rectify().wait()
-        dashboard.close()
-        return weakref.ref(model)
-
-    open_and_close()
-    gc.collect()
-    threads = threading.active_count()
-    widgets = len(ipw.widget._instances)
-    models = [open_and_close() for _ in range(10)]
-    gc.collect()
-    assert threading.active_count() == threads
-    assert len(ipw.widget._instances) == widgets
-    assert [reference() for reference in models] == [None] * 10

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ FIRST = ROOT / "notebooks" / "01_remove_a_trojan.ipynb"
 MAX_BYTES = 1_500_000
 MAX_CELL = 25
 """Lines of code that a reader takes in at once."""
+
+STRICT = ROOT / "notebooks" / "02_widget_gallery.ipynb"
+"""Every output of this one must come out as it was committed; see `run_strictly`."""
 
 VERDICT = "nbval-check-output"
 """Tag of the cells whose printed output must stay as it was committed."""
@@ -123,13 +126,13 @@ def hard_to_follow(notebook: Notebook, _: Path) -> list[str]:
     return complaints
 
 
-def toothless(notebook: Notebook, _: Path) -> list[str]:
+def toothless(notebook: Notebook, path: Path) -> list[str]:
     """No assertions, no verdicts, or verdicts that nbval could not compare."""
     complaints = []
     if not any(isinstance(node, ast.Assert) for _, tree in trees(notebook) for node in tree.body):
         complaints.append("no assertion")
     verdicts = [cell for cell in code(notebook) if VERDICT in tags(cell)]
-    if not verdicts:
+    if not verdicts and path != STRICT:
         complaints.append(f"no cell tagged {VERDICT}")
     complaints += [
         f"{cell['id']}: want one printed output"
@@ -196,10 +199,12 @@ def test_each_rule_can_fail(
 # --- able to fail --------------------------------------------------------------------------------
 
 
-def run(notebook: Notebook, folder: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    notebook: Notebook, folder: Path, before: str = "", options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a notebook as pytest runs the tutorials, to the first red cell.
 
-    ``before`` is run in the notebook's kernel before its first cell.
+    ``before`` is run in the notebook's kernel before its first cell; ``options`` are pytest's.
     """
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
@@ -208,7 +213,7 @@ def run(notebook: Notebook, folder: Path, before: str = "") -> subprocess.Comple
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     environment |= {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": path}
-    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), *options]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *settings, "-p", "no:cacheprovider", "-x", "-v",
          "--color=no", str(folder / "changed.ipynb")],
@@ -297,3 +302,66 @@ def test_a_dashboard_that_does_not_work_is_red(before: str, word: str, tmp_path:
     assert word in done.stdout
     assert "1 failed" in done.stdout
     assert done.stdout.count("PASSED") > 3, "it ran well until the button was pressed"
+
+
+# --- the gallery, to the letter --------------------------------------------------------------------
+
+
+def run_strictly(
+    notebook: Notebook, folder: Path, before: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a notebook and compare every output, but for what ``sanitize.cfg`` leaves out."""
+    return run(
+        notebook, folder, before,
+        ["-o", "addopts=", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=300",
+         "--nbval-sanitize-with", str(STRICT.parent / "sanitize.cfg")],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_gallery_comes_out_as_it_was_committed(tmp_path: Path) -> None:
+    done = run_strictly(read(STRICT), tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.stdout.count("PASSED") == len(code(read(STRICT)))
+
+
+def first_cells(count: int) -> Notebook:
+    notebook = read(STRICT)
+    return notebook | {"cells": code(notebook)[:count]}
+
+
+@pytest.mark.slow
+def test_a_changed_snapshot_is_red(tmp_path: Path) -> None:
+    notebook = first_cells(4)
+    page = notebook["cells"][3]["outputs"][0]["data"]["text/html"]
+    changed = "".join(page).replace("T-shirt/top", "Trouser")
+    assert changed != "".join(page)
+    notebook["cells"][3]["outputs"][0]["data"]["text/html"] = [changed]
+    done = run_strictly(notebook, tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout
+    assert "mismatch" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_broken_engine_makes_the_gallery_red(tmp_path: Path) -> None:
+    done = run_strictly(read(STRICT), tmp_path, WRONG_SIGN)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout
+    assert done.stdout.count("PASSED") > 5, "it ran well until an edit was looked at"
+
+
+def test_the_gallery_shows_every_widget() -> None:
+    import rectify_widgets as rw
+
+    widgets = [name for name in rw.__all__ if name.endswith(("Viewer", "Dashboard"))]
+    assert len(widgets) == 5
+    cells = code(read(STRICT))
+    made = {
+        ast.unparse(node.func)
+        for _, tree in trees(read(STRICT))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    assert {f"rw.{name}" for name in widgets} <= made
+    assert sum("snapshot()" in source(cell) for cell in cells) >= len(widgets)
