@@ -40,6 +40,13 @@ def test_figures() -> None:
     assert widgets.largest_picture("none") == 0
 
 
+def test_growth_tells_a_leak_from_a_warm_up() -> None:
+    leak = [(3, 5, 100.0 + place / 10) for place in range(200)]
+    assert widgets.grown(leak) == "+0 threads, +0 widgets, +10.0 and +10.0 MB"
+    warm = [(3 + place // 100, 5, 100.0 + min(place, 100) / 10) for place in range(200)]
+    assert widgets.grown(warm) == "+1 threads, +0 widgets, +10.0 and +0.0 MB"
+
+
 def test_clicks_leave_the_network_out() -> None:
     clicks = widgets.Clicks("a click")
     for seconds, computing, size in ((0.3, 0.1, 1000), (0.5, 0.25, 3000), (0.2, 0.1, 2000)):
