@@ -56,7 +56,8 @@ def server(
             pytest.fail(problem)
         pytest.skip(problem)
     folder: Path = tmp_path_factory.mktemp("notebooks")
-    write_notebook(folder / "own.ipynb", OWN)
+    for name in ("own.ipynb", "saved.ipynb"):  # the second is for tests that save it
+        write_notebook(folder / name, OWN)
     shutil.copy(TUTORIAL, folder / TUTORIAL.name)
     with kind(folder, tmp_path_factory.mktemp("home")) as running:
         yield running

@@ -155,17 +155,17 @@ def test_methods_and_errors_in_place(own: pages.Watched) -> None:
 
 
 def test_a_snapshot_outlives_the_kernel(server: Server) -> None:
-    with pages.open_page(server, "own.ipynb") as watched:
+    with pages.open_page(server, "saved.ipynb") as watched:
         watched.run_all()
         watched.run_cell("dashboard.locate().wait(); dashboard.snapshot()")
         watched.page.wait_for_selector(f"{parts.STATIC} {parts.MAP}")
         watched.save()
-        size = (server.folder / "own.ipynb").stat().st_size
+        size = (server.folder / "saved.ipynb").stat().st_size
         print(f"the saved notebook: {size / 1e6:.2f} MB")
         assert size < 1_500_000
         watched.assert_quiet()
     server.end_kernels()
-    with pages.open_page(server, "own.ipynb") as again:
+    with pages.open_page(server, "saved.ipynb") as again:
         static = again.page.wait_for_selector(parts.STATIC)
         assert "Editability of the layers" in static.inner_text()
         assert "★" in static.inner_text()
