@@ -59,8 +59,8 @@ def test_the_dashboard_from_first_view_to_undo(own: pages.Watched) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector(parts.MAP_AFTER)
     assert own.ask("print(dashboard.history.step, len(dashboard.edits))") == "1 1"
-    page.locator(parts.STEP).nth(last).click()
     own.picture("4-scrubbed")
+    page.locator(parts.STEP).nth(last).click()
 
     own.undo_all()
     assert own.ask("print(dashboard.edits, dashboard.error)") == "[] None"
