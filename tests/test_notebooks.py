@@ -280,12 +280,12 @@ RankOneEdit.apply = lambda *_, **__: None
 """
 
 JOB_FAILS = """
-from rectify_widgets.widgets import actions
+from rectify_widgets.widgets.dashboard import workshop
 
-def rectify_model(*_, **__):
+def rectify(*_, **__):
     raise RuntimeError("broken on purpose")
 
-actions.rectify_model = rectify_model
+workshop.rectify = rectify
 """
 
 

@@ -32,6 +32,7 @@ from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 
 COUNT = 100
+BATCHES = 4
 STATM = Path("/proc/self/statm")
 PAGE = 4096
 
@@ -89,17 +90,23 @@ def state() -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDGETS)
 def test_a_hundred_come_and_go(name: str) -> None:
-    for _ in range(COUNT // 2):
-        come_and_go(WIDGETS[name])
+    come_and_go(WIDGETS[name])
     before = state()
-    gone = [come_and_go(WIDGETS[name]) for _ in range(COUNT // 2)]
+    start, gone, memory = before, [], []
+    for _ in range(BATCHES):
+        gone += [come_and_go(WIDGETS[name]) for _ in range(COUNT // BATCHES)]
+        after = state()
+        memory.append(after["bytes"] - start["bytes"])
+        start = after
+    assert all(reference() is None for pair in gone for reference in pair)
+    gone.clear()
     after = state()
     growth = {what: after[what] - before[what] for what in before}
-    print(name, growth)
-    assert all(reference() is None for pair in gone for reference in pair)
+    print(name, growth, memory)
     assert (growth["threads"], growth["widgets"], growth["comms"]) == (0, 0, 0)
-    assert growth["objects"] < 2 * COUNT, "the references above, and what a library may keep"
-    assert growth["bytes"] < 4_000_000, "no more than the allocator's own moods"
+    assert growth["objects"] < COUNT // 2, "what a library keeps, not what a widget leaves"
+    # What a widget leaves behind shows in every batch; what an allocator takes, in some.
+    assert min(memory) < 4_000 * COUNT // BATCHES
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from tests.engine.models import images, make
 from tests.engine.test_edit_keeping import bits, same
@@ -228,7 +229,7 @@ def test_cancel_at_many_points_keeps_what_is_done(trojan: Toy) -> None:
     reference, before = trojan.reference[:40], bits(trojan.model)
     whole, told = cut(trojan, 10_000, reference)
     counts = []
-    for limit in range(0, len(told) - 1, 11):
+    for limit in range(1, len(told) - 1, 11):  # cancelled at once, there is nothing to give
         result, seen = cut(trojan, limit, reference)
         assert len(seen) == limit
         assert result.stopped == "cancelled"
@@ -254,8 +255,13 @@ def check_history_of_cancelled(result: Any) -> None:
 
 def test_an_event_cancels_too(trojan: Toy) -> None:
     event = threading.Event()
-    event.set()
-    result = rectify(trojan.model, trojan.pairs[0], reference=trojan.reference[:20], cancel=event)
+    few = trojan.reference[:20]
+    result = rectify(
+        trojan.model, trojan.pairs[0], reference=few, cancel=event,
+        progress=lambda fraction, message: event.set(),
+    )  # fmt: skip
     assert result.stopped == "cancelled"
     assert not result.edits
     assert same(result.model, bits(trojan.model))
+    with pytest.raises(Cancelled):  # nothing is known of it yet
+        rectify(trojan.model, trojan.pairs[0], reference=few, cancel=event)
