@@ -11,9 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.browser import lab as labs
+from tests.browser.frontends import ROOT, Lab, write_notebook
+from tests.browser.pages import open_page
 
-GOAL = labs.ROOT / "notebooks" / "images"
+GOAL = ROOT / "notebooks" / "images"
 
 SETUP = """import torch
 import traitlets
@@ -62,10 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         (top / "notebooks").mkdir()
-        labs.write_notebook(top / "notebooks" / "picture.ipynb", [SETUP, *WIDGETS.values()])
+        write_notebook(top / "notebooks" / "picture.ipynb", [SETUP, *WIDGETS.values()])
         with (
-            labs.Lab(top / "notebooks", top / "home") as lab,
-            labs.open_page(lab, "picture.ipynb", width=1240, height=6000, scale=1.5) as watched,
+            Lab(top / "notebooks", top / "home") as lab,
+            open_page(lab, "picture.ipynb", width=1240, height=6000, scale=1.5) as watched,
         ):
             watched.run_all(seconds=600)
             page = watched.page
