@@ -24,11 +24,11 @@ from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
-from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
-from rectify_widgets.widgets.buttons import progress_line
+from rectify_widgets.widgets.base import check_index, refuse_unknown
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import Controls
 from rectify_widgets.widgets.dashboard.options import RectifyOptions
+from rectify_widgets.widgets.dashboard.working import Working
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
@@ -40,7 +40,7 @@ LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""
 
 
-class RectificationDashboard(Panel, RectifyOptions):
+class RectificationDashboard(Working, RectifyOptions):
     """Layers, attribution maps, predictions and history of one model and its edits.
 
     Every button is a method that returns its job: ``await dashboard.rectify()`` in a notebook,
@@ -88,8 +88,9 @@ class RectificationDashboard(Panel, RectifyOptions):
     result = traitlets.Instance(Rectification, allow_none=True, read_only=True)
     """The last rectification, or None."""
 
-    busy = traitlets.Bool(False, read_only=True)
-    """Whether a button's work is under way."""
+    model = traitlets.Instance(nn.Module, allow_none=True, read_only=True)
+    """The version in view: a copy with the edits so far, or the given model without any; None once
+    the dashboard is closed."""
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class RectificationDashboard(Panel, RectifyOptions):
         common: dict[str, Any] = {"classes": classes, "mean": mean, "std": std}
         common["session"] = self.session
         with self.building():
+            self.set_trait("model", model)
             self.set_options(
                 method=method, strategy=strategy, target_gap=target_gap,
                 max_degradation=max_degradation, max_rounds=max_rounds,
@@ -179,11 +181,6 @@ class RectificationDashboard(Panel, RectifyOptions):
     # -- what can be read -------------------------------------------------------------------------
 
     @property
-    def model(self) -> nn.Module:
-        """The version in view: a copy with the edits so far, or the given model without any."""
-        return self.history.model if self.history.model is not None else self._original
-
-    @property
     def edits(self) -> list[RankOneEdit]:
         """The edits of the version in view, in order."""
         return self.history.edits
@@ -197,7 +194,7 @@ class RectificationDashboard(Panel, RectifyOptions):
         def work(job: Job[Localization]) -> Localization:
             return self._workshop.locate(job, edits, method)
 
-        return self._act(work, "Locate", lambda job: self._show_scores(job.result(), len(edits)))
+        return self.act(work, "Locate", lambda job: self._show_scores(job.result(), len(edits)))
 
     def edit(self) -> Job[workshop.Made]:
         """Edit the chosen layer (or, where none is chosen, the best one) once."""
@@ -221,7 +218,7 @@ class RectificationDashboard(Panel, RectifyOptions):
                 f"{markup.percent(after.gap)}, degradation {markup.percent(after.degradation)}.",
             )
 
-        return self._act(work, "Edit", show)
+        return self.act(work, "Edit", show)
 
     def rectify(self) -> Job[Rectification]:
         """Edit the version in view until the gap is under its target.
@@ -250,7 +247,7 @@ class RectificationDashboard(Panel, RectifyOptions):
             self.layers.measured = {**self.layers.measured, **shares(result.steps)}
             self.set_trait("status", markup.outcome(result))
 
-        return self._act(work, "Rectify", show)
+        return self.act(work, "Rectify", show)
 
     def undo(self) -> Job[Any]:
         """Take the last edit back.
@@ -259,7 +256,7 @@ class RectificationDashboard(Panel, RectifyOptions):
             ValueError: there is nothing to undo.
             RuntimeError: something is under way.
         """
-        self._check_idle()
+        self.check_idle()
         job = self.history.undo()
         self.set_trait("status", f"Took an edit back: {self.history.status}")
         return job
@@ -271,7 +268,7 @@ class RectificationDashboard(Panel, RectifyOptions):
             ValueError: there is nothing to redo.
             RuntimeError: something is under way.
         """
-        self._check_idle()
+        self.check_idle()
         job = self.history.redo()
         self.set_trait("status", f"Made an edit again: {self.history.status}")
         return job
@@ -291,51 +288,14 @@ class RectificationDashboard(Panel, RectifyOptions):
         self.set_trait("status", f"Saved {count} to {Path(goal).name}.")
         return job
 
-    def cancel(self) -> Job[Any] | None:
-        """Stop what is under way; returns its job."""
-        job = self._action if self.busy else None
-        if job is not None:
-            self.set_trait("status", f"{job.label}: stopping …")
-            job.cancel()
-        return job
-
     # -- behind the buttons -----------------------------------------------------------------------
 
-    _action: Job[Any] | None = None
-    _doing = ""
-
-    def _check_idle(self) -> None:
-        if self.busy:
-            raise RuntimeError(f"{self._doing} is under way; wait for it, or cancel() it first")
-
-    def _act(self, work: Any, label: str, show: Any) -> Job[Any]:
-        self._check_idle()
+    def act(self, work: Any, label: str, show: Any) -> Job[Any]:
+        """As `Working.act`; scoring a whole set of maps would keep the work waiting, so it ends."""
+        self.check_idle()
         if self.maps.page == "set":
-            self.maps.cancel()  # scoring a whole set would keep the others waiting
-        self._doing = label
-        self.set_trait("busy", True)
-        self.set_trait("progress", 0.0)
-        self.set_trait("status", f"{label}: starting …")
-
-        def finish(job: Job[Any]) -> None:
-            self.set_trait("progress", 1.0)
-            self.set_trait("busy", False)
-            show(job)
-
-        self._action = self.begin(
-            work, lane="action", label=label, on_done=finish, on_progress=self._report
-        )
-        return self._action
-
-    def failed(self, job: Job[Any]) -> None:
-        """Show what went wrong and take new work."""
-        self.set_trait("busy", False)
-        self.set_trait("progress", 0.0)
-        super().failed(job)
-
-    def _report(self, job: Job[Any]) -> None:
-        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-        self.set_trait("status", progress_line(job))
+            self.maps.cancel()
+        return super().act(work, label, show)
 
     def _show_scores(self, localization: Localization, edits: int) -> None:
         note = f"after {markup.some(edits, 'edit')}" if edits else "of the model as given"
@@ -352,6 +312,7 @@ class RectificationDashboard(Panel, RectifyOptions):
 
     def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
         """The version in view comes into all views."""
+        self.set_trait("model", self._original if change["new"] is None else change["new"])
         self.layers.edited = tuple(dict.fromkeys(edit.layer for edit in self.edits))
         self.maps.after = change["new"]
         self.predictions.after = change["new"]
@@ -417,6 +378,11 @@ class RectificationDashboard(Panel, RectifyOptions):
             self.history.static_html() if len(self.history.timeline) > 1 else "",
         ]
         return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
+
+    def forget(self) -> None:
+        """Let go of the model and of the references."""
+        self.set_trait("model", None)
+        self._workshop.forget()
 
     def _title(self) -> str:
         facts = escape(" · ".join(self._facts))

@@ -157,6 +157,10 @@ class Workshop:
             )
         return [self._yardstick.measure(self.edited(edits)) for edits in versions]
 
+    def forget(self) -> None:
+        """Let go of the references that are measured on."""
+        self._yardstick = self._reference = None
+
     def _measured(
         self, job: Job[Any], before: Sequence[RankOneEdit], made: tuple[RankOneEdit, ...]
     ) -> Made:
