@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.style import SHEETS, element
 
@@ -231,3 +231,11 @@ def test_colours_of_text_and_surfaces_are_the_themes() -> None:
     assert "http" not in style
     for name in ("--jp-ui-font-color1", "--jp-border-color2", "--jp-layout-color2"):
         assert f"var({name}, " in style
+
+
+def test_a_rectification_that_had_nothing_to_do_says_so() -> None:
+    empty = torch.empty(0, dtype=torch.int64)
+    result = Rectification(
+        torch.nn.Identity(), [], [], "dynamic", "target", 0.01, 0.01, 0.0, empty, {"all": 0.1}
+    )
+    assert markup.outcome(result) == "Nothing to rectify: the gap is 1.0 %, within its target."

@@ -41,6 +41,8 @@ def some(count: int, what: str) -> str:
 
 def outcome(result: Rectification) -> str:
     """One sentence on how a rectification ended; not escaped."""
+    if result.stopped == "target" and not result.edits:
+        return f"Nothing to rectify: the gap is {percent(result.gap_before)}, within its target."
     starts = {
         "target": "Target reached after {}",
         "round limit": "Round limit reached after {}",
