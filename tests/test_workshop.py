@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.yardstick import Yardstick
 from rectify_widgets.widgets.actions import join
+from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.workshop import Workshop
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
@@ -65,7 +67,7 @@ def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
     made = run(lambda job: shop.edit(job, (), "3"))
     assert same(before, state(model))
     assert [edit.layer for edit in made.edits] == ["3"]
-    assert made.start == made.given
+    assert made.earlier == (made.start,)
     assert made.verdicts == (Yardstick(model, pairs(2), REFERENCE).measure(made.model),)
     assert same(state(shop.edited(made.edits)), state(made.model))
 
@@ -73,8 +75,7 @@ def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
 def test_edits_go_on_from_edits(shop: Workshop) -> None:
     first = run(lambda job: shop.edit(job, (), "3"))
     second = run(lambda job: shop.edit(job, first.edits, "6"))
-    assert (second.start,) == first.verdicts
-    assert second.given == first.given
+    assert second.earlier == (first.start, *first.verdicts)
     both, once = second.model, first.model
     assert torch.equal(both[3].weight, once[3].weight)
     assert not torch.equal(both[6].weight, once[6].weight)
@@ -83,12 +84,11 @@ def test_edits_go_on_from_edits(shop: Workshop) -> None:
 def test_a_rectification_has_the_figures_of_its_own_steps(shop: Workshop, model: nn.Module) -> None:
     made, result = run(lambda job: shop.rectify(job, (), max_rounds=2))
     alone = rectify(model, pairs(2), reference=REFERENCE, max_rounds=2)
-    assert made.given.gap == alone.gap_before
+    assert made.start.gap == alone.gap_before
     assert made.verdicts is None, "the trials say it"
     kept = [step for step in result.steps if step.accepted]
     assert len(kept) == len(alone.edits) == len(result.edits)
-    stages = [made.edits[:count] for count in range(1, len(made.edits) + 1)]
-    measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(stages)]
+    measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(made.edits)[1:]]
     said = [(step.gap_after, step.degradation_after) for step in kept]
     assert measured == [pytest.approx(figures, abs=1e-6) for figures in said]
 
@@ -98,10 +98,25 @@ def test_a_rectification_of_an_edited_model_is_measured_against_the_original(
 ) -> None:
     first = run(lambda job: shop.edit(job, (), "0"))
     made, result = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
-    assert made.given == first.given
-    assert (made.start,) == first.verdicts
+    assert made.earlier == (first.start, *first.verdicts)
     assert made.verdicts is not None
     assert len(made.verdicts) == len(result.edits)
+
+
+def test_references_that_are_found_corrupted_change_the_scale_of_all(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(lambda job: shop.edit(job, (), "3"))
+
+    def finds(*given: Any, **options: Any) -> Any:
+        return replace(rectify(*given, **options), flagged=torch.arange(40))
+
+    monkeypatch.setattr(workshop, "rectify", finds)
+    made, _ = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
+    again = Yardstick(shop._model, pairs(2), REFERENCE, exclude=range(40))
+    wanted = [again.measure(shop.edited(first.edits[:count])) for count in (0, 1)]
+    assert made.earlier == tuple(wanted)
+    assert made.earlier != (first.start, *first.verdicts)
 
 
 def test_locate_scores_the_edited_model(shop: Workshop) -> None:

@@ -308,7 +308,9 @@ class RectificationDashboard(Working, RectifyOptions):
         self.history.append(
             made.edits, made.verdicts, trials=trials, parent=parent, model=made.model
         )
-        self.history.measured({0: made.given})
+        earlier = self.history.timeline.lineage(parent)
+        numbers = [version.number for version in earlier]
+        self.history.measured(dict(zip(numbers, made.earlier, strict=True)))
 
     def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
         """The version in view comes into all views."""

@@ -35,16 +35,20 @@ class Made:
     Attributes:
         edits: in order.
         model: a copy with all edits up to the last of them.
-        given: what was measured of the model as given.
-        start: what was measured of the version that the edits were made from.
+        earlier: what was measured of the model as given and after each edit up to the version that
+            these were made from, on the same scale.
         verdicts: what was measured after each edit; None where the trials say it.
     """
 
     edits: tuple[RankOneEdit, ...]
     model: nn.Module
-    given: Verdict
-    start: Verdict
+    earlier: tuple[Verdict, ...]
     verdicts: tuple[Verdict, ...] | None
+
+    @property
+    def start(self) -> Verdict:
+        """What was measured of the version that the edits were made from."""
+        return self.earlier[-1]
 
 
 class Workshop:
@@ -68,6 +72,7 @@ class Workshop:
         self._seed, self._validation = seed, validation
         self._flagged: Tensor | None = None
         self._yardstick: Yardstick | None = None
+        self._verdicts: dict[tuple[int, ...], Verdict] = {}
 
     def edited(self, edits: Sequence[RankOneEdit]) -> nn.Module:
         """A copy of the unwrapped model with these edits; it shares nothing with it."""
@@ -139,13 +144,17 @@ class Workshop:
         if not edits:  # measured already, on the same references
             self._look_again(result.flagged)
             given = Verdict(result.gap_before, 0.0, 0.0, 0.0)
-            return Made(tuple(result.edits), result.model, given, given, None), result
+            return Made(tuple(result.edits), result.model, (given,), None), result
         if len(result.flagged):
             self._look_again(result.flagged)
         return self._measured(job, edits, tuple(result.edits)), result
 
-    def measure(self, versions: Sequence[Sequence[RankOneEdit]]) -> list[Verdict]:
-        """Gap and degradation of the model with each of these lists of edits."""
+    def measure(self, edits: Sequence[RankOneEdit], job: Job[Any] | None = None) -> list[Verdict]:
+        """Gap and degradation of the model as given and after each of these edits.
+
+        Short jobs have their turn in between; nothing is cancelled, since the edits are there.
+        """
+        cancel = None if job is None else lambda: job.cancelled() and False
         if self._yardstick is None:
             self._yardstick = Yardstick(
                 self._model,
@@ -154,22 +163,33 @@ class Workshop:
                 seed=self._seed,
                 exclude=self._flagged,
                 validation=self._validation,
+                cancel=cancel,
             )
-        return [self._yardstick.measure(self.edited(edits)) for edits in versions]
+        verdicts = []
+        for count in range(len(edits) + 1):
+            known = tuple(map(id, edits[:count]))
+            if known not in self._verdicts:
+                model = self.edited(edits[:count])
+                self._verdicts[known] = self._yardstick.measure(model, cancel=cancel)
+            verdicts.append(self._verdicts[known])
+        return verdicts
 
     def forget(self) -> None:
         """Let go of the references that are measured on."""
         self._yardstick = self._reference = None
+        self._verdicts.clear()
 
     def _measured(
         self, job: Job[Any], before: Sequence[RankOneEdit], made: tuple[RankOneEdit, ...]
     ) -> Made:
         job.progress(job.fraction, "measuring the edits")
-        stages = [(*before, *made[:count]) for count in range(len(made) + 1)]
-        given, start, *verdicts = self.measure([(), *stages])
-        return Made(made, self.edited(stages[-1]), given, start, tuple(verdicts))
+        every = (*before, *made)
+        verdicts = self.measure(every, job)
+        start = len(before) + 1
+        return Made(made, self.edited(every), tuple(verdicts[:start]), tuple(verdicts[start:]))
 
     def _look_again(self, flagged: Tensor) -> None:
         """Leave these references out of every measurement from now on."""
         if self._flagged is None or not torch.equal(self._flagged, flagged):
             self._flagged, self._yardstick = flagged, None
+            self._verdicts.clear()
