@@ -30,6 +30,27 @@ dashboard""",
     "",  # the tests write into this cell, as a user would
 )
 
+VIEWERS = (
+    """import torch
+import rectify_widgets as rw
+torch.set_num_threads(1)
+case = rw.cases.load("trojan")
+result = rw.rectify(case.model, case.pairs[0], reference=case.reference[:64], strategy="static",
+                    layer="stem", max_degradation=1.0)
+test = rw.SamplePairs(case.corrupted[0][:60], case.clean[0][:60], case.clean[1][:60])
+ranking = rw.localize(case.model, case.pairs[0], reference=case.reference[:64], trials=0)""",
+    """maps = rw.AttributionViewer(case.model, case.pairs[:6], method="saliency")
+maps""",
+    """layers = rw.EditabilityViewer(ranking)
+layers""",
+    """predictions = rw.PredictionViewer(
+    case.model, result.model, test, target=case.target, classes=case.classes)
+predictions""",
+    """history = rw.HistoryViewer(result)
+history""",
+)
+"""The viewers without the dashboard, a cell each."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the front ends of each test."""
@@ -58,6 +79,7 @@ def server(
     folder: Path = tmp_path_factory.mktemp("notebooks")
     for name in ("own.ipynb", "saved.ipynb"):  # the second is for tests that save it
         write_notebook(folder / name, OWN)
+    write_notebook(folder / "viewers.ipynb", VIEWERS)
     shutil.copy(TUTORIAL, folder / TUTORIAL.name)
     with kind(folder, tmp_path_factory.mktemp("home")) as running:
         yield running

@@ -48,3 +48,14 @@ STEP_ON = ":nth-match(.rw-history-card .rw-step, 2)"
 """The button to the next step."""
 
 STATIC = ".rw-static"
+
+CHOICE = '.rw-choices button:has-text("{}")'
+"""A button of a row of choices, by its text."""
+
+SET_TILE = ".rw-set-tile img"
+SET_OPEN = ".rw-set-open"
+"""A picture of the whole set, and the button that opens its sample."""
+
+FLIP = ".rw-flip-tile button"
+CHART = ".rw-class-page .js-plotly-plot"
+BRANCH = ".rw-branch-off"

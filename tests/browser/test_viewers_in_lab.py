@@ -1,0 +1,92 @@
+"""The viewers without the dashboard, in a real JupyterLab: every page of each, by mouse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.browser import pages, parts
+from tests.browser.frontends import Server
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cells"),
+]
+
+
+@pytest.fixture(scope="module")
+def viewers(server: Server) -> Iterator[pages.Watched]:
+    """A page with the four viewers, one below the other."""
+    with pages.open_page(server, "viewers.ipynb") as watched:
+        watched.page.set_viewport_size({"width": 1280, "height": 4200})
+        watched.run_all()
+        watched.page.wait_for_selector(parts.MAP)
+        yield watched
+        watched.assert_quiet()
+    server.end_kernels()
+
+
+def choose(watched: pages.Watched, text: str) -> None:
+    watched.page.locator(parts.CHOICE.format(text)).first.click()
+
+
+def test_a_tile_of_the_whole_set_opens_its_sample(viewers: pages.Watched) -> None:
+    choose(viewers, "Whole set")
+    viewers.page.wait_for_selector(parts.SET_TILE)
+    assert viewers.ask("print(maps.page)") == "set"
+    viewers.picture("14-whole-set")
+    tile = viewers.page.locator(parts.SET_OPEN).nth(1)
+    name = tile.inner_text()
+    tile.click()
+    viewers.page.wait_for_function(
+        f"() => document.querySelector('img[alt*=\"{name.lower()}\"]') !== null"
+    )
+    assert viewers.ask("print(maps.page, maps.index)") == f"sample {name.split()[-1]}"
+
+
+def test_groups_of_the_tree_fold(viewers: pages.Watched) -> None:
+    choose(viewers, "Tree")
+    row = viewers.page.locator(parts.LAYER)
+    viewers.page.wait_for_function("() => document.body.innerText.includes('stage2 (5)')")
+    before = row.count()
+    viewers.page.locator(f"{parts.LAYER}:has-text('stage2')").first.click()
+    viewers.page.wait_for_timeout(300)
+    assert row.count() == before - 7, "two blocks and five layers are inside"
+    viewers.page.locator(f"{parts.LAYER}:has-text('classifier')").first.click()
+    assert viewers.ask("print(layers.layer)") == "classifier"
+    viewers.picture("15-tree")
+    choose(viewers, "Table")
+    choose(viewers, "Best first")
+    viewers.page.wait_for_timeout(300)
+    assert viewers.ask("print(layers.view, layers.order)") == "table rank"
+
+
+def test_a_flip_opens_its_sample_and_classes_show_in_both_themes(viewers: pages.Watched) -> None:
+    choose(viewers, "Flips")
+    tile = viewers.page.locator(parts.FLIP).nth(2)
+    tile.click()
+    viewers.page.wait_for_timeout(500)
+    page, index = viewers.ask("print(predictions.page, predictions.index)").split()
+    flipped = viewers.ask("print([int(place) for place in predictions.flips.samples][2])")
+    assert (page, index) == ("sample", flipped)
+    choose(viewers, "Classes")
+    for theme in ("Dark", "Light"):
+        viewers.page.wait_for_selector(parts.CHART)
+        viewers.theme(f"JupyterLab {theme}")
+        viewers.page.wait_for_timeout(2500)
+        viewers.picture(f"16-classes-{theme.lower()}")
+        box = viewers.page.locator(parts.CHART).first.bounding_box()
+        assert box is not None
+        assert box["height"] > 150, "plotly draws it again when the theme changes"
+
+
+def test_branching_off_keeps_the_later_step(viewers: pages.Watched) -> None:
+    viewers.page.locator(parts.STEP).first.click()
+    viewers.page.wait_for_selector(f"{parts.BRANCH}:enabled")
+    viewers.page.click(parts.BRANCH)
+    viewers.page.wait_for_function("() => document.body.innerText.includes('2 branches')")
+    assert viewers.ask("print(history.branch, history.step, history.edits)") == "1 0 []"
+    viewers.picture("17-branch")
+    assert viewers.ask("history.branch = 0; print(len(history.edits))") == "1"
