@@ -217,12 +217,13 @@ def heatmap(
         "plot_bgcolor": EMPTY,
         "xaxis": {
             "title": {"text": column_title}, **_AXIS, "showgrid": False,
+            "range": [-0.5, len(columns) - 0.5],
             "tickvals": list(range(len(columns))), "ticktext": list(columns), "side": "bottom",
             **({"tickangle": -40} if len(columns) > MANY else {}),
         },
         "yaxis": {
             "title": {"text": row_title, "standoff": 14}, **_AXIS, "showgrid": False,
-            "autorange": "reversed",
+            "range": [len(rows) - 0.5, -0.5],
             "tickvals": list(range(len(rows))), "ticktext": list(rows),
         },
         "annotations": notes,

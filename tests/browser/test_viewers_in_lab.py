@@ -32,6 +32,13 @@ def choose(watched: pages.Watched, text: str) -> None:
     watched.page.locator(parts.CHOICE.format(text)).first.click()
 
 
+def rows(watched: pages.Watched, count: int) -> None:
+    """Wait until there are so many rows of layers and groups."""
+    watched.page.wait_for_function(
+        f"() => document.querySelectorAll('{parts.LAYER}').length === {count}"
+    )
+
+
 def test_a_tile_of_the_whole_set_opens_its_sample(viewers: pages.Watched) -> None:
     choose(viewers, "Whole set")
     viewers.page.wait_for_selector(parts.SET_TILE)
@@ -48,18 +55,15 @@ def test_a_tile_of_the_whole_set_opens_its_sample(viewers: pages.Watched) -> Non
 
 def test_groups_of_the_tree_fold(viewers: pages.Watched) -> None:
     choose(viewers, "Tree")
-    row = viewers.page.locator(parts.LAYER)
-    viewers.page.wait_for_function("() => document.body.innerText.includes('stage2 (5)')")
-    before = row.count()
+    rows(viewers, 21)  # 14 layers and 7 groups
     viewers.page.locator(f"{parts.LAYER}:has-text('stage2')").first.click()
-    viewers.page.wait_for_timeout(300)
-    assert row.count() == before - 7, "two blocks and five layers are inside"
+    rows(viewers, 14)  # two blocks and five layers are inside
     viewers.page.locator(f"{parts.LAYER}:has-text('classifier')").first.click()
     assert viewers.ask("print(layers.layer)") == "classifier"
     viewers.picture("15-tree")
     choose(viewers, "Table")
     choose(viewers, "Best first")
-    viewers.page.wait_for_timeout(300)
+    viewers.page.wait_for_timeout(1000)
     assert viewers.ask("print(layers.view, layers.order)") == "table rank"
 
 
@@ -67,7 +71,7 @@ def test_a_flip_opens_its_sample_and_classes_show_in_both_themes(viewers: pages.
     choose(viewers, "Flips")
     tile = viewers.page.locator(parts.FLIP).nth(2)
     tile.click()
-    viewers.page.wait_for_timeout(500)
+    viewers.page.wait_for_timeout(1500)
     page, index = viewers.ask("print(predictions.page, predictions.index)").split()
     flipped = viewers.ask("print([int(place) for place in predictions.flips.samples][2])")
     assert (page, index) == ("sample", flipped)
