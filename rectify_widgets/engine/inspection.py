@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -39,6 +41,23 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def only_here(module: nn.Module) -> Iterator[None]:
+    """Keep other threads from looking at this module meanwhile.
+
+    Flags and hooks belong to a module, not to a thread: two threads that look at one model at a
+    time would count each other's calls and put back each other's flags.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(module, threading.RLock())
+    with lock:
+        yield
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A copy of the unwrapped model that shares nothing with it.
 
@@ -51,7 +70,7 @@ def copied(model: nn.Module) -> nn.Module:
             "model: it has lazy layers without a shape; run it once on an input before this call"
         )
     try:
-        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
+        with only_here(module), torch.inference_mode(mode=False):  # else it could not be edited
             return copy.deepcopy(module)
     except Exception as error:
         raise ValueError(
@@ -68,7 +87,9 @@ def _is_compiled(module: nn.Module) -> bool:
 def inspecting(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the unwrapped model in evaluation mode, run eagerly and in its own precision.
 
-    On leaving, every module has the training flag that it came with.  Autocast and inference mode
+    On leaving, every module has the training flag that it came with.  Another thread that wants to
+    look at the same model waits; running it from another thread by other means is not safe meanwhile,
+    since a block may hold hooks or try edits.  Autocast and inference mode
     of the caller do not reach inside, since statistics want full precision and the sweep wants
     gradients.
 
@@ -85,9 +106,10 @@ def inspecting(model: nn.Module) -> Iterator[nn.Module]:
         )
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError("model: its weights are on the meta device, want a model that holds data")
-    flags = [(part, part.training) for part in module.modules()]
     device = model_device(module)
     with ExitStack() as stack:
+        stack.enter_context(only_here(module))
+        flags = [(part, part.training) for part in module.modules()]
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
