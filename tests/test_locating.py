@@ -77,6 +77,8 @@ def test_progress_and_cancel_while_it_runs(make: Make, monkeypatch: pytest.Monke
     assert viewer.busy
     assert "solving conv · 40 %" in texts(viewer)
     assert (buttons["locate"].disabled, buttons["cancel"].disabled) == (True, False)
+    with pytest.raises(RuntimeError, match="Locate is under way"):
+        viewer.locate()
     job = viewer.job
     assert job is not None
     begun = time.perf_counter()

@@ -28,13 +28,13 @@ from rectify_widgets.widgets.base import check_index, refuse_unknown
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import Controls
 from rectify_widgets.widgets.dashboard.options import RectifyOptions
-from rectify_widgets.widgets.dashboard.working import Working
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import SHEETS
+from rectify_widgets.widgets.working import Working
 
 LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""

@@ -7,7 +7,6 @@ own; bars and numbers are one piece of HTML drawn over the buttons, which lets c
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,8 +26,7 @@ from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.widgets import actions, markup
-from rectify_widgets.widgets.base import Panel, refuse_unknown
-from rectify_widgets.widgets.buttons import progress_line
+from rectify_widgets.widgets.base import refuse_unknown
 from rectify_widgets.widgets.editability import layer_html, layer_tree
 from rectify_widgets.widgets.editability.layer_facts import Column, Facts
 from rectify_widgets.widgets.editability.layer_index import Found, LayerIndex, check_found
@@ -45,6 +43,7 @@ from rectify_widgets.widgets.editability.locating import LocateControls
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.stepper import ChoiceStepper
+from rectify_widgets.widgets.working import Working
 
 TREE_ROWS = 24
 """Rows of a tree to begin with: groups are unfolded, outer ones first, while there is room."""
@@ -52,10 +51,8 @@ TREE_ROWS = 24
 WIDE_NAME, NARROW_NAME = 28, 22
 """Longest layer names that are shown whole, in characters: alone, and as a part of something."""
 
-_numbers = itertools.count(1)
 
-
-class EditabilityViewer(Panel):
+class EditabilityViewer(Working):
     """How much of the gap an edit of each layer closes.
 
     Args:
@@ -108,9 +105,6 @@ class EditabilityViewer(Panel):
     page = traitlets.Int(0)
     """The page of rows in view, from 0; choosing a layer turns to its page."""
 
-    busy = traitlets.Bool(False, read_only=True)
-    """Whether the layers are being scored."""
-
     def __init__(
         self,
         model: nn.Module | Found,
@@ -145,7 +139,6 @@ class EditabilityViewer(Panel):
             self._layers = LayerIndex.of_model(self._model, pairs)
         self.about = markup.some(len(self._layers.order), "layer")
         super().__init__(session)
-        self._lane = f"layers {next(_numbers)}"
         with self.building():
             self.method = method
             self.folded = tuple(layer_tree.first_folds(self._layers.tree, TREE_ROWS))
@@ -201,6 +194,7 @@ class EditabilityViewer(Panel):
 
         Raises:
             ValueError: no such method; this viewer has no model to score.
+            RuntimeError: the layers are being scored already.
         """
         model, pairs = self._model, self._pairs
         if model is None or pairs is None:
@@ -212,28 +206,7 @@ class EditabilityViewer(Panel):
                 job, model, pairs, reference=self._reference, method=chosen, seed=self._seed
             )
 
-        def show(job: Job[Localization]) -> None:
-            self._rest(1.0)
-            self.show(job.result())
-
-        self.set_trait("busy", True)
-        self.set_trait("progress", 0.0)
-        self.set_trait("status", "Locate: starting …")
-        try:
-            return self.begin(
-                work, lane=self._lane, label="Locate", on_done=show, on_progress=self._report
-            )
-        except BaseException:
-            self._rest(0.0)
-            raise
-
-    def cancel(self) -> Job[Any] | None:
-        """Stop scoring; returns its job, None where nothing is under way."""
-        job = self._job if self.busy else None
-        if job is not None:
-            self.set_trait("status", f"{job.label}: stopping …")
-            job.cancel()
-        return job
+        return self.act(work, "Locate", lambda job: self.show(job.result()))
 
     def show(self, localization: Found, note: str = "") -> None:
         """Show scores that are there already; the best layer is chosen if none was.
@@ -335,19 +308,6 @@ class EditabilityViewer(Panel):
 
     def _click(self, name: str) -> None:
         self.press(getattr(self, name))
-
-    def _report(self, job: Job[Any]) -> None:
-        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-        self.set_trait("status", progress_line(job))
-
-    def _rest(self, progress: float) -> None:
-        self.set_trait("progress", progress)
-        self.set_trait("busy", False)
-
-    def failed(self, job: Job[Any]) -> None:
-        """Show what went wrong and take new work."""
-        self._rest(0.0)
-        super().failed(job)
 
     def _show_state(self, _: object) -> None:
         if self._controls is not None:

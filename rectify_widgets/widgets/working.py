@@ -46,9 +46,14 @@ class Working(Panel):
             self.set_trait("busy", False)
             show(job)
 
-        self._action = job = self.begin(
-            work, lane="action", label=label, on_done=finish, on_progress=self._report
-        )
+        lane = f"action {id(self)}"
+        try:
+            self._action = job = self.begin(
+                work, lane=lane, label=label, on_done=finish, on_progress=self._report
+            )
+        except BaseException:  # the session is closed
+            self._rest()
+            raise
         return job
 
     def check_idle(self) -> None:
@@ -66,9 +71,12 @@ class Working(Panel):
 
     def failed(self, job: Job[Any]) -> None:
         """Show what went wrong and take new work."""
+        self._rest()
+        super().failed(job)
+
+    def _rest(self) -> None:
         self.set_trait("busy", False)
         self.set_trait("progress", 0.0)
-        super().failed(job)
 
     def _report(self, job: Job[Any]) -> None:
         self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
