@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil  # the line above comes before anything that could load torch
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the browser tests in this front end alone: lab, notebook or voila "
         "(else the shared ones run in all three, and the rest in JupyterLab)",
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks: more threads would only wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """Layers of test networks draw their weights from the global random numbers."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.widgets.prediction.viewer import PredictionViewer
+from rectify_widgets.widgets.session import Session
+
+Make = Callable[..., PredictionViewer]
 
 NAMES = ["ape", "bee", "cat", "<dog>"]
 
@@ -45,3 +52,23 @@ def samples(labels: list[int] | None = LABELS) -> SamplePairs:
 
 
 SWAP = (1, 0, 2, 3)  # what was class 0 is class 1, and the other way round
+
+
+@contextmanager
+def making() -> Iterator[Make]:
+    """Makes viewers that do their work at once, and closes them at the end."""
+    session = Session(synchronous=True)
+    made: list[PredictionViewer] = []
+
+    def build(
+        before: nn.Module | None = None, after: nn.Module | None = None, **options: Any
+    ) -> PredictionViewer:
+        defaults: dict[str, Any] = {"session": session, "classes": NAMES, "inputs": samples()}
+        viewer = PredictionViewer(before or Says(), after, **(defaults | options))
+        made.append(viewer)
+        return viewer
+
+    yield build
+    for viewer in made:
+        viewer.close()
+    session.close()

@@ -6,7 +6,6 @@ Oracles are counts and formulas worked out here; the networks are those of the e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,21 +41,7 @@ QUICK: dict[str, dict[str, Any]] = {
 """Options that make a method quick on `Tiny`; what is left out is tuned."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only wait for one another here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Layers of test networks draw their weights from the global random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ differences.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,21 +38,7 @@ from tests.engine.traces import Tiny, corrupted, images
 SHAPES = {"map": (5, 4, 3, 2), "tokens": (5, 7, 4), "vector": (5, 6)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only wait for one another here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Layers of test networks draw their weights from the global random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

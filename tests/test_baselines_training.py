@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,22 +26,7 @@ from rectify_widgets.engine.progress import Monitor
 from tests.engine.traces import Tiny, corrupted, images
 from tests.test_baselines import tiny_pairs, tiny_task
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only wait for one another here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Layers of test networks draw their weights from the global random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def batch_of(x: Tensor, y: Tensor, masks: Tensor | None = None) -> Batch:

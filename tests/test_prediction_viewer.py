@@ -6,7 +6,7 @@ What it shows is checked against `rectify_widgets.evaluate` and against counts b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,24 @@ from rectify_widgets.engine.metrics import evaluate
 from rectify_widgets.widgets.prediction import comparison, prediction_html
 from rectify_widgets.widgets.prediction.flip_list import PER_SHEET
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
-from rectify_widgets.widgets.session import Session
-from tests.prediction_fakes import CLEAN, CORRUPTED, LABELS, NAMES, SWAP, Says, samples, saying
+from tests.prediction_fakes import (
+    CLEAN,
+    CORRUPTED,
+    LABELS,
+    SWAP,
+    Make,
+    Says,
+    making,
+    samples,
+    saying,
+)
 from tests.widget_fakes import network, texts
 
 
 @pytest.fixture
-def session() -> Iterator[Session]:
-    made = Session(synchronous=True)
-    yield made
-    made.close()
-
-
-Make = Callable[..., PredictionViewer]
-
-
-@pytest.fixture
-def make(session: Session) -> Iterator[Make]:
-    made: list[PredictionViewer] = []
-
-    def build(
-        before: nn.Module | None = None, after: nn.Module | None = None, **options: Any
-    ) -> PredictionViewer:
-        defaults: dict[str, Any] = {"session": session, "classes": NAMES, "inputs": samples()}
-        options = defaults | options
-        viewer = PredictionViewer(before or Says(), after, **options)
-        made.append(viewer)
-        return viewer
-
-    yield build
-    for viewer in made:
-        viewer.close()
+def make() -> Iterator[Make]:
+    with making() as build:
+        yield build
 
 
 # -- samples --------------------------------------------------------------------------------------

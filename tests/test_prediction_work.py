@@ -19,36 +19,14 @@ from rectify_widgets.widgets.prediction import predicted
 from rectify_widgets.widgets.prediction import viewer as prediction
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
-from tests.prediction_fakes import CLEAN, NAMES, SWAP, Says, samples, saying
+from tests.prediction_fakes import CLEAN, SWAP, Make, Says, making, samples, saying
 from tests.widget_fakes import network, pairs, texts
 
 
 @pytest.fixture
-def session() -> Iterator[Session]:
-    made = Session(synchronous=True)
-    yield made
-    made.close()
-
-
-Make = Callable[..., PredictionViewer]
-
-
-@pytest.fixture
-def make(session: Session) -> Iterator[Make]:
-    made: list[PredictionViewer] = []
-
-    def build(
-        before: nn.Module | None = None, after: nn.Module | None = None, **options: Any
-    ) -> PredictionViewer:
-        defaults: dict[str, Any] = {"session": session, "classes": NAMES, "inputs": samples()}
-        options = defaults | options
-        viewer = PredictionViewer(before or Says(), after, **options)
-        made.append(viewer)
-        return viewer
-
-    yield build
-    for viewer in made:
-        viewer.close()
+def make() -> Iterator[Make]:
+    with making() as build:
+        yield build
 
 
 # -- keeping what is known ------------------------------------------------------------------------
@@ -199,8 +177,9 @@ def test_the_latest_model_wins() -> None:
     viewer.close()
 
 
-def test_many_inputs_wait_for_their_turn(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_inputs_wait_for_their_turn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
+    session = Session(synchronous=True)
     real = session.submit
 
     def note(work: Any, **options: Any) -> Any:
@@ -209,12 +188,11 @@ def test_many_inputs_wait_for_their_turn(session: Session, monkeypatch: pytest.M
         return real(work, **options)
 
     monkeypatch.setattr(session, "submit", note)
-    viewer = PredictionViewer(Says(), None, samples(), session=session)
+    viewer = make(session=session)
     monkeypatch.setattr(prediction, "SHORT", 10)
     viewer.after = Says(SWAP)
     viewer.after = None
     assert seen == [True, False, True]
-    viewer.close()
 
 
 # -- what goes wrong ------------------------------------------------------------------------------

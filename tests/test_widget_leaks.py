@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import comm
 import ipywidgets as ipw
@@ -39,12 +38,7 @@ PAGE = 4096
 Make = Callable[[nn.Module, SamplePairs], Panel]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rectified(model: nn.Module, given: SamplePairs) -> Rectification:
