@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rectify_widgets.engine import localization
 from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import editable_layers
+from rectify_widgets.engine.layers import EditableLayer, editable_layers
 from rectify_widgets.engine.localization import METHODS, localize
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancelled, Monitor
@@ -100,6 +101,37 @@ def test_the_default_is_verified_by_trials(trojan: Toy) -> None:
     predicted = scored(trojan, **options, trials=0)
     measured = by_hand(trojan, predicted, predicted.best, statistics)
     assert predicted.scores[predicted.best] != pytest.approx(measured, abs=1e-4)
+
+
+class Rated(NamedTuple):
+    layer: EditableLayer
+    score: float
+
+
+def test_trials_go_on_until_no_prediction_can_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer to what is predicted and what a trial would measure; underrated edits are found too."""
+    edits = {"last": (0.74, 0.74), "first": (0.70, 0.93), "weak": (0.66, 0.1), "late": (0.5, 0.99)}
+    tried: list[str] = []
+
+    class Rehearsed:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def closed(self, candidate: Any) -> float:
+            tried.append(candidate.layer.name)
+            return edits[candidate.layer.name][1]
+
+    monkeypatch.setattr(localization, "Trial", Rehearsed)
+    monkeypatch.setattr(localization, "different", list)
+    layers = {name: EditableLayer(name, nn.Linear(1, 1)) for name in edits}
+    options: Any = {name: [Rated(layers[name], edits[name][0])] for name in edits}
+    scene: Any = None
+    scores = localization._verified(scene, options, 12, Monitor())
+    assert tried == ["last", "first"], "0.66 and a margin of 0.25 are less than 0.93"
+    assert scores == {"last": 0.74, "first": 0.93, "weak": 0.66, "late": 0.5}
+    tried.clear()
+    localization._verified(scene, options, 1, Monitor())
+    assert tried == ["last"]
 
 
 def test_the_edit_that_was_scored_is_the_one_that_is_solved(trojan: Toy) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.yardstick import Yardstick
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.toy import Toy, stamped
@@ -71,6 +72,21 @@ def test_a_step_can_be_edited_on_from_there(mended: Rectification) -> None:
         edit.apply(model)
     assert same(model, bits(mended.model))
     mended.edits[0].revert(mended.at(1))
+
+
+def test_a_layer_that_was_edited_twice_goes_back_step_by_step(
+    trojan: Toy, mended: Rectification
+) -> None:
+    model = copy.deepcopy(trojan.model)
+    name, edits, states = mended.edits[0].layer, [], [bits(model)]
+    for direction in ("key", "contrast"):
+        options = {"layer": name, "reference": trojan.reference[:40], "direction": direction}
+        edits.append(solve_edit(model, trojan.pairs[0], ridge=0.1, **options))  # type: ignore[arg-type]
+        edits[-1].apply(model)
+        states.append(bits(model))
+    twice = replace(mended, edits=edits, model=model)
+    for step, state in enumerate(states):
+        assert same(twice.at(step), state), step
 
 
 def test_steps_that_are_not_there(mended: Rectification) -> None:
