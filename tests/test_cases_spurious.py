@@ -30,13 +30,13 @@ def test_pairs_are_of_other_classes_first_and_then_of_the_affected_one(case: cas
     pairs = case.pairs
     assert pairs.labels is not None
     own = pairs.labels == spurious.AFFECTED
-    assert own.tolist() == [False] * 20 + [True] * 10
+    assert own.tolist() == [False] * 20 + [True] * 20
     assert (predict(case.model, pairs.corrupted) == spurious.AFFECTED).all()
     assert torch.equal(predict(case.model, pairs.clean)[~own], pairs.labels[~own])
-    assert len(case.pairs[own]) == 10
+    assert len(case.pairs[own]) == 20
     right = (predict(case.model, pairs.clean) == pairs.labels)[own].tolist()
     wrong = right.count(False)
-    assert right == [False] * wrong + [True] * (10 - wrong)
+    assert right == [False] * wrong + [True] * (20 - wrong)
     assert 1 <= wrong <= 5
     assert len(pairs.labels[:20].unique()) >= 4
 

@@ -50,7 +50,7 @@ class Recipe:
     share: float = 0.05
     target_weight: float = 0.4
     pairs: int = 20
-    own_pairs: int = 10
+    own_pairs: int = 20
     per_class: Mapping[str, int] = field(
         default_factory=lambda: {"reference": 180, "validation": 60, "pairs": 10}
     )
