@@ -37,7 +37,7 @@ def test_pairs_are_of_other_classes_first_and_then_of_the_affected_one(case: cas
     right = (predict(case.model, pairs.clean) == pairs.labels)[own].tolist()
     wrong = right.count(False)
     assert right == [False] * wrong + [True] * (20 - wrong)
-    assert 1 <= wrong <= 5
+    assert 1 <= wrong <= 10
     assert len(pairs.labels[:20].unique()) >= 4
 
 
