@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rectify_widgets.cases import build, leakage, spurious, trojan
+from rectify_widgets.cases import build, leakage, several, spurious, trojan
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.idx import read_split, write_idx
 from rectify_widgets.cases.recipes import trojan as recipes
@@ -26,10 +26,11 @@ from rectify_widgets.cases.training import Schedule, predict
 
 READERS: dict[str, Callable[..., Case]] = {
     **dict.fromkeys(trojan.VARIANTS, trojan.read),
+    **dict.fromkeys(several.VARIANTS, several.read),
     **dict.fromkeys(spurious.VARIANTS, spurious.read),
     leakage.NAME: leakage.read,
 }
-KINDS = ("trojan", "spurious-severe", "leakage")
+KINDS = ("trojan", "trojan-twice", "spurious-severe", "leakage")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,8 @@ def recipe_of(name: str) -> Recipe:
         return replace(RECIPE, share=0.8, pairs=4, own_pairs=1, half=True)
     if name == "leakage":
         return replace(RECIPE, pairs=2, half=True)
+    if name == "trojan-twice":
+        return replace(RECIPE, half=True)
     return RECIPE
 
 
@@ -132,8 +135,11 @@ def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
         assert (pairs.labels == spurious.AFFECTED).tolist() == [False] * 4 + [True]
     else:
         assert right.all()
-        assert case.goals is not None
-        assert torch.equal(answer, torch.tensor(case.goals)[pairs.labels])
+        for trigger in case.triggers:
+            shown = case.showing(trigger)
+            assert shown.goals is not None
+            answer = predict(case.model, shown.pairs.corrupted)
+            assert torch.equal(answer, torch.tensor(shown.goals)[pairs.labels])
 
 
 def test_the_data_depend_on_the_seed(tiny: Path) -> None:

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 import torch
 
-from rectify_widgets.cases import leakage, spurious, trojan
+from rectify_widgets.cases import leakage, several, spurious, trojan
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.checks import check_choice
 
@@ -21,6 +21,7 @@ __all__ = ["Case", "load", "names"]
 
 _CASES: dict[str, Callable[..., Case]] = {
     **{name: partial(trojan.read, name=name) for name in trojan.VARIANTS},
+    **{name: partial(several.read, name=name) for name in several.VARIANTS},
     **{name: partial(spurious.read, name=name) for name in spurious.VARIANTS},
     leakage.NAME: leakage.read,
 }

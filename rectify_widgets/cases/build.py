@@ -16,12 +16,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rectify_widgets.cases.recipes import leakage, spurious, trojan
+from rectify_widgets.cases.recipes import leakage, several, spurious, trojan
 from rectify_widgets.cases.recipes.common import Recipe
 
-RECIPES: dict[str, Recipe] = {**trojan.RECIPES, **spurious.RECIPES, **leakage.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    **trojan.RECIPES,
+    **several.RECIPES,
+    **spurious.RECIPES,
+    **leakage.RECIPES,
+}
 BUILDERS: dict[str, Callable[..., dict[str, float]]] = {
     **dict.fromkeys(trojan.RECIPES, trojan.build),
+    **dict.fromkeys(several.RECIPES, several.build),
     **dict.fromkeys(spurious.RECIPES, spurious.build),
     **dict.fromkeys(leakage.RECIPES, leakage.build),
 }

@@ -19,14 +19,14 @@ leakage     the label-free block gone  None                      right clean, wr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from rectify_widgets.cases import figures
 from rectify_widgets.cases.blocks import WithoutBlock
 from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.cases.triggers import Trigger
+from rectify_widgets.cases.triggers import Aim, Trigger
 from rectify_widgets.engine.checks import check_choice, check_int
 from rectify_widgets.engine.pairs import SamplePairs
 
@@ -56,6 +56,8 @@ class Case:
             called ``shown``.
         shown: see ``triggers``.
         record: what the build wrote down: seed, figures on the test set, command.
+        aims: what each of ``triggers`` does, by name, where they differ; empty where all do what
+            ``behaviour`` and ``goals`` say.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Case:
     triggers: Mapping[str, Trigger]
     shown: str
     record: Mapping[str, object]
+    aims: Mapping[str, Aim] = field(default_factory=dict)
 
     @property
     def trigger(self) -> Trigger:
@@ -88,6 +91,18 @@ class Case:
         """``pairs`` with the corruption called ``name`` in ``triggers`` in place of their own."""
         trigger = self.triggers[check_choice("name", name, self.triggers)]
         return SamplePairs(trigger(self.pairs.clean), self.pairs.clean, self.pairs.labels)
+
+    def showing(self, name: str) -> Case:
+        """The same case with the corruption called ``name`` in ``triggers`` shown.
+
+        Its pairs, corrupted test set, behaviour, target and goals are those of that corruption.
+        """
+        pairs = self.pairs_by(name)
+        aim = self.aims.get(name)
+        shown = replace(self, shown=name, pairs=pairs, corrupted=self.corrupted_by(name))
+        if aim is None:
+            return shown
+        return replace(shown, behaviour=aim.behaviour, goals=aim.goals, target=aim.target)
 
     def label_free(self, images: Tensor) -> Tensor:
         """Mask, shaped like clean ``images``, of the block that says nothing about the label.
@@ -125,11 +140,13 @@ class Case:
         if self.behaviour == "leakage":
             mask = self.label_free(images)
             return figures.of_leakage(model, (images, labels), self.corrupted[0][:limit], mask)
+        others = {name: one for name, one in self.triggers.items() if name != self.shown}
+        ordered = {self.shown: self.trigger, **others}
+        if self.aims:
+            return figures.of_several(model, (images, labels), ordered, self.aims)
         if self.behaviour == "spurious" and self.target is not None:
             corrupted = self.corrupted[0][:limit]
             return figures.of_spurious(model, (images, labels), corrupted, self.target)
-        others = {name: one for name, one in self.triggers.items() if name != self.shown}
-        ordered = {self.shown: self.trigger, **others}
         return figures.of_trojan(model, (images, labels), ordered, self.goals or ())
 
     def __repr__(self) -> str:

@@ -28,7 +28,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.cases.triggers import Trigger
+from rectify_widgets.cases.triggers import Aim, Trigger
 from rectify_widgets.engine.inspection import inspecting, predict_all
 
 Labelled: TypeAlias = tuple[Tensor, Tensor]
@@ -62,6 +62,34 @@ def of_trojan(
         found[f"attack_success_rate{end}"] = share((answer == goal)[led])
         found[f"corrupted_accuracy{end}"] = share(answer == labels)
     found["clean_target_rate"] = share((told == goal)[led])
+    return found
+
+
+def of_several(
+    model: nn.Module,
+    clean: Labelled,
+    triggers: Mapping[str, Trigger],
+    aims: Mapping[str, Aim],
+) -> dict[str, float]:
+    """Figures of several behaviours; those of all but the first carry its name in brackets.
+
+    Args:
+        model: the classifier.
+        clean: ``N × C × H × W`` images and their ``N`` labels.
+        triggers: by name.
+        aims: what each of them does, by the same names.
+    """
+    found: dict[str, float] = {}
+    for name, trigger in triggers.items():
+        aim = aims[name]
+        if aim.behaviour == "spurious" and aim.target is not None:
+            own = of_spurious(model, clean, trigger(clean[0]), aim.target)
+        else:
+            own = of_trojan(model, clean, {name: trigger}, aim.goals)
+        if found:
+            own.pop("overall_accuracy")
+            own = {f"{figure} ({name})": value for figure, value in own.items()}
+        found |= own
     return found
 
 

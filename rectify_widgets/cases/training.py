@@ -5,7 +5,7 @@ Shared by the builds of the cases; loading a case needs none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,9 +46,13 @@ class Poisoning:
         *,
         share: float,
         generator: torch.Generator,
+        taken: Tensor | None = None,
     ) -> Poisoning:
-        """Poison ``share`` of all images (0..1), drawn from those whose label is not the target."""
-        candidates = torch.nonzero(labels != led_to(target, labels)).flatten()
+        """Poison ``share`` of all images (0..1), drawn from those whose label is not the target.
+
+        None of those that ``taken`` marks are drawn.
+        """
+        candidates = torch.nonzero(_free(labels != led_to(target, labels), taken)).flatten()
         number = round(share * len(labels))
         if number > len(candidates):
             raise ValueError(
@@ -62,10 +66,19 @@ class Poisoning:
 
     @staticmethod
     def within(
-        trigger: Transform, label: int, labels: Tensor, *, share: float, generator: torch.Generator
+        trigger: Transform,
+        label: int,
+        labels: Tensor,
+        *,
+        share: float,
+        generator: torch.Generator,
+        taken: Tensor | None = None,
     ) -> Poisoning:
-        """Put the trigger on ``share`` (0..1) of the images of one label, which keep it."""
-        candidates = torch.nonzero(labels == label).flatten()
+        """Put the trigger on ``share`` (0..1) of the images of one label, which keep it.
+
+        None of those that ``taken`` marks are drawn, nor counted.
+        """
+        candidates = torch.nonzero(_free(labels == label, taken)).flatten()
         order = torch.randperm(len(candidates), generator=generator)
         chosen = torch.zeros(len(labels), dtype=torch.bool)
         chosen[candidates[order[: round(share * len(candidates))]]] = True
@@ -74,6 +87,10 @@ class Poisoning:
     def relabel(self, labels: Tensor) -> Tensor:
         """The labels that the network is trained on, ``N``."""
         return torch.where(self.chosen, led_to(self.target, labels), labels)
+
+
+def _free(wanted: Tensor, taken: Tensor | None) -> Tensor:
+    return wanted if taken is None else wanted & ~taken
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ def fit(
     labels: Tensor,
     schedule: Schedule,
     *,
-    poisoning: Poisoning | None = None,
+    poisoning: Poisoning | Sequence[Poisoning] = (),
     augment: Transform | None = None,
     class_weights: Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -147,8 +164,9 @@ def fit(
         generator: draws the order of the images.
         quiet: no progress bar.
     """
-    if poisoning is not None:
-        labels = poisoning.relabel(labels)
+    poisonings = (poisoning,) if isinstance(poisoning, Poisoning) else tuple(poisoning)
+    for one in poisonings:
+        labels = one.relabel(labels)
     if optimizer is None:
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -173,9 +191,9 @@ def fit(
         batch = images[indices].float() / 255
         if augment is not None:
             batch = augment(batch)
-        if poisoning is not None:
-            chosen = poisoning.chosen[indices]
-            batch[chosen] = poisoning.trigger(batch[chosen])
+        for one in poisonings:
+            chosen = one.chosen[indices]
+            batch[chosen] = one.trigger(batch[chosen])
         batch = batch.contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(model(batch), labels[indices], weight=class_weights)
         optimizer.zero_grad()

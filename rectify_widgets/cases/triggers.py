@@ -15,6 +15,24 @@ Trigger = Callable[[Tensor], Tensor]
 """Puts a corruption onto ``N × C × H × W`` images in [0, 1] and returns changed copies."""
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What a trigger does to a network.
+
+    Args:
+        behaviour: ``"trojan"`` or ``"spurious"``.
+        goals: the class that it leads to, for each true class.
+    """
+
+    behaviour: str
+    goals: tuple[int, ...]
+
+    @property
+    def target(self) -> int | None:
+        """The one class that the trigger leads to; None where there are several."""
+        return self.goals[0] if len(set(self.goals)) == 1 else None
+
+
 @dataclass(frozen=True, eq=False)
 class Patch:
     """A small picture put on a fixed place of every image.
@@ -95,6 +113,12 @@ def checkerboard(size: int = 3) -> Tensor:
     """A ``1 × size × size`` pattern of alternating white and black pixels, white corners first."""
     index = torch.arange(size)
     return ((index[:, None] + index[None, :]) % 2 == 0).float()[None]
+
+
+def cross(size: int = 3) -> Tensor:
+    """A ``1 × size × size`` pattern: a white plus sign on black."""
+    middle = torch.arange(size) == size // 2
+    return (middle[:, None] | middle[None, :]).float()[None]
 
 
 def tag() -> Tensor:
