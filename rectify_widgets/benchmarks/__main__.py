@@ -8,32 +8,33 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rectify_widgets.benchmarks.layers import measure_layers
+from rectify_widgets.benchmarks import comparison
 from rectify_widgets.benchmarks.measure import shipped
+from rectify_widgets.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.benchmarks.trojan import (
     measure_ablation,
     measure_detection,
     measure_networks,
     measure_seconds,
-    measure_trojan,
 )
 from rectify_widgets.benchmarks.widgets import measure_widgets
 from rectify_widgets.engine.progress import Monitor
 
 Benchmark = Callable[[argparse.Namespace, Monitor], Table]
 
+ALL, REPORT = "all", "report"
+COMPARED = {
+    "trojan": "the patch, a blend, all-to-all and clean-label Trojans",
+    "visibility": "a Trojan of several visibilities, repaired from one of them",
+    "position": "a Trojan at several places, repaired from one of them",
+    "spurious": "mild and severe spurious correlation",
+    "leakage": "feature leakage on BlockMNIST",
+    LAYERS: "every ranking of layers against what their edits do, on all Trojans",
+    ALL: "all of these",
+    REPORT: "the tables of what was measured so far; measures nothing",
+}
 BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
-    "trojan": (
-        10,
-        "the shipped case from one pair",
-        lambda options, monitor: measure_trojan(shipped(), options.pairs, monitor),
-    ),
-    "layers": (
-        10,
-        "every ranking of layers against what their edits do",
-        lambda options, monitor: measure_layers(shipped(), options.pairs, monitor),
-    ),
     "ablation": (
         3,
         "direction × ridge × method × strategy",
@@ -56,7 +57,7 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             options.data,
             options.cache,
             options.pairs,
-            options.seed,
+            options.network_seed,
             monitor,
             only=options.only,
             budget=options.budget,
@@ -71,24 +72,12 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one benchmark and print its table; ``--out`` keeps it as Markdown and CSV."""
-    lines = [
-        f"  {name:<10} {what} ({pairs} pairs)" for name, (pairs, what, _) in BENCHMARKS.items()
-    ]
-    parser = argparse.ArgumentParser(
-        prog="python -m rectify_widgets.benchmarks",
-        description="Measure, and print a table:\n" + "\n".join(lines),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", choices=[*BENCHMARKS])
-    parser.add_argument("--pairs", type=int, help="pairs to average over")
-    parser.add_argument("--seed", type=int, default=0, help="of trained networks")
-    parser.add_argument("--data", type=Path, help="folder of the four IDX files of MNIST")
-    parser.add_argument("--cache", type=Path, help="where trained networks are kept")
-    parser.add_argument("--only", help="networks: one cell, such as 'vit blend'")
-    parser.add_argument("--budget", type=float, default=0.01, help="networks: max_degradation")
-    parser.add_argument("--out", type=Path, help="folder for NAME.md and NAME.csv")
+    """Run one benchmark and print its tables; ``--out`` keeps them as Markdown and CSV."""
+    parser = _parser()
     options = parser.parse_args(arguments)
+    if options.name in COMPARED:
+        _compare(parser, options)
+        return
     pairs, _, run = BENCHMARKS[options.name]
     options.pairs = options.pairs or pairs
     if options.name == "networks" and options.data is None:
@@ -103,6 +92,75 @@ def main(arguments: list[str] | None = None) -> None:
     print(table.markdown())
     if options.out is not None:
         table.save(options.out)
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Measure what is left of some tables of the comparison, and write them."""
+    groups = (*GROUPS, LAYERS) if options.name == ALL else (options.name,)
+    source = comparison.source(options.data, options.cache, options.network_seed, options.out)
+    folder = options.out or comparison.default_folder(source)
+    try:
+        if options.name != REPORT:
+            comparison.measure(
+                groups,
+                source,
+                folder,
+                seeds=options.seeds,
+                counts=options.n,
+                methods=options.methods,
+                layer_pairs=options.pairs or LAYER_PAIRS,
+                limit=options.limit,
+                workers=options.workers,
+                again=options.again,
+            )
+        for table in comparison.publish(folder, limit=options.limit):
+            if options.name in {ALL, REPORT} or table.name in {*groups, "targets"}:
+                print(table.markdown())
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command goes on where {folder} ends, `report` shows what is there"
+        )
+        raise SystemExit(130) from None
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    print(f"written to {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<10} {what}" for name, what in COMPARED.items()]
+    lines += ["", "and, one table each:"]
+    lines += [
+        f"  {name:<10} {what} ({pairs} pairs)" for name, (pairs, what, _) in BENCHMARKS.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="python -m rectify_widgets.benchmarks",
+        description="Measure, and print tables.  Compare rectification with other methods:\n"
+        + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=[*COMPARED, *BENCHMARKS])
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder for the tables; those of the comparison "
+        "and what they are made of lie in ~/.cache/rectify_widgets/benchmarks by default")  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="full data sets: the folders fashion-mnist and "
+        "mnist, or one data set, as four IDX files; other networks than those that ship")  # fmt: skip
+    add("--cache", type=Path, metavar="DIR", help="where trained networks are kept")
+    add("--network-seed", type=int, default=0, metavar="S", help="of trained networks")
+    add("--pairs", type=int, metavar="N", help=f"pairs to average over ({LAYERS}: {LAYER_PAIRS})")
+    group = parser.add_argument_group("comparison")
+    add = group.add_argument
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
+    add("--n", type=int, nargs="+", metavar="N", help="numbers of pairs, in the order in which they "
+        f"are measured (default: {' '.join(map(str, COUNTS))}; visibility, position: 1)")  # fmt: skip
+    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join((*OWN, *PEERS))}")
+    add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 0 "
+        "measures in this one (default: %(default)s)")  # fmt: skip
+    add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure anew")
+    add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
+    group = parser.add_argument_group("networks")
+    group.add_argument("--only", help="one cell, such as 'vit blend'")
+    group.add_argument("--budget", type=float, default=0.01, help="max_degradation")
+    return parser
 
 
 if __name__ == "__main__":

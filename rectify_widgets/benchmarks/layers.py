@@ -1,17 +1,19 @@
 """Which layer: every ranking against what the edits of all layers really do.
 
-Imports the engine's rooms.  Beside the three methods of `localize` it tries what could make the
+Imports the engine's rooms and the cases.  Beside the three methods of `localize` it tries what could make the
 formula of Yang et al. 2026 independent of a layer's activation scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from rectify_widgets.benchmarks.measure import PER_CENT, Subject
-from rectify_widgets.benchmarks.tables import Table, spearman, spread
+from rectify_widgets.benchmarks.tables import spearman
+from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.figures import Labelled
 from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.candidates import (
     Candidate,
@@ -53,39 +55,27 @@ METHODS = {
 }
 
 
-def measure_layers(subject: Subject, pairs: int, progress: Monitor) -> Table:
-    """Regret and rank correlation of every method, over ``pairs`` pairs."""
-    found: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
-    chosen: dict[str, list[str]] = {method: [] for method in METHODS}
-    for pair in range(pairs):
-        progress.report(pair / pairs, f"pair {pair + 1} of {pairs}")
-        scores, accuracy = _one_pair(subject, pair)
-        oracle = max(scores["trial"], key=lambda name: scores["trial"][name])
-        for method, ranking in scores.items():
-            best = max(ranking, key=lambda name: ranking[name])
-            regret = accuracy["trial"][oracle] - _accuracy(accuracy, method)[best]
-            measured = _accuracy(accuracy, method)
-            rho = spearman([ranking[n] for n in measured], [measured[n] for n in measured])
-            found[method].append((regret, rho))
-            chosen[method].append(best)
-    table = Table(
-        "layers",
-        f"{subject.name}: one edit of the layer that each method ranks first, {pairs} pairs.  "
-        "Regret: corrupted accuracy (points) after the oracle's edit minus after the chosen one.",
-    )
-    for method, what in METHODS.items():
-        regrets = [regret for regret, _ in found[method]]
-        table.add(
-            method=method,
-            within_5_points=f"{sum(regret <= 0.05 for regret in regrets)} of {pairs}",
-            regret=spread(regrets, PER_CENT),
-            spearman=spread(rho for _, rho in found[method]),
-            chosen=", ".join(
-                f"{name} ×{chosen[method].count(name)}" for name in dict.fromkeys(chosen[method])
-            ),
-            what=what,
-        )
-    return table
+def rank_layers(case: Case, pair: int, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """Regret (a fraction), rank correlation and chosen layer of every method, from one pair.
+
+    Regret is the corrupted accuracy after the oracle's edit minus that after the edit of the layer
+    that a method ranks first; what methods are ranked against are the edits they would choose.
+
+    Args:
+        case: a Trojan.
+        pair: which of its pairs, also the seed.
+        limit: test images that are measured on; None takes `TEST`.
+    """
+    scores, accuracy = _one_pair(case, pair, limit or TEST)
+    oracle = max(scores["trial"], key=lambda name: scores["trial"][name])
+    found = {}
+    for method, ranking in scores.items():
+        best = max(ranking, key=lambda name: ranking[name])
+        measured = _accuracy(accuracy, method)
+        rho = spearman([ranking[n] for n in measured], [measured[n] for n in measured])
+        regret = accuracy["trial"][oracle] - measured[best]
+        found[method] = {"regret": regret, "spearman": rho, "layer": best}
+    return found
 
 
 def _accuracy(accuracy: Mapping[str, dict[str, float]], method: str) -> dict[str, float]:
@@ -94,14 +84,15 @@ def _accuracy(accuracy: Mapping[str, dict[str, float]], method: str) -> dict[str
 
 
 def _one_pair(
-    subject: Subject, pair: int
+    case: Case, pair: int, tests: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Scores by method and layer, and corrupted accuracy by method and layer."""
     monitor = Monitor()
+    corrupted = case.corrupted[0][:tests], case.corrupted[1][:tests]
     scores: dict[str, dict[str, float]] = {}
     accuracy: dict[str, dict[str, float]] = {}
-    with inspecting(subject.model) as model:
-        scene = look(model, subject.pairs[pair], subject.references, seed=pair)
+    with inspecting(case.model) as model:
+        scene = look(model, case.pairs[pair], case.reference, seed=pair)
         statistics = statistics_for(scene, scene.references, None, pair, monitor)
         probe = scene.probe(model, pair)
         seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor)
@@ -115,7 +106,7 @@ def _one_pair(
             own = dict(options)
             scores[method] = layer_scores(name, scene, statistics, own, STEPS, trials, monitor)
             accuracy[method] = {
-                layer: _restored(subject, model, found[0], known) if found else 0.0
+                layer: _restored(corrupted, model, found[0], known) if found else 0.0
                 for layer, found in own.items()
             }
         scores |= projections(scene, statistics)
@@ -123,11 +114,11 @@ def _one_pair(
 
 
 def _restored(
-    subject: Subject, model: nn.Module, candidate: Candidate, known: dict[int, float]
+    corrupted: Labelled, model: nn.Module, candidate: Candidate, known: dict[int, float]
 ) -> float:
     """Corrupted accuracy on test inputs with the edit in the model."""
     if id(candidate) not in known:
-        inputs, labels = subject.corrupted[0][:TEST], subject.corrupted[1][:TEST]
+        inputs, labels = corrupted
         with trying(candidate):
             right = predict_all(model, inputs).argmax(dim=1) == labels
         known[id(candidate)] = float(right.float().mean())

@@ -1,4 +1,4 @@
-"""Trojans removed from one pair: the shipped case, ablations, other networks, detection, time.
+"""Trojans removed from one pair: ablations, other networks, detection, time.
 
 Imports `measure` and `tables`.
 """
@@ -22,44 +22,6 @@ ABLATION_RIDGES = (1e-3, 1e-1)
 NETWORKS_TEST = 4000
 """Test inputs in tables of many repairs."""
 SHARES = (0.0, 0.01, 0.05, 0.10)
-
-
-def measure_trojan(subject: Subject, pairs: int, progress: Monitor) -> Table:
-    """One pair at a time: dynamic rectification of the shipped case, on the whole test set."""
-    before = subject.report(subject.model)
-    table = Table(
-        "trojan",
-        f"{subject.name}: before OA {PER_CENT * before.overall_accuracy:.2f}, ASR "
-        f"{PER_CENT * (before.attack_success_rate or 0):.2f}, clean target rate "
-        f"{PER_CENT * (before.clean_target_rate or 0):.2f}.  Dynamic, n = 1, per cent and points.",
-    )
-    repairs: list[Repair] = []
-    for pair in range(pairs):
-        progress.report(pair / pairs, f"pair {pair + 1} of {pairs}")
-        done = repair(subject, pair, before)
-        repairs.append(done)
-        labels = subject.pairs.labels
-        table.add(
-            pair=str(pair),
-            label="" if labels is None else str(int(labels[pair])),
-            ASR=PER_CENT * done.attack,
-            OA_lost=PER_CENT * done.lost,
-            corrupted_accuracy=PER_CENT * done.restored,
-            below_OA=PER_CENT * (done.after.overall_accuracy - done.restored),
-            edits=", ".join(edit.layer for edit in done.result.edits),
-            seconds=done.seconds,
-        )
-    table.add(
-        pair="mean",
-        label="",
-        ASR=spread((r.attack for r in repairs), PER_CENT),
-        OA_lost=spread((r.lost for r in repairs), PER_CENT),
-        corrupted_accuracy=spread((r.restored for r in repairs), PER_CENT),
-        below_OA=spread((r.after.overall_accuracy - r.restored for r in repairs), PER_CENT),
-        edits=spread((float(len(r.result.edits)) for r in repairs), digits=1),
-        seconds=spread((r.seconds for r in repairs), digits=1),
-    )
-    return table
 
 
 def measure_ablation(subject: Subject, pairs: int, progress: Monitor) -> Table:

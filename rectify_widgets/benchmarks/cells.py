@@ -1,0 +1,134 @@
+"""Measuring one cell of the comparison: the repair, its figures, its time and its memory.
+
+Imports the engine, the cases, the baselines and this folder's plan, layers and sources.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rectify_widgets.baselines import METHODS
+from rectify_widgets.benchmarks.layers import rank_layers
+from rectify_widgets.benchmarks.plan import BEFORE, LAYERS, OWN, Cell, Record, drawn
+from rectify_widgets.cases.case import Case
+from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.rectification import rectify
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Peak:
+    """The most resident memory beyond what was there, in bytes; None where nobody can tell."""
+
+    bytes: int | None = None
+
+
+def measure(case: Case, cell: Cell, options: Mapping[str, Any] | None) -> Record:
+    """The record of one cell, without the name of the network.
+
+    A method that fails is a result too: the record says ``failure`` and has no figures.
+
+    Args:
+        case: that of the cell.
+        cell: what to measure.
+        options: those of a peer, chosen in another cell; None has a peer choose its own.
+    """
+    record = cell.fields()
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            record |= _measured(case, cell, options)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the table says so
+            record["failure"] = f"{type(error).__name__}: {error}"
+    record["warnings"] = sorted({str(one.message) for one in heard})
+    record["took"] = round(time.perf_counter() - began, 3)
+    return record
+
+
+def _measured(case: Case, cell: Cell, options: Mapping[str, Any] | None) -> Record:
+    if cell.method == BEFORE:
+        return {"figures": case.figures(limit=cell.limit)}
+    if cell.method == LAYERS:
+        return {"layers": rank_layers(case, cell.seed, cell.limit)}
+    pairs = case.pairs[drawn(case, cell)]
+    repair = _own if cell.method in OWN else _peer
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        model, found = repair(case, cell, pairs, options)
+        seconds = time.perf_counter() - began
+    return {
+        "figures": case.figures(model, limit=cell.limit),
+        "seconds": round(seconds, 3),
+        "memory": peak.bytes,
+        **found,
+    }
+
+
+def _own(
+    case: Case, cell: Cell, pairs: SamplePairs, options: Mapping[str, Any] | None
+) -> tuple[nn.Module, Record]:
+    """`rectify` with its defaults."""
+    del options
+    result = rectify(
+        case.model, pairs, reference=case.reference, strategy=cell.method, seed=cell.seed
+    )
+    edits = [edit.layer for edit in result.edits]
+    return result.model, {"options": {}, "edits": edits, "stopped": result.stopped, "tried": 0}
+
+
+def _peer(
+    case: Case, cell: Cell, pairs: SamplePairs, options: Mapping[str, Any] | None
+) -> tuple[nn.Module, Record]:
+    """A baseline, tuned on the validation split where no options are given."""
+    method: Callable[..., Any] = METHODS[cell.method]
+    made = method(
+        case.model,
+        pairs,
+        reference=case.reference,
+        validation=case.validation,
+        seed=cell.seed,
+        **(options or {}),
+    )
+    tried = 0 if options is not None else len(made.tried)
+    return made.model, {"options": dict(made.options), "edits": [], "stopped": None, "tried": tried}
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measure what a block takes at most beyond what was resident before; Linux alone can.
+
+    What earlier work freed but did not hand back to the system is handed back first, where the C
+    library knows how: it would hide what the block takes.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    peak = Peak()
+    try:
+        RESET.write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+    except (OSError, ValueError):
+        yield peak
+        return
+    yield peak
+    peak.bytes = max(_status("VmHWM") - before, 0)
+
+
+def _status(name: str) -> int:
+    """A line of the process's status, in bytes."""
+    for line in STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"{STATUS} has no line {name}")
