@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -93,16 +94,21 @@ def _peer(
 ) -> tuple[nn.Module, Record]:
     """A baseline, tuned on the validation split where no options are given."""
     method: Callable[..., Any] = METHODS[cell.method]
+    taken = inspect.signature(method).parameters  # some choices leave no choice: the last layer
     made = method(
         case.model,
         pairs,
         reference=case.reference,
         validation=case.validation,
         seed=cell.seed,
-        **(options or {}),
+        **{name: value for name, value in (options or {}).items() if name in taken},
     )
-    tried = 0 if options is not None else len(made.tried)
-    return made.model, {"options": dict(made.options), "edits": [], "stopped": None, "tried": tried}
+    return made.model, {
+        "options": dict(made.options),
+        "edits": [],
+        "stopped": None,
+        "tried": len(made.tried),
+    }
 
 
 @contextmanager

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rectify_widgets.benchmarks.plan import LAYER_PAIRS, SEEDS, Record, plan
+from rectify_widgets.benchmarks.records import read
+from rectify_widgets.benchmarks.report import write
 from rectify_widgets.benchmarks.runner import run
 from rectify_widgets.benchmarks.sources import Source
+from rectify_widgets.benchmarks.summary import Results
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.benchmarks.training import default_cache
 from rectify_widgets.engine.checks import check_int
@@ -51,6 +54,14 @@ def measure(
 
 
 def publish(folder: Path, *, limit: int | None = None) -> list[Table]:
-    """Write the tables of what a folder holds."""
-    del folder, limit
-    return []
+    """Write the tables and the report of what a folder holds, without measuring anything.
+
+    Raises:
+        ValueError: there are no cells, or a damaged one.
+    """
+    records = [record for record in read(folder) if record["limit"] == limit]
+    if not records:
+        raise ValueError(
+            f"out: {folder} holds no cells; measure some first, with `trojan`, `leakage` or `all`"
+        )
+    return write(Results(records, limit=limit), folder)

@@ -1,0 +1,148 @@
+"""Who is better, and by more than the measurement can resolve: the one place where that is decided.
+
+Imports the plan.  Two methods are compared on the same pairs, seed by seed, by two figures: the
+*headline* of the behaviour and the loss of overall accuracy (OA), both better when lower.
+
+- Trojan: attack success rate (ASR), the mean over all triggers of the case.  What lies below the
+  *floor*, the clean target rate of the unrepaired network, counts as the floor: a network that
+  takes so many clean images for the target cannot be asked for less.
+- Spurious correlation: the absolute bias.
+- Leakage: net attribution on the label-free block.
+
+They *tie* where the mean difference is within `ERRORS` standard errors of it over the seeds, or
+within `LEAST`, whichever is more: a few test images, or a hundredth of the net attribution before
+any repair.  With one seed there is no standard error, and `LEAST` alone decides.
+
+`dynamic` *wins* where its headline is lower and its OA loss not larger; it *loses* where its
+headline is higher and its OA loss not smaller, or its headline ties and its OA loss is larger; one
+lower and the other higher is a *trade-off*; all else is a tie.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from rectify_widgets.cases import leakage, spurious
+
+Figures: TypeAlias = Mapping[str, float]
+"""What `Case.figures` gives."""
+
+TROJAN, SPURIOUS, LEAKAGE = "trojan", "spurious", "leakage"
+WINS, TIES, TRADES, LOSES = "dynamic wins", "tie", "trade-off", "dynamic loses"
+VERDICTS = (WINS, TIES, TRADES, LOSES)
+
+HEADLINES = {TROJAN: "ASR", SPURIOUS: "bias", LEAKAGE: "net attribution"}
+LEAST = {TROJAN: 0.0005, SPURIOUS: 0.002, LEAKAGE: 0.01}
+"""Fractions; of leakage, a share of the figure before any repair."""
+LEAST_OA = 0.0005
+ERRORS = 2.0
+SUCCESS = "attack_success_rate"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How `dynamic` compares with another method on the same pairs.
+
+    Attributes:
+        verdict: one of `VERDICTS`.
+        text: the verdict with both differences, for a row of the table.
+    """
+
+    verdict: str
+    text: str
+
+
+def behaviour(case: str) -> str:
+    """Which of the three a case shows."""
+    if case in spurious.VARIANTS:
+        return SPURIOUS
+    return LEAKAGE if case == leakage.NAME else TROJAN
+
+
+def scale(case: str) -> float:
+    """What turns the headline of a case into what is printed: per cent, or itself."""
+    return 1.0 if behaviour(case) == LEAKAGE else 100.0
+
+
+def headline(case: str, figures: Figures, before: Figures) -> float:
+    """The figure that methods are judged by; lower is better."""
+    kind = behaviour(case)
+    if kind == SPURIOUS:
+        return abs(figures["spurious_bias"])
+    if kind == LEAKAGE:
+        return figures["net_attribution"]
+    floor = before["clean_target_rate"]
+    return statistics.fmean(
+        max(value, floor) for name, value in figures.items() if name.startswith(SUCCESS)
+    )
+
+
+def lost(figures: Figures, before: Figures) -> float:
+    """Loss of overall accuracy, a fraction."""
+    return before["overall_accuracy"] - figures["overall_accuracy"]
+
+
+def compare(
+    case: str, own: Mapping[int, Figures], other: Mapping[int, Figures], before: Figures
+) -> Comparison | None:
+    """How `dynamic` does against another method; None where they share no seed.
+
+    Args:
+        case: its name.
+        own, other: figures by seed.
+        before: figures of the unrepaired network.
+    """
+    seeds = sorted(own.keys() & other.keys())
+    if not seeds:
+        return None
+    kind = behaviour(case)
+    least = LEAST[kind] * (before["net_attribution"] if kind == LEAKAGE else 1.0)
+    main = _gain([headline(case, other[s], before) - headline(case, own[s], before) for s in seeds])
+    main = main.within(least)
+    cost = _gain([lost(other[s], before) - lost(own[s], before) for s in seeds]).within(LEAST_OA)
+    verdict = _verdict(main.sign, cost.sign)
+    text = (
+        f"{HEADLINES[kind]} {main.text('lower', 'higher', scale(case))}, "
+        f"OA loss {cost.text('smaller', 'larger', 100.0)}"
+    )
+    return Comparison(verdict, f"{verdict}: {text}")
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """By how much `dynamic` is better, and how well that is known."""
+
+    mean: float
+    error: float
+    sign: int = 0
+
+    def within(self, least: float) -> _Gain:
+        """The same with its sign: 0 where it is within what can be resolved."""
+        if abs(self.mean) <= max(ERRORS * self.error, least):
+            return self
+        return _Gain(self.mean, self.error, 1 if self.mean > 0 else -1)
+
+    def text(self, better: str, worse: str, unit: float) -> str:
+        """For people, from the view of `dynamic`."""
+        if not self.sign:
+            return "tie"
+        return f"{better if self.sign > 0 else worse} by {abs(self.mean) * unit:.2f}"
+
+
+def _gain(differences: Sequence[float]) -> _Gain:
+    count = len(differences)
+    error = statistics.stdev(differences) / count**0.5 if count > 1 else 0.0
+    return _Gain(statistics.fmean(differences), error)
+
+
+def _verdict(main: int, cost: int) -> str:
+    if main * cost < 0:
+        return TRADES
+    if main > 0:
+        return WINS
+    if main < 0 or cost < 0:
+        return LOSES
+    return TIES
