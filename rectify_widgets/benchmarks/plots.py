@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 620, 340
-LEFT, RIGHT, TOP, BOTTOM = 62, 170, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 170, 26, 44
 LINE = 14
 """Height of a label, in pixels of the drawing."""
-TICKS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0)
 APART = 22
 """Least distance of two ticks."""
 
@@ -53,7 +53,7 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round numbers within, far enough from each other; 0 always."""
         found: list[float] = [0.0]
-        for size in reversed(TICKS[1:]):
+        for size in reversed(TICKS):
             for value in (size, -size):
                 inside = self.low <= value <= self.high
                 if inside and all(abs(self(value) - self(one)) >= APART for one in found):
@@ -66,8 +66,8 @@ def against_n(series: Series, name: str, unit: str, before: float) -> str:
     counts = sorted({point.n for points in series.values() for point in points})
     top = max([before, *(point.headline for points in series.values() for point in points)])
     y = Axis(0.0, top or 1.0, HEIGHT - BOTTOM, TOP)
-    step = (WIDTH - RIGHT - LEFT - 60) / max(len(counts) - 1, 1)
-    x = {n: LEFT + 30 + place * step for place, n in enumerate(counts)}
+    step = (WIDTH - RIGHT - LEFT) / max(len(counts), 1)
+    x = {n: LEFT + (place + 0.5) * step for place, n in enumerate(counts)}
     parts = [_grid_y(y, f"{name}{unit}")]
     parts += [_text(x[n], HEIGHT - BOTTOM + 18, f"n = {n}", "middle") for n in counts]
     parts.append(_rule(y(before), "before"))
@@ -160,7 +160,7 @@ def _grid_y(y: Axis, heading: str) -> str:
 def _rule(height: float, name: str) -> str:
     return (
         f'<line class="rw-before" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" '
-        f'y2="{height:.1f}"/>' + _text(LEFT + 4, height + 12, name, "start")
+        f'y2="{height:.1f}"/>' + _text(LEFT + 4, height - 5, name, "start")
     )
 
 
