@@ -121,7 +121,7 @@ def test_networks_of_torchvision(name: str, tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(network(images), again(images))
+        assert torch.allclose(network(images), again(images), rtol=1e-4)
         assert network(images).shape == (2, 7)
     assert not any(parameter.is_meta for parameter in again.parameters())
     catalog = rw.editable_layers(again, images)

@@ -53,7 +53,7 @@ def load(
     """The case of a preset on your own copy of its data, like those of `rectify_widgets.cases.load`.
 
     Pictures are decoded for the parts of the case alone, which then lie in memory in float32 (the
-    test images twice, clean and corrupted): 0.6 GB for CIFAR-10, 3.0 GB for ImageNet, 3.4 GB for
+    test images twice, clean and corrupted): 0.2 GB for CIFAR-10, 3.2 GB for ImageNet, 3.3 GB for
     ISIC unless ``limits`` says less.
 
     Args:

@@ -112,8 +112,13 @@ def gather(
     images: Images, rows: Tensor, device: torch.device, monitor: Monitor, message: str
 ) -> Tensor:
     """Images of these rows, ``N × C × H × W`` float32 in [0, 1], on ``device``."""
-    parts = []
+    whole: Tensor | None = None  # filled bit by bit, since it may be most of what fits
     for number, chunk in enumerate(rows.split(CHUNK)):
-        monitor.report(number * CHUNK / max(len(rows), 1), message)
-        parts.append(images[chunk].to(device).float() / 255)
-    return torch.cat(parts)
+        begin = number * CHUNK
+        monitor.report(begin / max(len(rows), 1), message)
+        batch = images[chunk].to(device).float() / 255
+        if whole is None:
+            whole = batch.new_empty(len(rows), *batch.shape[1:])
+        whole[begin : begin + len(batch)] = batch
+    assert whole is not None  # noqa: S101 - splitting gives at least one chunk
+    return whole

@@ -124,7 +124,7 @@ _IMAGENET = replace(
     std=(0.229, 0.224, 0.225),
     triggers={"patch": board(224)},
     target="n01440764",
-    sizes={"reference": 768, "validation": 1000, "candidates": 2000, "test": 2000},
+    sizes={"reference": 768, "validation": 500, "candidates": 2000, "test": 2000},
     schedule=Schedule(epochs=60, batch_size=256),
     tuning=Schedule(epochs=2, batch_size=256, learning_rate=0.01),
     shift=16,
