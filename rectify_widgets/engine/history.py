@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_int
+from rectify_widgets.engine.diagnosis import Facts, diagnose
 from rectify_widgets.engine.editing import Edits, RankOneEdit, save_edits
 
 
@@ -71,6 +72,7 @@ class Rectification:
         flagged: rows of the references that were found to carry the corruption and left out.
         seconds: time by stage: statistics, sweep, solving, evaluation.
         max_degradation, target_gap: as they were asked for; None where that is not known.
+        facts: what the loop saw besides its trials, see `diagnosis`; None where it was cancelled.
     """
 
     model: nn.Module
@@ -85,6 +87,15 @@ class Rectification:
     seconds: Mapping[str, float] = field(default_factory=dict)
     max_degradation: float | None = None
     target_gap: float | None = None
+    facts: Facts | None = None
+
+    @property
+    def diagnosis(self) -> tuple[str, ...]:
+        """Short sentences on why the behaviour is still there, with figures and what to try.
+
+        Empty where the target was met, unless there was nothing to do.
+        """
+        return diagnose(self)
 
     def __repr__(self) -> str:
         return (
@@ -108,7 +119,7 @@ class Rectification:
             f"degradation {self.degradation:.3f}, {len(self.edits)} edits kept, "
             f"{len(self.flagged)} references found corrupted"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.diagnosis)])
 
     def _repr_html_(self) -> str:
         body = ""
@@ -130,10 +141,12 @@ class Rectification:
             f"<th style='text-align:left'>{head}</th>"
             for head in ("round", "layer", "edit", "gap", "degradation", "kept")
         )
+        why = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.diagnosis)
         return (
             f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
             f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
             f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
+            + (f"<ul>{why}</ul>" if why else "")
         )
 
     def at(self, step: int) -> nn.Module:

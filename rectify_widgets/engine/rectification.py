@@ -26,6 +26,7 @@ from rectify_widgets.engine.checks import (
     check_number,
 )
 from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
+from rectify_widgets.engine.diagnosis import OVER_BUDGET, Witness
 from rectify_widgets.engine.editing import DIRECTIONS, RankOneEdit, Unreached
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inputs import Inputs
@@ -125,8 +126,12 @@ def rectify(
             max_rounds = 1
         like = scene.pairs.clean
         labelled = None if validation is None else check_validation(module, validation, like)
+        witness = Witness(scene, monitor.silent())
         loop = _Loop(scene, labelled, method, grid, budget, target, seed, monitor)
         stopped = loop.run(max_rounds, layer, monitor)
+        facts = None
+        if stopped != "cancelled":  # who cancels does not want to wait
+            facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
     return Rectification(
         model=work,
         edits=loop.edits,
@@ -140,6 +145,7 @@ def rectify(
         seconds=loop.seconds,
         max_degradation=budget,
         target_gap=target,
+        facts=facts,
     )
 
 
@@ -162,6 +168,7 @@ class _Loop:
         self.steps: list[Step] = []
         self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
         self.flagged = torch.empty(0, dtype=torch.long)
+        self.suspected = 0.0
         self._validation = validation
         self._method, self._grid = method, grid
         self._budget, self._target, self._seed = budget, target, seed
@@ -196,6 +203,7 @@ class _Loop:
         """Solve on one half of these references and judge on the other, if there are enough."""
         self.solving, self.judging = self.scene.halves(rows, self._seed)
         judged = self.judging
+        self.shared = torch.equal(self.solving.references, judged.references)
         with self._clock("evaluation"):
             self._judge = Judge(
                 self.scene.model, judged.references, judged.carriers, self._validation, monitor
@@ -254,7 +262,10 @@ class _Loop:
                 self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
             )
         corrupted = scores > THRESHOLD
-        if not bool(corrupted.any()) or float(corrupted.float().mean()) > MOST_CORRUPTED:
+        share = float(corrupted.float().mean())
+        if share > MOST_CORRUPTED:
+            self.suspected = share
+        if not bool(corrupted.any()) or share > MOST_CORRUPTED:
             return False
         self.flagged = corrupted.nonzero().flatten()
         self._split((~corrupted).nonzero().flatten(), monitor)
@@ -301,10 +312,10 @@ class _Loop:
         """Why an edit is not kept; None where it is the best so far."""
         if verdict is None:
             return "closes too little of the gap"
-        if not verdict.within(max(self._budget, self.now.degradation)):
-            return "over the degradation budget"
         if verdict.objective > self.now.objective - LEAST_GAIN:
             return "gap and disturbance together do not fall"
+        if not verdict.within(max(self._budget, self.now.degradation)):
+            return OVER_BUDGET
         return None if verdict.objective < bar else "another edit of this round did better"
 
     def _overrule(self, row: int, by: Candidate) -> None:

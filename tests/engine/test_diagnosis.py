@@ -1,0 +1,292 @@
+"""What is said of a rectification that fell short: every sentence from a real run, and followed."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.diagnosis import Facts, Witness
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.pairs import SamplePairs, transplant
+from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.scene import look
+from tests.engine.toy import CLASSES, TARGET, Toy, samples, stamped
+
+
+def run(toy: Toy, pairs: SamplePairs | None = None, **options: Any) -> Rectification:
+    given = {"reference": toy.reference, "max_rounds": 3, "target_gap": 0.01, **options}
+    return rectify(toy.model, toy.pairs[0] if pairs is None else pairs, **given)
+
+
+def facts(result: Rectification) -> Facts:
+    assert result.facts is not None
+    return result.facts
+
+
+def said(result: Rectification, part: str) -> str:
+    """The one sentence that contains ``part``."""
+    found = [sentence for sentence in result.diagnosis if part in sentence]
+    assert len(found) == 1, result.diagnosis
+    return found[0]
+
+
+def silent(result: Rectification, part: str) -> bool:
+    return not any(part in sentence for sentence in result.diagnosis)
+
+
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scores: Tensor = model(x)
+    return scores.argmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def short(trojan: Toy) -> Rectification:
+    """One round: the behaviour is half gone."""
+    return run(trojan, max_rounds=1)
+
+
+@pytest.fixture(scope="module")
+def long(trojan: Toy) -> Rectification:
+    """All rounds there are."""
+    return run(trojan, max_rounds=8)
+
+
+# --- nothing to say ------------------------------------------------------------------------------
+
+
+def test_nothing_is_said_of_a_target_that_was_met(trojan: Toy) -> None:
+    result = run(trojan, target_gap=0.5)
+    assert result.stopped == "target"
+    assert result.edits
+    assert result.diagnosis == ()
+    assert str(result).splitlines()[-1].startswith("stopped: target")
+    assert "<ul>" not in result._repr_html_()
+
+
+def test_nothing_is_said_of_what_was_cancelled(trojan: Toy) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(1)
+        return len(asked) > 200
+
+    try:
+        result = run(trojan, max_rounds=8, cancel=enough)
+    except Cancelled:
+        pytest.fail("cancelled before the gap was measured")
+    assert result.stopped == "cancelled"
+    assert result.diagnosis == ()
+
+
+# --- what is left, and why it ended --------------------------------------------------------------
+
+
+def test_what_is_left_is_counted_on_the_references(trojan: Toy, short: Rectification) -> None:
+    carriers = transplant(trojan.pairs[0], trojan.reference)
+    clean = answers(trojan.model, trojan.reference)
+    before = answers(trojan.model, carriers) != clean
+    after = answers(short.model, carriers) != clean
+    kept = torch.ones(len(clean), dtype=torch.bool)
+    kept[short.flagged] = False
+    assert facts(short).shown == pytest.approx(float(before[kept].float().mean()))
+    assert facts(short).left == pytest.approx(float(after[kept].float().mean()))
+    shares = {c: float(after[kept & (clean == c)].float().mean()) for c in range(CLASSES)}
+    worst = max(shares, key=lambda c: shares[c])
+    assert tuple(facts(short).worst_left or ()) == pytest.approx((worst, shares[worst]))
+    assert facts(short).leads_to == TARGET
+    assert said(short, "still changes the class") == (
+        f"The corruption still changes the class of {100 * facts(short).left:.1f} % of the "
+        f"references, most of all in class {worst} ({100 * shares[worst]:.1f} %); before the edits, "
+        f"of {100 * facts(short).shown:.1f} %."
+    )
+
+
+def test_where_only_probabilities_are_left_it_says_so(trojan: Toy, long: Rectification) -> None:
+    assert long.stopped != "target"
+    carriers = transplant(trojan.pairs[0], trojan.reference)
+    assert torch.equal(answers(long.model, carriers), answers(trojan.model, trojan.reference))
+    assert said(long, "none of the references any more")
+
+
+def test_more_rounds_are_advised_and_help(trojan: Toy, short: Rectification) -> None:
+    assert short.stopped == "round limit"
+    assert said(short, "The last round of max_rounds=1").endswith(
+        f"{100 * short.gap_before:.1f} % to {100 * short.gap_after:.1f} %: allow more."
+    )
+    assert run(trojan, max_rounds=2).gap_after < 0.9 * short.gap_after
+
+
+def test_more_rounds_are_not_advised_where_little_comes_of_them(long: Rectification) -> None:
+    last = [step for step in long.steps if step.accepted][-1]
+    assert last.gap_after is not None
+    assert last.gap_after >= 0.9 * last.gap_before
+    assert silent(long, "allow more")
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.001])
+def test_the_budget_that_is_advised_is_the_one_that_helps(trojan: Toy, budget: float) -> None:
+    """A layer whose only good edits cost something."""
+    options: dict[str, Any] = {"strategy": "static", "layer": "head", "directions": "key"}
+    strict = run(trojan, max_degradation=budget, **options)
+    sentence = said(strict, "The budget ruled out an edit of head")
+    advised = float(re.findall(r"max_degradation=([\d.]+) allows it", sentence)[0])
+    assert advised > budget
+    looser = run(trojan, max_degradation=advised, **options)
+    assert looser.gap_after < strict.gap_after
+    assert any(
+        f"to {100 * step.gap_after:.1f} % for" in sentence
+        for step in strict.steps
+        if step.gap_after is not None and step.reason == "over the degradation budget"
+    )
+
+
+def test_an_edit_that_the_budget_ruled_out_would_have_been_kept(trojan: Toy) -> None:
+    """Ruled out by the budget alone: the objective falls."""
+    strict = run(trojan, max_degradation=0.0, strategy="static", layer="head")
+    refused = [s for s in strict.steps if s.reason == "over the degradation budget"]
+    free = run(trojan, max_degradation=1.0, strategy="static", layer="head")
+    assert refused
+    assert not [s for s in free.steps if s.reason == "over the degradation budget"]
+    for step in refused:
+        other = next(
+            s for s in free.steps if (s.direction, s.ridge) == (step.direction, step.ridge)
+        )
+        assert "do not fall" not in other.reason
+
+
+def test_a_layer_that_cannot_help(trojan: Toy) -> None:
+    result = run(trojan, strategy="static")
+    assert not result.edits
+    tried = len(result.steps)
+    assert said(result, f"Of {tried} edits tried in the last round, none lowers the gap")
+    assert silent(result, "budget")
+    assert silent(result, "No layer holds it alone")
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+
+
+def mistaken(toy: Toy) -> Tensor:
+    """A corrupted input with one more pixel changed, far from the trigger."""
+    x = toy.pairs[0].corrupted.clone()
+    x[..., 0, 0] = 1 - x[..., 0, 0]
+    return x
+
+
+def test_a_pair_with_the_corruption_in_both_images(trojan: Toy) -> None:
+    pair = trojan.pairs[0]
+    both = SamplePairs(mistaken(trojan), pair.corrupted)
+    result = run(trojan, both, target_gap=0.02)
+    assert not result.edits
+    assert trojan.rates(result.model)[1] > 0.95
+    assert said(result, "none of the pairs")
+    assert silent(result, "another class than its label")
+    labelled = SamplePairs(both.corrupted, both.clean, answers(trojan.model, pair.clean))
+    assert said(run(trojan, labelled, target_gap=0.02), "1 of 1 pairs another class than its label")
+    # What it suggests: a pair that differs in what leads the model astray.
+    assert run(trojan, target_gap=0.4).stopped == "target"
+
+
+def test_a_corruption_that_does_not_carry_over(trojan: Toy) -> None:
+    """A change that suits one input alone: half way to an image of another class."""
+    x, y = samples(40, seed=9)
+    one, other = x[y == 1][:1], x[y == 2][:1]
+    rows = [
+        k for k in range(2, 9)
+        if answers(trojan.model, _left(one, other, k)) != answers(trojan.model, one)
+    ]  # fmt: skip
+    pair = SamplePairs(_left(one, other, rows[0]), one)
+    result = run(trojan, pair, opacity=0.0, max_rounds=1, target_gap=0.001)
+    carriers = transplant(pair, trojan.reference, opacity=0.0)
+    clean = answers(trojan.model, trojan.reference)
+    share = float((answers(trojan.model, carriers) != clean).float().mean())
+    assert share < 0.5
+    assert facts(result).shown == pytest.approx(share, abs=0.02)
+    assert f"of {100 * facts(result).shown:.1f} % of them" in said(
+        result, "put onto the references"
+    )
+
+
+def _left(one: Tensor, other: Tensor, columns: int) -> Tensor:
+    mixed = one.clone()
+    mixed[..., :columns] = other[..., :columns]
+    return mixed
+
+
+@pytest.mark.parametrize("label", [TARGET, 3])
+def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: int) -> None:
+    """An edit that takes a class away costs its clean references their class."""
+    model = copy.deepcopy(trojan.model)
+    scene = look(model, trojan.pairs[0], trojan.reference)
+    witness = Witness(scene)
+    with torch.no_grad():
+        model.get_submodule("head").bias[label] -= 1e3  # type: ignore[index,operator]
+    found = witness.facts(torch.empty(0, dtype=torch.long), 0.0, shared=False)
+    of_class = float((answers(trojan.model, trojan.reference) == label).float().mean())
+    assert found.changed == pytest.approx(of_class)
+    assert found.worst_changed == (label, 1.0)
+    sentence = said(replace(short, facts=found), f"of the clean references of class {label}")
+    assert sentence.startswith("The edits change the class of 100.0 %")
+    assert f"({100 * of_class:.1f} % of all)" in sentence
+    assert ("give pairs of that class as well" in sentence) == (label == TARGET)
+    own = replace(short, facts=replace(found, own=1))
+    assert silent(own, "give pairs of that class")
+    assert silent(short, "clean references of class")
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+def test_references_that_are_corrupted_for_the_most_part(trojan: Toy) -> None:
+    reference = trojan.reference.clone()
+    rows = torch.arange(len(reference)) % 3 != 0
+    reference[rows] = stamped(reference[rows])
+    result = run(trojan, reference=reference)
+    assert facts(result).suspected > 0.5
+    assert f"{100 * facts(result).suspected:.1f} % of the references look as if" in said(
+        result, "give references most of which are clean"
+    )
+    clean = run(trojan, reference=trojan.reference)
+    assert facts(clean).suspected == 0
+    assert trojan.rates(clean.model)[1] < trojan.rates(result.model)[1]
+
+
+def test_few_references_are_shared(trojan: Toy, short: Rectification) -> None:
+    few = run(trojan, reference=trojan.reference[:20], max_rounds=1)
+    assert said(few, "With 20 references, edits were solved and judged on the same ones")
+    assert silent(short, "the same ones")
+
+
+def test_no_references(trojan: Toy) -> None:
+    with pytest.warns(UserWarning, match="none given"):
+        result = run(trojan, reference=None, target_gap=0.0)
+    assert said(result, "No references were given")
+    assert said(result, "none of the pairs any more")
+    assert trojan.rates(result.model)[0] < trojan.rates(run(trojan).model)[0] - 0.05
+
+
+def test_references_of_one_class_alone(trojan: Toy, short: Rectification) -> None:
+    alone = trojan.reference[answers(trojan.model, trojan.reference) == 2]
+    result = run(trojan, reference=alone, target_gap=0.0)
+    assert said(result, f"the references 1 of its {CLASSES} classes")
+    assert trojan.rates(result.model)[0] < trojan.rates(short.model)[0] - 0.1
+    assert silent(short, "of its")
+
+
+# --- where it is shown ---------------------------------------------------------------------------
+
+
+def test_text_and_html_end_with_the_diagnosis(short: Rectification) -> None:
+    assert len(short.diagnosis) >= 2
+    assert str(short).splitlines()[-len(short.diagnosis) :] == [f"- {s}" for s in short.diagnosis]
+    html = short._repr_html_()
+    assert html.count("<li>") == len(short.diagnosis)
+    assert html.endswith("</ul>")
