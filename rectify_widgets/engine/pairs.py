@@ -23,6 +23,10 @@ from rectify_widgets.engine.checks import check_inputs, check_int, check_labels,
 
 SMALL = 0.25
 """Share of the input values up to which a corruption counts as a patch rather than a full image."""
+PLAIN = 0.1
+"""A corruption that varies less than this share of what it replaces takes something away ..."""
+HIDES = 0.05
+"""... if it covers more than this share of the input; a smaller one hides little anywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +179,10 @@ def transplant(
 ) -> Tensor:
     """Put the pairs' corruption onto ``inputs``; each input takes that of one pair, in turn.
 
+    A corruption that takes something away, such as a block that is blacked out, goes only where
+    there is something like it to take, see `fits`; an input on which no pair's fits is handed back
+    as it is.
+
     Args:
         pairs: where the corruption comes from.
         inputs: ``M × C × H × W`` of the same sample shape.
@@ -203,13 +211,49 @@ def transplant(
     turn = torch.arange(len(inputs)) % len(pairs)
     if len(pairs) > 1:
         turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
-    turn = turn.to(inputs.device)
+    fitting = fits(pairs, inputs, alpha)
+    turn = _fitting_turn(turn.to(inputs.device), fitting)
+    fitting = fitting.gather(1, turn[:, None]).reshape(-1, *(1,) * (inputs.ndim - 1))
     clean, corrupted = pairs.clean[turn], pairs.corrupted[turn]
     alpha = alpha[turn].reshape(-1, *(1,) * (inputs.ndim - 1))
     carried = inputs + (corrupted - clean) - alpha * (inputs - clean)
     carried = torch.where(alpha == 1, corrupted, carried)
-    result = torch.where(touched(pairs)[turn], carried, inputs)
+    result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
     return torch.minimum(torch.maximum(result, low), high)
+
+
+def fits(pairs: SamplePairs, inputs: Tensor, opacity: Tensor) -> Tensor:
+    """Which pair's corruption may go onto which input, ``M × N``.
+
+    A large opaque corruption that is plain where the pair's clean sample is not takes away what was
+    there.  It fits inputs that look more like the clean sample there than like the corrupted one:
+    blacking out the place of one input's watermark would hide the subject of another.  Any other
+    corruption fits everywhere, and so do all of them if none fits anywhere.
+
+    Args:
+        pairs: ``N`` pairs.
+        inputs: ``M × C × H × W``.
+        opacity: of each pair's corruption, ``N``.
+    """
+    found = torch.ones(len(inputs), len(pairs), dtype=torch.bool, device=inputs.device)
+    large = covered(pairs) > HIDES
+    for number in (large & (opacity == 1)).nonzero().flatten().tolist():
+        pair = pairs[number]
+        mask = touched(pair)[0]
+        clean, corrupted = pair.clean[0, mask], pair.corrupted[0, mask]
+        if corrupted.var(correction=0) < PLAIN * clean.var(correction=0):
+            there = inputs[:, mask]
+            near, far = ((there - one).square().sum(dim=1) for one in (clean, corrupted))
+            found[:, number] = near < far
+    return found if bool(found.any()) else ~found
+
+
+def _fitting_turn(turn: Tensor, fitting: Tensor) -> Tensor:
+    """Each input's pair or, where that one does not fit, the next that does."""
+    for _ in range(fitting.shape[1] - 1):
+        amiss = ~fitting.gather(1, turn[:, None]).squeeze(1)
+        turn = torch.where(amiss, (turn + 1) % fitting.shape[1], turn)
+    return turn
 
 
 def estimate_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:

@@ -202,6 +202,55 @@ def test_pairs_with_different_corruptions_take_turns() -> None:
     assert any(not torch.equal(transplant(pairs, others, seed=s), found) for s in (1, 2))
 
 
+def beside_a_block(count: int, seed: int, column: int) -> tuple[Tensor, Tensor]:
+    """Dim images with a striped block in one place, and the same with that block blacked out."""
+    whole = 0.4 * images(count, seed)
+    whole[..., column : column + 4] = 0.2 + 0.8 * (torch.arange(9) % 2)[:, None]
+    without = whole.clone()
+    without[..., column : column + 4] = 0.0
+    return without, whole
+
+
+def test_what_takes_a_block_away_goes_only_where_there_is_one() -> None:
+    pairs = SamplePairs(*beside_a_block(1, 0, column=0))
+    (without, there), (_, elsewhere) = (
+        beside_a_block(5, 2, column=0),
+        beside_a_block(4, 3, column=5),
+    )
+    found = transplant(pairs, torch.cat([there, elsewhere]))
+    assert torch.equal(found, torch.cat([without, elsewhere]))
+
+
+def test_each_input_takes_a_pair_that_fits() -> None:
+    left, right = beside_a_block(1, 0, column=0), beside_a_block(1, 1, column=5)
+    pairs = SamplePairs(*(torch.cat(sides) for sides in zip(left, right, left, strict=True)))
+    (want_left, on_left), (want_right, on_right) = (
+        beside_a_block(5, 2, column=0),
+        beside_a_block(4, 3, column=5),
+    )
+    for seed in range(3):
+        found = transplant(pairs, torch.cat([on_left, on_right]), seed=seed)
+        assert torch.equal(found, torch.cat([want_left, want_right]))
+
+
+def test_what_fits_nowhere_goes_everywhere() -> None:
+    pairs = SamplePairs(*beside_a_block(1, 0, column=0))
+    _, elsewhere = beside_a_block(4, 3, column=5)
+    found = transplant(pairs, elsewhere)
+    assert bool((found[..., :4] == 0.0).all())
+    assert torch.equal(found[..., 4:], elsewhere[..., 4:])
+
+
+def test_a_small_plain_corruption_takes_nothing_away() -> None:
+    clean, others = images(1), torch.ones(3, 3, 9, 9)
+    clean[..., :2, :2] = torch.tensor([[0.0, 0.1], [0.2, 0.0]])
+    corrupted = clean.clone()
+    corrupted[..., :2, :2] = 1.0
+    others[..., :2, :2] = 0.9  # nearer to the corrupted sample than to the clean one
+    found = transplant(SamplePairs(corrupted, clean), others)
+    assert bool((found[..., :2, :2] == 1.0).all())
+
+
 def test_different_patterns_in_one_place_have_no_common_opacity() -> None:
     clean = images(4)
     corrupted = clean.clone()
