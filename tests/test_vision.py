@@ -12,12 +12,13 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.cases import vision
 from rectify_widgets.cases.networks import Normalization, ResidualNetwork
-from rectify_widgets.cases.vision.loading import divide
+from rectify_widgets.cases.vision.loading import _choose, divide
 from rectify_widgets.cases.vision.pictures import Frame
 from rectify_widgets.cases.vision.presets import PARTS
+from rectify_widgets.cases.vision.sources import Source, Split
 from rectify_widgets.cases.vision.triggers import PLACES, Disc, board
-from rectify_widgets.engine.progress import Cancelled
-from tests.vision_folders import COLUMNS, WNIDS, write_cifar, write_classes, write_isic
+from rectify_widgets.engine.progress import Cancelled, Monitor
+from tests.vision_folders import CIFAR, COLUMNS, WNIDS, write_cifar, write_classes, write_isic
 
 
 def digits(rows: Tensor) -> set[int]:
@@ -323,3 +324,50 @@ def test_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "val", WNIDS[1:], 5)
     with pytest.raises(ValueError, match=r"target: no class 'n01440764' among the 2 under root"):
         vision.load("imagenet-trojan", tmp_path, model=nn.Flatten())
+
+
+# Pairs
+
+
+class Told(nn.Module):
+    """Says the class that stands in the first pixel's red, as a byte."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 10).float()
+
+
+def choose(rows: list[tuple[int, int, int, int]], **changes: object) -> list[int]:
+    """Which rows (label, class when clean, with one trigger, with another) make pairs for class 3.
+
+    The triggers put green and blue in the place of red, where their answers stand.
+    """
+    shown, other = (lambda images: images[:, [1, 1, 2]]), (lambda images: images[:, [2, 1, 2]])
+    recipe = replace(
+        vision.preset("cifar10-trojan"),
+        **{"triggers": {"patch": shown, "other": other}, **changes},  # type: ignore[arg-type]
+    )
+    told = torch.tensor(rows, dtype=torch.uint8)
+    images = told[:, 1:, None, None].expand(-1, -1, 2, 2)
+    split = Split(images, told[:, 0].long())
+    source = Source(CIFAR, CIFAR, split, lambda: split)
+    every, seed = torch.arange(len(rows)), torch.Generator().manual_seed(0)
+    return _choose(recipe, Told(), source, every, 3, Monitor(), seed)
+
+
+def test_pairs_of_a_trojan_are_right_when_clean_and_led_away() -> None:
+    rows = [(1, 1, 3, 0), (1, 2, 3, 3), (2, 2, 2, 3), (3, 3, 3, 3), (3, 0, 3, 3)]
+    assert choose(rows) == [0]
+    # Those that obey every trigger are better.
+    assert choose([*rows, (2, 2, 3, 3)]) == [5]
+    with pytest.raises(ValueError, match="none of 2 candidates of other classes that are right"):
+        choose(rows[1:])
+
+
+def test_pairs_of_a_spurious_correlation_come_from_both_sides() -> None:
+    rows = [(3, 3, 3, 0), (3, 0, 3, 0), (3, 3, 0, 0), (1, 1, 3, 0), (1, 2, 3, 0), (2, 2, 2, 0)]
+    assert choose(rows, behaviour="spurious") == [3, 1, 0]
+    assert choose(rows[:2], behaviour="spurious") == [1, 0]
+    with pytest.raises(ValueError, match="does not show the behaviour"):
+        choose(rows[2:3] + rows[4:], behaviour="spurious")
+    many = choose([*[(3, 3, 3, 0)] * 30, *[(3, 0, 3, 0)] * 30], behaviour="spurious")
+    assert many == [*range(30, 40), *range(10)]

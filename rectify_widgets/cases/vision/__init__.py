@@ -13,8 +13,8 @@ The tests of this folder run without torchvision but for those of its networks, 
 then.  torchvision wants the torch that it was made for, so all of them run in an environment
 of their own::
 
-    python3 -m venv .vision && .vision/bin/pip install -e '.[test,vision]'
-    .vision/bin/python -m pytest tests/test_vision*.py
+    python3 -m venv venv && venv/bin/pip install -e '.[test,vision]'
+    venv/bin/python -m pytest tests/test_vision*.py
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().double().cpu().numpy().tobytes())
+        digest.update(tensor.detach().cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
