@@ -167,7 +167,7 @@ def test_our_own_cells_are_what_rectify_gives(toy: Case, strategy: str) -> None:
     assert strategy == "static" or found["figures"] != toy.figures()
     assert found["edits"] == [edit.layer for edit in result.edits]
     assert found["stopped"] == result.stopped
-    assert 0 < found["seconds"] <= found["took"]
+    assert 0 < found["seconds"] <= found["took"] + 0.1
     assert Cell.of(found) == cell
     assert "failure" not in found
 

@@ -66,9 +66,9 @@ def _measured(case: Case, cell: Cell, options: Mapping[str, Any] | None) -> Reco
     pairs = case.pairs[drawn(case, cell)]
     repair = _own if cell.method in OWN else _peer
     with peak_memory() as peak:
-        began = time.perf_counter()
+        began = time.process_time()  # of one thread: what it takes where nothing else runs
         model, found = repair(case, cell, pairs, options)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
     return {
         "figures": case.figures(model, limit=cell.limit),
         "seconds": round(seconds, 3),

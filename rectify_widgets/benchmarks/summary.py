@@ -246,9 +246,9 @@ def _note(results: Results, group: str) -> str:
         f"{shown}Networks: {results.source}; {tests}; mean ± standard deviation over up to {seeds} "
         "seeds (pairs drawn by the seed, the same for all methods), per cent and points.  All peers "
         "are re-implementations, tuned on the validation split once for each case and n, with the "
-        "pairs of seed 0; other seeds take these options over.  seconds and peak_MB (resident "
-        "memory beyond what was there) are of a call without tuning, one thread; tuning_s is the "
-        "call with it.  Remarks compare with dynamic at the same n; ties are what the seeds cannot "
+        "pairs of seed 0; other seeds take these options over.  seconds (processor time of "
+        "one thread) and peak_MB (resident memory beyond what was there) are of a call without "
+        "tuning; tuning_s is the call with it.  Remarks compare with dynamic at the same n; ties are what the seeds cannot "
         f"tell apart (`benchmarks/verdicts.py`).{nested}\n\n"
         f"Command: `{command(results, group, counts, seeds)}`"
     )
