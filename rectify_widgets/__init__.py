@@ -13,6 +13,7 @@ from rectify_widgets.engine.layers import LayerCatalog, editable_layers
 from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.metrics import Report, evaluate
 from rectify_widgets.engine.pairs import SamplePairs, transplant
+from rectify_widgets.engine.places import Places, find_places
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.solving import solve_edit
@@ -36,6 +37,7 @@ __all__ = [
     "KeyStatistics",
     "LayerCatalog",
     "Localization",
+    "Places",
     "PredictionViewer",
     "RankOneEdit",
     "Rectification",
@@ -48,6 +50,7 @@ __all__ = [
     "editable_layers",
     "evaluate",
     "find_corrupted",
+    "find_places",
     "load_edits",
     "localize",
     "rectify",

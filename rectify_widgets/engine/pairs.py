@@ -202,12 +202,7 @@ def transplant(
     check_int("seed", seed, low=0)
     inputs = check_inputs("inputs", inputs, like=pairs.corrupted)
     pairs = pairs.to(inputs.device, inputs.dtype)
-    low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
-    if opacity is not None:
-        alpha = torch.full((len(pairs),), check_number("opacity", opacity, low=0.0, high=1.0))
-        alpha = alpha.to(inputs)
-    else:
-        alpha = estimate_opacity(pairs, low, high)
+    alpha, low, high = opacities(pairs, inputs, opacity)
     turn = torch.arange(len(inputs)) % len(pairs)
     if len(pairs) > 1:
         turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
@@ -254,6 +249,22 @@ def _fitting_turn(turn: Tensor, fitting: Tensor) -> Tensor:
         amiss = ~fitting.gather(1, turn[:, None]).squeeze(1)
         turn = torch.where(amiss, (turn + 1) % fitting.shape[1], turn)
     return turn
+
+
+def opacities(
+    pairs: SamplePairs, inputs: Tensor, opacity: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Opacity of each pair's corruption, ``N``, and the range of each channel of all values.
+
+    Args:
+        pairs, inputs: on one device.
+        opacity: of all pairs; None finds them out, see `transplant`.
+    """
+    low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
+    if opacity is None:
+        return estimate_opacity(pairs, low, high), low, high
+    alpha = torch.full((len(pairs),), check_number("opacity", opacity, low=0.0, high=1.0))
+    return alpha.to(inputs), low, high
 
 
 def estimate_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
