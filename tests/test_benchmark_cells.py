@@ -76,6 +76,12 @@ def test_defaults_of_the_plan() -> None:
     assert set(LAYER_CASES) >= {one for one in cases.names() if one in GROUPS["trojan"]}
 
 
+def test_some_cases_alone() -> None:
+    whole = plan(["trojan", "layers"], seeds=2)
+    part = plan(["trojan", "layers"], seeds=2, only=[fakes.BLEND])
+    assert part == [cell for cell in whole if cell.case == fakes.BLEND]
+
+
 def test_what_matters_most_comes_first() -> None:
     found = plan(["spurious", "layers"], seeds=2, counts=[20, 1])
     kinds = [
@@ -118,6 +124,7 @@ def test_cells_are_tuned_by_seed_0() -> None:
     [
         ({"groups": ["trojans"]}, "did you mean 'trojan'"),
         ({"methods": ["p-clarc"]}, "did you mean 'p_clarc'"),
+        ({"only": ["leakage"]}, "cases: got 'leakage'"),
         ({"counts": [0]}, "n: got 0"),
         ({"seeds": 0}, "seeds: got 0"),
         ({"layer_pairs": 0}, "pairs: got 0"),

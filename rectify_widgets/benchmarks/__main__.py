@@ -108,6 +108,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
                 seeds=options.seeds,
                 counts=options.n,
                 methods=options.methods,
+                only=options.cases,
                 layer_pairs=options.pairs or LAYER_PAIRS,
                 limit=options.limit,
                 workers=options.workers,
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
     add("--n", type=int, nargs="+", metavar="N", help="numbers of pairs, in the order in which they "
         f"are measured (default: {' '.join(map(str, COUNTS))}; visibility, position: 1)")  # fmt: skip
+    add("--cases", nargs="+", metavar="NAME", help="measure some cases alone")
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join((*OWN, *PEERS))}")
     add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 0 "
         "measures in this one (default: %(default)s)")  # fmt: skip

@@ -40,6 +40,7 @@ def measure(
     seeds: int = SEEDS,
     counts: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     layer_pairs: int = LAYER_PAIRS,
     limit: int | None = None,
     workers: int = 1,
@@ -48,7 +49,13 @@ def measure(
     """Measure what a folder lacks of some groups of tables; see `plan.plan` and `runner.run`."""
     check_int("workers", workers, low=0)
     cells = plan(
-        groups, seeds=seeds, counts=counts, methods=methods, layer_pairs=layer_pairs, limit=limit
+        groups,
+        seeds=seeds,
+        counts=counts,
+        methods=methods,
+        only=only,
+        layer_pairs=layer_pairs,
+        limit=limit,
     )
     return run(cells, networks, folder, workers=workers, again=again)
 

@@ -104,6 +104,7 @@ def plan(
     seeds: int = SEEDS,
     counts: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     layer_pairs: int = LAYER_PAIRS,
     limit: int | None = None,
 ) -> list[Cell]:
@@ -118,6 +119,7 @@ def plan(
         seeds: how many, from 0.
         counts: numbers of pairs; None means `COUNTS`, and `FEW` where there are several triggers.
         methods: of `OWN` and `PEERS`; None means all.
+        only: cases of these groups; None means all.
         layer_pairs: pairs of each case in the table of layers.
         limit: see `Cell`.
 
@@ -131,6 +133,8 @@ def plan(
     for group in groups:
         check_choice("group", group, (*GROUPS, LAYERS))
     chosen = [check_choice("methods", one, (*OWN, *PEERS)) for one in methods or (*OWN, *PEERS)]
+    known = [case for group in groups for case in (GROUPS | {LAYERS: LAYER_CASES})[group]]
+    wanted = {check_choice("cases", one, known) for one in only or known}
     found: list[tuple[tuple[int, ...], Cell]] = []
     for group in groups:
         if group == LAYERS:
@@ -151,6 +155,7 @@ def plan(
                             ((*place, turn), Cell(case, method, pool, n, seed, limit))
                             for seed in range(seeds)
                         ]
+    found = [(place, cell) for place, cell in found if cell.case in wanted]
     return list(dict.fromkeys(cell for _, cell in sorted(found, key=lambda one: one[0])))
 
 
