@@ -28,6 +28,9 @@ FIGURES = {
     "tag: bias": "spurious_bias (tag)",
     "tag: recall without": "recall_without (tag)",
     "OA": "overall_accuracy",
+    "patch: floor": "clean_target_rate",
+    "cross: floor": "clean_target_rate (cross)",
+    "tag: floor": "clean_target_rate (tag)",
 }
 """Columns and the figures of the cases that they show; a dash where a case has no such figure."""
 
@@ -47,9 +50,10 @@ def measure_several(seeds: int, progress: Monitor) -> Table:
     table = Table(
         "several",
         f"Two behaviours repaired by dynamic rectification, one pair of each, {seeds} seeds (each "
-        "another pair), {TEST} test images, per cent.  'then' is a second call of `rectify` on the "
+        f"another pair), {TEST} test images, per cent.  'then' is a second call of `rectify` on the "
         "model that the first one made, which knows nothing of the first pair; 'together' is one "
-        "call with the pairs of both.",
+        "call with the pairs of both.  Floors: the share of clean images of other classes that the "
+        "networks take for the target.",
     )
     runs = len(VARIANTS) * seeds
     for number, name in enumerate(VARIANTS):

@@ -24,7 +24,7 @@ from rectify_widgets.engine.scene import SPLIT, Scene
 if TYPE_CHECKING:
     from rectify_widgets.engine.history import Rectification, Step
 
-LOOKED_AT = 256
+LOOKED_AT = 512
 """References on which the behaviour is counted, before the first edit and after the last."""
 LITTLE = 0.5
 """The corruption carries over badly where it shows on less than this share of what it does on the
@@ -35,7 +35,7 @@ STANDS_OUT = 2.0
 """A class is named where what is left in it is this many times the mean."""
 FALLING = 0.9
 """Where the last round left no more than this of the gap, further rounds are worth while."""
-NOTABLE = 0.05
+NOTABLE = 0.1
 """Shares under this are not worth a sentence."""
 SPREAD = 0.5
 """Where no edit closes so much of the gap, the behaviour is spread over layers."""
@@ -167,6 +167,8 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
         if result.edits:
             return ()
         return (*_about_the_pairs(facts), *_about_the_references(result, facts))
+    if facts.suspected:  # which accounts for all the rest
+        return (*_what_is_left(facts), _too_many_corrupted(facts))
     return (
         *_what_is_left(facts),
         *_why_it_ended(result),
@@ -212,6 +214,8 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
                 f"The last round of max_rounds={rounds} still brought the gap from "
                 f"{_percent(kept.gap_before)} to {_percent(kept.gap_after)}: allow more."
             )
+    if result.strategy == "static" and result.edits:
+        yield "One layer was edited once: strategy='dynamic' goes on with others."
     if not last:
         yield "The corruption reaches no layer that can be edited."
     elif not any(step.accepted for step in last) and not blocked:
@@ -222,7 +226,7 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
     gaps = [step.gap_after for step in result.steps if step.round == 1]
     least = min((gap for gap in gaps if gap is not None), default=result.gap_before)
     closed = 1 - least / max(result.gap_before, 1e-9)
-    if result.strategy == "dynamic" and closed < SPREAD:
+    if result.strategy == "dynamic" and NOTABLE < closed < SPREAD:
         yield (
             "No layer holds it alone: of the edits tried first, the best one closes "
             f"{_percent(closed)} of the gap."
@@ -277,17 +281,12 @@ def _about_the_pairs(facts: Facts) -> Iterator[str]:
     elif facts.references and facts.shown < LITTLE * facts.shown_pairs:
         yield (
             f"The corruption changes the class of {_percent(facts.shown_pairs)} of the pairs but, "
-            f"put onto the references, of {_percent(facts.shown)} of them: what cannot be seen on "
-            "the references is neither solved for nor judged."
+            f"put onto the references, of {_percent(facts.shown)} of them: either it leads few "
+            "inputs astray, or it does not carry over as it was cut from the pairs (see opacity)."
         )
 
 
 def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
-    if facts.suspected:
-        yield (
-            f"{_percent(facts.suspected)} of the references look as if they carried the corruption, "
-            "too many to leave them out: give references most of which are clean."
-        )
     if not facts.references:
         yield "No references were given: a few dozen unlabelled inputs make edits more precise."
     elif facts.classes_seen < HALF * facts.classes:
@@ -301,6 +300,13 @@ def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
             f"With {facts.references} references, edits were solved and judged on the same ones; "
             f"from {SPLIT} on they are divided."
         )
+
+
+def _too_many_corrupted(facts: Facts) -> str:
+    return (
+        f"{_percent(facts.suspected)} of the references look as if they carried the corruption, too "
+        "many to leave them out: give references most of which are clean."
+    )
 
 
 def _percent(share: float | None) -> str:

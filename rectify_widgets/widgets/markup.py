@@ -40,7 +40,11 @@ def some(count: int, what: str) -> str:
 
 
 def outcome(result: Rectification) -> str:
-    """One sentence on how a rectification ended; not escaped."""
+    """How a rectification ended: one sentence and, where it fell short, why; not escaped."""
+    return " ".join([_ending(result), *result.diagnosis])
+
+
+def _ending(result: Rectification) -> str:
     if result.stopped == "target" and not result.edits:
         return f"Nothing to rectify: the gap is {percent(result.gap_before)}, within its target."
     starts = {

@@ -1,0 +1,51 @@
+"""How widgets word the end of a rectification that fell short."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rectify_widgets.engine.diagnosis import Facts
+from rectify_widgets.widgets import markup
+from tests.test_history_viewer import rectification
+
+FACTS = Facts(
+    pairs=1,
+    references=40,
+    shared=True,
+    shown=0.9,
+    shown_pairs=1.0,
+    unlike=0,
+    leads_to=0,
+    own=0,
+    classes=4,
+    classes_seen=4,
+    suspected=0.0,
+    left=0.2,
+    worst_left=(2, 0.6),
+    changed=0.0,
+    worst_changed=None,
+)
+
+
+def test_the_outcome_ends_with_the_diagnosis() -> None:
+    result = replace(rectification(), facts=FACTS)
+    assert len(result.diagnosis) >= 2
+    text = markup.outcome(result)
+    assert text == markup.outcome(rectification()) + " " + " ".join(result.diagnosis)
+    assert text.startswith("Done after 3 edits, no further layer helps")
+    assert "20.0 % of the references, most of all in class 2 (60.0 %)" in text
+
+
+def test_a_rectification_of_which_no_more_is_known_says_how_it_ended() -> None:
+    assert rectification().diagnosis == ()
+    assert markup.outcome(rectification()).endswith("degradation 1.0 %.")
+
+
+def test_nothing_to_rectify_tells_why() -> None:
+    facts = replace(FACTS, shown=0.0, shown_pairs=0.0)
+    result = replace(rectification(), facts=facts, stopped="target", edits=[], steps=[])
+    assert markup.outcome(result) == (
+        "Nothing to rectify: the gap is 100.0 %, within its target. The corruption changes the class "
+        "of none of the pairs: look whether corrupted and clean differ in what leads the model "
+        "astray."
+    )
