@@ -310,6 +310,28 @@ bad(FIND, "seed 0.5", "seed", TypeError, "got 0.5, want a whole number",
 bad(FIND, "a corruption that reaches no layer", "pairs", ValueError, "reaches none of the layers",
     _find(), given=lambda s: s.reference, model=models.Blind)
 
+# --- find_places ---------------------------------------------------------------------------------
+
+PLACES = "find_places"
+
+
+def _places(**options: Any) -> Any:
+    return lambda s: rw.find_places(s.model, s.pairs, **{"reference": s.reference, **options})
+
+
+bad(PLACES, "a corruption of the whole input", "pairs", ValueError, "takes up 100% .* want a patch",
+    lambda s: rw.find_places(s.model, rw.SamplePairs(s.clean + 0.1, s.clean)))
+bad(PLACES, "samples that are no images", "pairs", ValueError, "want images C × H × W",
+    lambda s: rw.find_places(
+        s.model, rw.SamplePairs(s.marked.flatten(1), s.clean.flatten(1))
+    ))
+bad(PLACES, "no pairs", "pairs", TypeError, "got Tensor, want SamplePairs",
+    lambda s: rw.find_places(s.model, s.marked))
+bad(PLACES, "half a reference", "samples", TypeError, "got 0.5, want a whole number",
+    _places(samples=0.5))
+bad(PLACES, "a share of 30", "least", ValueError, "got 30, want a number from 0.0 to 1.0",
+    _places(least=30))
+
 # --- evaluate ------------------------------------------------------------------------------------
 
 EVALUATE = "evaluate"

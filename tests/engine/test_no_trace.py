@@ -51,6 +51,7 @@ LONG: dict[str, Call] = {
     "find_corrupted": lambda model, **o: rw.find_corrupted(
         model, PAIRS, REFERENCE, reference=REFERENCE, **o
     ),
+    "find_places": lambda model, **o: rw.find_places(model, PAIRS, reference=REFERENCE, **o),
     "rectify": lambda model, **o: rw.rectify(
         model, PAIRS, reference=REFERENCE, max_rounds=2, target_gap=0.0, max_degradation=0.5, **o
     ),
