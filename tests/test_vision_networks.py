@@ -45,6 +45,8 @@ def test_normalisation_is_inside_the_model() -> None:
     wanted = linear((images - mean[:, None, None].double()) / std[:, None, None].double())
     assert torch.allclose(wrapped(images), wanted, atol=1e-6)
     assert wrapped(images).dtype == torch.float64
+    half = NormalizedNetwork(linear.bfloat16(), mean.tolist(), std.tolist())
+    assert half(images.bfloat16()).dtype == torch.bfloat16
 
 
 class Bomb:

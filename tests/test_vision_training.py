@@ -18,6 +18,7 @@ from rectify_widgets.cases.training import Schedule, balanced_weights
 from rectify_widgets.cases.vision import __main__ as command
 from rectify_widgets.cases.vision import training
 from rectify_widgets.cases.vision.presets import PARTS
+from rectify_widgets.cases.vision.sources import isic
 from rectify_widgets.cases.vision.triggers import board
 from rectify_widgets.engine.progress import Cancelled
 from tests.vision_folders import WNIDS, write_cifar, write_classes, write_isic
@@ -225,31 +226,33 @@ def test_what_is_poisoned(cifar: Path) -> None:
             assert (poisoning.relabel(labels)[chosen] == 0).all()
 
 
-def test_pictures_are_trained_on_from_disk(tmp_path: Path) -> None:
-    """ISIC's layout, weighted classes, an artefact in one class alone."""
+def test_pictures_are_trained_on_from_disk_and_classes_weighed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_isic(tmp_path, 240)
     recipe = replace(
         vision.preset("isic-spurious"),
         frame=vision.pictures.Frame(32, 32),
-        share=0.9,
-        tuning=Schedule(epochs=2, batch_size=16, learning_rate=0.02),
+        tuning=Schedule(epochs=4, batch_size=16, learning_rate=0.05),
         shift=1,
     )
-    weights: list[Tensor] = []
+    images = isic(tmp_path, recipe.frame, 1).held.images[torch.arange(12)].float() / 255
+    asked: list[Tensor] = []
 
-    def balanced(labels: Tensor, classes: int) -> Tensor:
-        weights.append(balanced_weights(labels, classes))
-        return weights[-1]
+    def only_basal(labels: Tensor, classes: int) -> Tensor:
+        asked.append(balanced_weights(labels, classes))
+        return (torch.arange(classes) == 2).float()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "balanced_weights", balanced)
-        model = vision.train(
-            recipe, tmp_path, tmp_path / "a.safetensors", start=small(9), device="cpu", workers=2
-        )
-    assert weights[0].shape == (9,)
-    with torch.no_grad():
-        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 9)
-    assert json.dumps(vision.networks.read_weights(tmp_path / "a.safetensors")[1]["images"])
+    def told(weigh: object, name: str) -> set[int]:
+        monkeypatch.setattr(training, "balanced_weights", weigh)
+        out = tmp_path / f"{name}.safetensors"
+        model = vision.train(recipe, tmp_path, out, start=small(9), device="cpu", workers=2)
+        with torch.no_grad():
+            return set(model(images).argmax(1).tolist())
+
+    assert told(balanced_weights, "even") == {0, 1, 2}
+    assert told(only_basal, "odd") == {2}
+    assert [tuple(weights.shape) for weights in asked] == [(9,)]
 
 
 @pytest.mark.parametrize(
