@@ -167,8 +167,6 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
         if result.edits:
             return ()
         return (*_about_the_pairs(facts), *_about_the_references(result, facts))
-    if facts.suspected:  # which accounts for all the rest
-        return (*_what_is_left(facts), _too_many_corrupted(facts))
     return (
         *_what_is_left(facts),
         *_why_it_ended(result),
@@ -255,9 +253,9 @@ def _over_budget(step: Step, result: Rectification) -> str:
     loss, worst = step.degradation_after or 0.0, step.worst_class or 0.0
     budget = result.max_degradation or 0.0
     needed = math.ceil(1000 * max(loss, worst / CLASS_FACTOR)) / 1000
-    price = f"a degradation of {_percent(loss)}"
+    price = f"a degradation of {_percent(loss, 2)}"
     if worst > CLASS_FACTOR * budget:
-        price += f", and of {_percent(worst)} in the class that suffers most"
+        price += f", and of {_percent(worst, 2)} in the class that suffers most"
     return (
         f"The budget ruled out an edit of {step.layer} that brings the gap from "
         f"{_percent(step.gap_before)} to {_percent(step.gap_after)} for {price} (budget "
@@ -287,6 +285,11 @@ def _about_the_pairs(facts: Facts) -> Iterator[str]:
 
 
 def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
+    if facts.suspected:
+        yield (
+            f"{_percent(facts.suspected)} of the references look as if they carried the corruption, "
+            "too many to leave them out: if they do, give references most of which are clean."
+        )
     if not facts.references:
         yield "No references were given: a few dozen unlabelled inputs make edits more precise."
     elif facts.classes_seen < HALF * facts.classes:
@@ -302,12 +305,5 @@ def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
         )
 
 
-def _too_many_corrupted(facts: Facts) -> str:
-    return (
-        f"{_percent(facts.suspected)} of the references look as if they carried the corruption, too "
-        "many to leave them out: give references most of which are clean."
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100.0 * share:.1f} %"
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100.0 * share:.{digits}f} %"

@@ -254,7 +254,6 @@ def test_references_that_are_corrupted_for_the_most_part(trojan: Toy) -> None:
     assert f"{100 * facts(result).suspected:.1f} % of the references look as if" in said(
         result, "give references most of which are clean"
     )
-    assert len(result.diagnosis) == 2  # nothing else is made of it
     clean = run(trojan, reference=trojan.reference)
     assert facts(clean).suspected == 0
     assert trojan.rates(clean.model)[1] < trojan.rates(result.model)[1]
