@@ -9,8 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rectify_widgets.benchmarks import comparison
+from rectify_widgets.benchmarks.failures import measure_failures
 from rectify_widgets.benchmarks.measure import shipped
 from rectify_widgets.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
+from rectify_widgets.benchmarks.several import measure_several
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.benchmarks.trojan import (
     measure_ablation,
@@ -63,6 +65,16 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             budget=options.budget,
         ),
     ),
+    "several": (
+        SEEDS,
+        "two behaviours in one network, repaired one after the other (--seeds)",
+        lambda options, monitor: measure_several(options.seeds, monitor),
+    ),
+    "failures": (
+        SEEDS,
+        "where rectification fails, what it says then, and what comes of heeding it (--seeds)",
+        lambda options, monitor: measure_failures(options.seeds, monitor),
+    ),
     "widgets": (
         5,
         "time to the new view, payloads and memory of the widgets, in a kernel (repeats, not pairs)",
@@ -109,7 +121,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
                 counts=options.n,
                 methods=options.methods,
                 only=options.cases,
-                layer_pairs=options.pairs or LAYER_PAIRS,
+                layer_pairs=LAYER_PAIRS if options.pairs is None else options.pairs,
                 limit=options.limit,
                 workers=options.workers,
                 again=options.again,

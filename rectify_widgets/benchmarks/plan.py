@@ -128,6 +128,8 @@ def plan(
     """
     check_int("seeds", seeds, low=1)
     check_int("pairs", layer_pairs, low=1)
+    if limit is not None:
+        check_int("limit", limit, low=1)
     for n in counts or ():
         check_int("n", n, low=1)
     for group in groups:
