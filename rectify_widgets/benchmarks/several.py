@@ -19,6 +19,7 @@ from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.rectification import rectify
 
 BEFORE = "before"
+FLOOR = "clean_target_rate"
 TEST = 4000
 """Test images that are measured on."""
 FIGURES = {
@@ -28,9 +29,6 @@ FIGURES = {
     "tag: bias": "spurious_bias (tag)",
     "tag: recall without": "recall_without (tag)",
     "OA": "overall_accuracy",
-    "patch: floor": "clean_target_rate",
-    "cross: floor": "clean_target_rate (cross)",
-    "tag: floor": "clean_target_rate (tag)",
 }
 """Columns and the figures of the cases that they show; a dash where a case has no such figure."""
 
@@ -52,14 +50,14 @@ def measure_several(seeds: int, progress: Monitor) -> Table:
         f"Two behaviours repaired by dynamic rectification, one pair of each, {seeds} seeds (each "
         f"another pair), {TEST} test images, per cent.  'then' is a second call of `rectify` on the "
         "model that the first one made, which knows nothing of the first pair; 'together' is one "
-        "call with the pairs of both.  Floors: the share of clean images of other classes that the "
-        "networks take for the target.",
+        "call with the pairs of both.",
     )
     runs = len(VARIANTS) * seeds
     for number, name in enumerate(VARIANTS):
         case = cases.load(name)
         start = Stage("–", BEFORE, case.figures(limit=TEST), 0)
         found: dict[tuple[str, str], list[Stage]] = {(start.order, start.when): [start]}
+        table.note += _floors(name, start.figures)
         for seed in range(seeds):
             part = (number * seeds + seed) / runs
             progress.report(part, f"{name}, pair {seed + 1} of {seeds}")
@@ -90,6 +88,15 @@ def _stages(case: cases.Case, seed: int) -> Iterator[Stage]:
     )
     result = rectify(case.model, joint, reference=case.reference, seed=seed)
     yield Stage("together", "after both", case.figures(result.model, limit=TEST), len(result.edits))
+
+
+def _floors(name: str, figures: Mapping[str, float]) -> str:
+    floors = [
+        f"{PER_CENT * value:.2f}{figure.removeprefix(FLOOR)}"
+        for figure, value in figures.items()
+        if figure.startswith(FLOOR)
+    ]
+    return f"  Clean images of other classes that {name} takes for a target: {', '.join(floors)}."
 
 
 def _row(name: str, order: str, when: str, stages: list[Stage]) -> dict[str, Cell]:

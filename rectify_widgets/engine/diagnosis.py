@@ -30,7 +30,7 @@ LITTLE = 0.5
 """The corruption carries over badly where it shows on less than this share of what it does on the
 pairs."""
 HALF = 0.5
-"""Of the classes, so many at least should be among the references; and what a majority is."""
+"""Of the classes, so many at least should be among the references."""
 STANDS_OUT = 2.0
 """A class is named where what is left in it is this many times the mean."""
 FALLING = 0.9
@@ -54,8 +54,6 @@ class Facts:
         shown: share of the references whose class the corruption changes, before any edit.
         shown_pairs: share of the pairs whose class it changes.
         unlike: pairs whose clean input the model gives another class than their label.
-        leads_to: class that the corruption mostly leads references to; None where there is none.
-        own: pairs whose label is that class.
         classes: how many the model has.
         classes_seen: how many of them it gives at least one of the references.
         suspected: share of the references that looked corrupted, where they were too many to leave
@@ -72,8 +70,6 @@ class Facts:
     shown: float
     shown_pairs: float
     unlike: int
-    leads_to: int | None
-    own: int
     classes: int
     classes_seen: int
     suspected: float
@@ -113,7 +109,6 @@ class Witness:
         led = (self._before != answers) & looked
         wrong = (self._classes(scene.carriers) != answers)[looked]
         other = (self._classes(scene.references) != answers)[looked]
-        target = _mostly(self._before[led])
         return Facts(
             pairs=len(scene.pairs),
             references=len(scene.references) if scene.given else 0,
@@ -121,8 +116,6 @@ class Witness:
             shown=_share(led[looked]),
             shown_pairs=_share(self._moved),
             unlike=int((self._clean != scene.labels).sum()),
-            leads_to=target,
-            own=0 if target is None else int((scene.labels == target).sum()),
             classes=self._classes_known,
             classes_seen=len(scene.answers.unique()),
             suspected=suspected,
@@ -131,14 +124,6 @@ class Witness:
             changed=_share(other),
             worst_changed=_worst(other, answers[looked]),
         )
-
-
-def _mostly(classes: Tensor) -> int | None:
-    """The class that most of them are; None where there is no majority."""
-    if not len(classes):
-        return None
-    commonest = int(classes.mode().values)
-    return commonest if _share(classes == commonest) > HALF else None
 
 
 def _worst(hits: Tensor, groups: Tensor) -> tuple[int, float] | None:
@@ -233,14 +218,10 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
 
 def _who_pays(facts: Facts) -> Iterator[str]:
     if worst := _outstanding(facts.worst_changed, facts.changed):
-        label, share = worst
-        paid = (
-            f"The edits change the class of {_percent(share)} of the clean references of class "
-            f"{label} ({_percent(facts.changed)} of all)"
+        yield (
+            f"The edits change the class of {_percent(worst[1])} of the clean references of class "
+            f"{worst[0]} ({_percent(facts.changed)} of all)."
         )
-        if label == facts.leads_to and not facts.own:
-            paid += ", to which the corruption leads: give pairs of that class as well"
-        yield f"{paid}."
 
 
 def _outstanding(worst: tuple[int, float] | None, mean: float) -> tuple[int, float] | None:

@@ -101,7 +101,6 @@ def test_what_is_left_is_counted_on_the_references(trojan: Toy, short: Rectifica
     shares = {c: float(after[kept & (clean == c)].float().mean()) for c in range(CLASSES)}
     worst = max(shares, key=lambda c: shares[c])
     assert tuple(facts(short).worst_left or ()) == pytest.approx((worst, shares[worst]))
-    assert facts(short).leads_to == TARGET
     assert said(short, "still changes the class") == (
         f"The corruption still changes the class of {100 * facts(short).left:.1f} % of the "
         f"references, most of all in class {worst} ({100 * shares[worst]:.1f} %); before the edits, "
@@ -236,9 +235,6 @@ def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: in
     sentence = said(replace(short, facts=found), f"of the clean references of class {label}")
     assert sentence.startswith("The edits change the class of 100.0 %")
     assert f"({100 * of_class:.1f} % of all)" in sentence
-    assert ("give pairs of that class as well" in sentence) == (label == TARGET)
-    own = replace(short, facts=replace(found, own=1))
-    assert silent(own, "give pairs of that class")
     assert silent(short, "clean references of class")
 
 
