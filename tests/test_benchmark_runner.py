@@ -21,12 +21,15 @@ import pytest
 
 from rectify_widgets import cases
 from rectify_widgets.benchmarks import records, runner, sources
-from rectify_widgets.benchmarks.plan import BEFORE, EVERY, Cell, Record
+from rectify_widgets.benchmarks.plan import BEFORE, EVERY, Cell, Record, plan
 from rectify_widgets.benchmarks.runner import Times, clock, run
 from rectify_widgets.benchmarks.sources import Source
-from rectify_widgets.cases import build
+from rectify_widgets.cases import build, leakage
 from rectify_widgets.cases.case import Case
 from tests import benchmark_fakes as fakes
+from tests import test_cases_rebuilt as rebuilt
+
+stripes = rebuilt.tiny
 
 Measured = list[tuple[Cell, Mapping[str, Any] | None]]
 
@@ -274,6 +277,28 @@ def test_missing_networks_are_built_once(
     assert len(measured) == 4
     names = sorted(path.name for path in (tmp_path / "cache").iterdir())
     assert names == ["leakage-seed-4-of-mnist", "trojan-blend-seed-4-of-fashion-mnist"]
+
+
+def test_networks_built_from_other_data(
+    stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really built, read again, and measured the same way."""
+    monkeypatch.setitem(build.RECIPES, "leakage", rebuilt.recipe_of("leakage"))
+    source = Source(stripes, tmp_path / "cache", seed=5)
+    runner._loaded.cache_clear()
+    wanted = plan(["leakage"], seeds=1, counts=[1], methods=["static"])
+    before, after = run(wanted, source, tmp_path / "out", workers=0)
+    (folder,) = (tmp_path / "cache").iterdir()
+    case = leakage.read(folder)
+    assert case.record["seed"] == 5
+    assert before["figures"] == case.figures()
+    assert before["figures"] != cases.load("leakage").figures(limit=9)
+    assert "failure" not in after
+    assert after["edits"]
+    assert {one["source"] for one in (before, after)} == {"built with seed 5"}
+    assert {one["network"] for one in (before, after)} == {sources.fingerprint(case)}
+    assert source.missing(["leakage"]) == []
+    assert Source(stripes, tmp_path / "cache", seed=6).missing(["leakage"]) == ["leakage"]
 
 
 def test_a_build_that_fails_leaves_nothing(
