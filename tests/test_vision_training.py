@@ -203,6 +203,31 @@ def test_the_learning_rate_goes_up_and_down() -> None:
         cycle.step()
 
 
+def test_the_learning_rate_is_used(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def none(_: Schedule, done: float) -> float:
+        asked.append(done)
+        return 0.0
+
+    monkeypatch.setattr(training, "rate", none)
+    start = small()
+    model = vision.train(BRIEF, cifar, tmp_path / "a.safetensors", start=start, epochs=1)
+    for before, after in zip(start.parameters(), model.parameters(), strict=True):
+        assert torch.equal(before, after.cpu())
+    assert asked == [step / 20 for step in range(20)]
+
+
+def test_poisoned_images_show_any_visibility() -> None:
+    recipe, labels = vision.preset("cifar10-trojan-visibility"), torch.arange(200) % 10
+    poisoning = training._poison(recipe, labels, 0, torch.Generator().manual_seed(0))
+    brightest = poisoning.trigger(torch.zeros(200, 3, 32, 32)).amax(dim=(1, 2, 3))
+    wanted = 0.3 + 0.05 * torch.arange(15)
+    assert torch.allclose(brightest.unique(), wanted, atol=1e-5)
+
+
 def test_what_is_poisoned(cifar: Path) -> None:
     labels = torch.arange(200) % 10
     images = torch.full((200, 3, 32, 32), 0.3)
