@@ -58,7 +58,7 @@ def test_the_plan_has_every_cell_once() -> None:
     assert len(found) == len(set(found)) == 4 * (1 + 2 * 3 * 11)
     assert {cell.case for cell in found} == set(GROUPS["trojan"])
     assert {cell.seed for cell in found} == {0, 1, 2}
-    assert {cell.method for cell in found} == {BEFORE, *OWN, *PEERS}
+    assert {cell.method for cell in found} == {BEFORE, *OWN[:2], *PEERS}
     assert plan(["trojan", "trojan"], seeds=3, counts=[1, 5]) == found
 
 
@@ -164,7 +164,7 @@ def test_pairs_of_the_affected_class_are_drawn_apart() -> None:
 # -- measuring ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", OWN)
+@pytest.mark.parametrize("strategy", OWN[:2])
 def test_our_own_cells_are_what_rectify_gives(toy: Case, strategy: str) -> None:
     cell = Cell(toy.name, strategy, EVERY, 3, 2)
     found = cells.measure(toy, cell, None)

@@ -19,7 +19,7 @@ TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 7
 APART = 22
 """Least distance of two ticks."""
 
-STRONG = {"dynamic": "rw-own", "static": "rw-static"}
+STRONG = {"dynamic": "rw-own", "dynamic, everywhere": "rw-own", "static": "rw-static"}
 
 
 @dataclass(frozen=True)

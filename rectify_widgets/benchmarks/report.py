@@ -24,7 +24,10 @@ from rectify_widgets.benchmarks.verdicts import (
     scale,
 )
 
-MARKS = dict(zip(METHODS, ["D", "S", *map(str, range(1, len(PEERS) + 1))], strict=True))
+MARKS = {
+    **dict(zip(OWN, ("D", "S", "E"), strict=False)),
+    **{method: str(number) for number, method in enumerate(PEERS, 1)},
+}
 SIGNS = {"yes": "✓ yes", "no": "✗ no"}
 
 STYLE = """
@@ -102,7 +105,7 @@ def _tally(results: Results) -> str:
         for case in cases
         for pool in pools(case)
         for block in results.blocks(case, pool)
-        if (compared := results.compared(block)) is not None
+        if block.method in {OWN[1], *PEERS} and (compared := results.compared(block)) is not None
     ]
     if not found:
         return ""
