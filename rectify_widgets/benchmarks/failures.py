@@ -21,6 +21,7 @@ from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.cases import Case
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.places import find_places
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.rectification import rectify
 
@@ -115,9 +116,10 @@ def joint(*several: SamplePairs) -> SamplePairs:
 
 
 def every_place(case: Case, pair: int) -> Call:
-    """A pair of every trigger."""
-    pairs = joint(*(case.pairs_by(name)[pair] for name in case.triggers))
-    return replace(plain(case, pair), pairs=pairs)
+    """The pair, with its patch wherever it works."""
+    call = plain(case, pair)
+    places = find_places(call.model, call.pairs, reference=call.reference, seed=pair)
+    return replace(call, pairs=places.pairs)
 
 
 def own_as_well(case: Case, pair: int) -> Call:
@@ -171,7 +173,7 @@ SITUATIONS: Sequence[Situation] = (
         "a trigger at four places, repaired from one of them",
         "trojan-position",
         plain,
-        "a pair of each place",
+        "find_places, and its pairs",
         instead(every_place),
     ),
     Situation(

@@ -236,7 +236,7 @@ def _over_budget(step: Step, result: Rectification) -> str:
     needed = math.ceil(1000 * max(loss, worst / CLASS_FACTOR)) / 1000
     price = f"a degradation of {_percent(loss, 2)}"
     if worst > CLASS_FACTOR * budget:
-        price += f", and of {_percent(worst, 2)} in the class that suffers most"
+        price += f", and of {_percent(worst, 2)} in class {step.sufferer}, which suffers most"
     return (
         f"The budget ruled out an edit of {step.layer} that brings the gap from "
         f"{_percent(step.gap_before)} to {_percent(step.gap_after)} for {price} (budget "

@@ -36,6 +36,7 @@ class Step:
         accepted: whether the edit was kept.
         reason: why, or why not.
         seconds: what the trial took.
+        sufferer: number of the class that suffers most; None where none does.
     """
 
     round: int
@@ -51,6 +52,7 @@ class Step:
     accepted: bool
     reason: str
     seconds: float
+    sufferer: int | None = None
 
 
 STEP_COLUMNS = tuple(item.name for item in fields(Step))

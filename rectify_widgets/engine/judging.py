@@ -33,12 +33,13 @@ CLASS_SIZE = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a `Judge` measured; all numbers are fractions."""
+    """What a `Judge` measured; all numbers are fractions, but for the class that suffers most."""
 
     gap: float
     disturbance: float
     degradation: float
     worst_class: float
+    sufferer: int | None = None
 
     @property
     def objective(self) -> float:
@@ -104,11 +105,13 @@ class Judge:
     def _finish(self, model: nn.Module, gap: float, monitor: Monitor | None) -> Verdict:
         scores = predict_all(model, self._references, monitor=monitor)
         losses = self._losses(model, scores, monitor) - self._start
+        worst, sufferer = self._worst(losses)
         return Verdict(
             gap=gap,
             disturbance=self._distance(scores),
             degradation=float(losses.mean()),
-            worst_class=self._worst(losses),
+            worst_class=worst,
+            sufferer=sufferer,
         )
 
     def _distance(self, scores: Tensor) -> float:
@@ -125,12 +128,15 @@ class Judge:
         kept = self._original[rows, scores.argmax(dim=1)]
         return self._original[rows, self._answers] - kept
 
-    def _worst(self, losses: Tensor) -> float:
-        worst = 0.0
+    def _worst(self, losses: Tensor) -> tuple[float, int | None]:
+        """What the class that suffers most loses, and its number; None where none loses."""
+        worst, sufferer = 0.0, None
         for group in self._groups.unique():
             members = losses[self._groups == group]
             if len(members) >= CLASS_SIZE:
                 # One flip of a small class is chance, not a trend: the costliest is set aside.
                 rest = members.sum() - members.max().clamp_min(0)
-                worst = max(worst, float(rest / len(members)))
-        return worst
+                share = float(rest / len(members))
+                if share > worst:
+                    worst, sufferer = share, int(group)
+        return worst, sufferer

@@ -345,6 +345,7 @@ class _Loop:
             accepted=objection is None,
             reason=objection or "best of this round",
             seconds=seconds,
+            sufferer=None if verdict is None else verdict.sufferer,
         )
 
     @contextmanager

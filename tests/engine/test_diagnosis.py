@@ -140,11 +140,19 @@ def test_the_budget_that_is_advised_is_the_one_that_helps(trojan: Toy, budget: f
     assert advised > budget
     looser = run(trojan, max_degradation=advised, **options)
     assert looser.gap_after < strict.gap_after
-    assert any(
-        f"to {100 * step.gap_after:.1f} % for" in sentence
+    meant = [
+        step
         for step in strict.steps
-        if step.gap_after is not None and step.reason == "over the degradation budget"
-    )
+        if step.reason == "over the degradation budget"
+        and step.gap_after is not None
+        and f"to {100 * step.gap_after:.1f} % for" in sentence
+    ]
+    assert meant
+    assert "which suffers most" not in sentence  # no class of these references does by itself
+    dear = [replace(meant[0], worst_class=0.2, sufferer=3)]
+    sentence = said(replace(strict, steps=dear), "The budget ruled out")
+    assert ", and of 20.00 % in class 3, which suffers most" in sentence
+    assert "max_degradation=0.04 allows it" in sentence  # a class may lose five times as much
 
 
 def test_an_edit_that_the_budget_ruled_out_would_have_been_kept(trojan: Toy) -> None:

@@ -61,12 +61,13 @@ def test_all_figures(seed: int) -> None:
     losses = clean[rows, answers] - clean[rows, flipped]
     assert losses.sum() > 0
     assert found.degradation == pytest.approx(losses.mean())
-    worst = 0.0
+    worst = {}
     for number in range(3):
         members = losses[answers == number]
         if len(members) >= CLASS_SIZE:
-            worst = max(worst, (members.sum() - members.max()) / len(members))
-    assert found.worst_class == pytest.approx(worst)
+            worst[number] = (members.sum() - members.max()) / len(members)
+    assert found.worst_class == pytest.approx(max(worst.values()))
+    assert found.sufferer == max(worst, key=lambda number: worst[number])
     assert found.objective == pytest.approx(found.gap + WEIGHT * found.disturbance)
 
     assert judge.measure_below(Scores(after), found.gap + 1e-6) == found
@@ -87,6 +88,7 @@ def test_validation_counts_accuracy() -> None:
     found = judge.measure(Scores(after))
     assert found.degradation == pytest.approx(3 / 40)
     assert found.worst_class == pytest.approx(3 / 20)  # of four, one is set aside
+    assert found.sufferer == 1
 
 
 def test_small_classes_are_not_judged_by_themselves() -> None:
@@ -96,7 +98,7 @@ def test_small_classes_are_not_judged_by_themselves() -> None:
     after[30:] = after[30:].flip(1)
     inputs = numbered(0, len(labels))
     found = Judge(Scores(before), inputs, inputs).measure(Scores(after))
-    assert found.worst_class == 0.0
+    assert (found.worst_class, found.sufferer) == (0.0, None)
     assert found.degradation == pytest.approx((CLASS_SIZE - 1) / len(labels), rel=1e-3)
 
 

@@ -263,7 +263,9 @@ def test_other_methods(trojan: Toy, method: str) -> None:
 def test_table_frame_and_html(mended: Rectification) -> None:
     lines = str(mended).splitlines()
     assert len(lines) == len(mended.steps) + 2 + len(mended.diagnosis)
-    assert lines[len(mended.steps) + 1].startswith(f"stopped: {mended.stopped}; gap {mended.gap_before:.3f} → ")
+    assert lines[len(mended.steps) + 1].startswith(
+        f"stopped: {mended.stopped}; gap {mended.gap_before:.3f} → "
+    )
     assert sum("yes: " in line for line in lines) == len(mended.edits)
     frame = mended.to_frame()
     assert list(frame.columns) == list(STEP_COLUMNS)
