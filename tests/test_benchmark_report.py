@@ -169,8 +169,12 @@ def test_axes_are_spaced_by_the_square_root() -> None:
     assert min(b - a for a, b in pairwise(places)) >= plots.APART
 
 
-def test_lines_and_labels() -> None:
-    tree = ET.fromstring(plots.against_n(SERIES, "ASR", " %", 99.0))  # noqa: S314 - our own
+@pytest.mark.parametrize("level", [0.1, 50.0, 99.0])
+def test_lines_and_labels(level: float) -> None:
+    """Names are apart from each other and in the picture, wherever most lines end."""
+    peers = {f"peer {one}": [Point(1, one, level), Point(20, one, level)] for one in range(9)}
+    series = {**SERIES, **peers}
+    tree = ET.fromstring(plots.against_n(series, "ASR", " %", 99.0))  # noqa: S314 - our own
     assert len(tree.findall(".//polyline")) == len(SERIES)
     assert "dynamic: 0.50 at n = 1, 0.20 at n = 20." in tree.attrib["aria-label"]
     texts = {
@@ -178,8 +182,8 @@ def test_lines_and_labels() -> None:
     }
     heights = sorted(texts[name] for name in SERIES)
     assert min(b - a for a, b in pairwise(heights)) >= plots.LINE - 1e-6
-    assert heights[0] > 0
-    assert heights[-1] < plots.HEIGHT
+    assert heights[0] > plots.TOP - 6
+    assert heights[-1] < plots.HEIGHT - plots.BOTTOM + 16
     assert {"n = 1", "n = 20", "before"} <= set(texts)
     last = tree.findall(".//polyline")[-1].attrib["points"]
     xs, ys = zip(*(map(float, point.split(",")) for point in last.split()), strict=True)

@@ -170,8 +170,7 @@ def _labels(ends: Sequence[tuple[float, float, str]]) -> list[str]:
     places: list[float] = []
     for _, height, _ in order:
         places.append(max(height, places[-1] + LINE) if places else height)
-    overflow = max((places[-1] if places else 0.0) - (HEIGHT - BOTTOM + 6), 0.0)
-    places = [place - overflow for place in places]
+    places[-1:] = [min(place, HEIGHT - BOTTOM + 6) for place in places[-1:]]
     for row in range(len(places) - 2, -1, -1):
         places[row] = min(places[row], places[row + 1] - LINE)
     parts = []
