@@ -20,9 +20,10 @@ from torch import nn
 
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.benchmarks.layers import rank_layers
-from rectify_widgets.benchmarks.plan import BEFORE, LAYERS, OWN, Cell, Record, drawn
+from rectify_widgets.benchmarks.plan import BEFORE, EVERYWHERE, LAYERS, OWN, Cell, Record, drawn
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.places import find_places
 from rectify_widgets.engine.rectification import rectify
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -82,9 +83,11 @@ def _own(
 ) -> tuple[nn.Module, Record]:
     """`rectify` with its defaults."""
     del options
-    result = rectify(
-        case.model, pairs, reference=case.reference, strategy=cell.method, seed=cell.seed
-    )
+    strategy = cell.method
+    if strategy == EVERYWHERE:
+        strategy = OWN[0]
+        pairs = find_places(case.model, pairs, reference=case.reference, seed=cell.seed).pairs
+    result = rectify(case.model, pairs, reference=case.reference, strategy=strategy, seed=cell.seed)
     edits = [edit.layer for edit in result.edits]
     return result.model, {"options": {}, "edits": edits, "stopped": result.stopped, "tried": 0}
 

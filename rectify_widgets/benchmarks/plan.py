@@ -22,7 +22,9 @@ Record = dict[str, Any]
 """What was measured in a cell, with the fields of the cell; plain JSON."""
 
 BEFORE, LAYERS = "before", "layers"
-OWN = ("dynamic", "static")
+EVERYWHERE = "dynamic, everywhere"
+"""Dynamic, with the patch put in every place where it works, see `find_places`."""
+OWN = ("dynamic", "static", EVERYWHERE)
 PEERS = tuple(METHODS)
 
 EVERY, AFFECTED, OTHERS = "all", "affected class", "other classes"
@@ -152,6 +154,8 @@ def plan(
             for later, pool in enumerate(pools(case)):
                 for turn, n in enumerate(counts or (FEW if several else COUNTS)):
                     for method in chosen:
+                        if method == EVERYWHERE and group != "position":
+                            continue
                         place = (1, 0, later) if method in OWN else (2, later)
                         found += [
                             ((*place, turn), Cell(case, method, pool, n, seed, limit))

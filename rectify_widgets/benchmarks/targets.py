@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rectify_widgets.benchmarks.plan import (
     AFFECTED,
     EVERY,
+    EVERYWHERE,
     GROUPS,
     LAYER_CASES,
     OWN,
@@ -31,7 +32,7 @@ DEFAULT, PAPERS = "edit-attribution", "projection"
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on the mean over seeds of one figure of `dynamic`.
+    """A bound on the mean over seeds of one figure of a method of our own.
 
     Attributes:
         case, n: where.
@@ -39,6 +40,7 @@ class Target:
         sign: `MOST` or `LEAST`.
         bound: a fraction.
         value: the figure from those after and before.
+        method: `dynamic`, or the same from every place where the patch works.
     """
 
     case: str
@@ -47,6 +49,7 @@ class Target:
     sign: str
     bound: float
     value: Callable[[Figures, Figures], float]
+    method: str = OWN[0]
 
     @property
     def pool(self) -> str:
@@ -76,10 +79,14 @@ def targets() -> Iterator[Target]:
     for n, bound in ((1, 0.010), (20, 0.002)):
         yield Target("trojan", n, "ASR", MOST, bound, _after(SUCCESS))
         yield _loss("trojan", n, 0.001)
-    for case in ("trojan-visibility", "trojan-position"):
+    for case, method in (
+        ("trojan-visibility", OWN[0]),
+        ("trojan-position", OWN[0]),
+        ("trojan-position", EVERYWHERE),
+    ):
         for trigger, name in successes(case).items():
-            yield Target(case, 1, f"ASR, {trigger}", MOST, 0.05, _after(name))
-        yield _loss(case, 1, 0.01)
+            yield Target(case, 1, f"ASR, {trigger}", MOST, 0.05, _after(name), method)
+        yield Target(case, 1, "OA loss", MOST, 0.01, lost, method)
     blend = "trojan-blend"
     yield Target(blend, 1, "ASR", MOST, 0.012, _after(SUCCESS))
     yield _loss(blend, 1, 0.004)
@@ -122,14 +129,14 @@ def target_table(results: Results) -> Table:
 
 def _add_figure(table: Table, results: Results, target: Target) -> None:
     before = results.before.get(target.case)
-    block = results.block(target.case, target.pool, OWN[0], target.n)
+    block = results.block(target.case, target.pool, target.method, target.n)
     values = [] if before is None else [target.value(one, before) for one in block.figures.values()]
     met = UNKNOWN
     if values:
         mean = statistics.fmean(values)
         met = YES if (mean <= target.bound if target.sign == MOST else mean >= target.bound) else NO
     table.add(
-        case=target.case,
+        case=target.case if target.method == OWN[0] else f"{target.case} ({target.method})",
         n=target.n,
         target=f"{target.what} {target.sign} {100 * target.bound:.1f}",
         measured=spread(values, 100.0) if values else NONE,
@@ -155,7 +162,7 @@ def _context(target: Target, before: Figures | None) -> str:
 def _add_wins(table: Table, results: Results, case: str) -> None:
     """Whether `dynamic` beats static, and every peer, at every n that was measured."""
     for pool in pools(case):
-        for what, methods in (("beats static", OWN[1:]), ("beats every peer", PEERS)):
+        for what, methods in (("beats static", OWN[1:2]), ("beats every peer", PEERS)):
             blocks = [one for one in results.blocks(case, pool) if one.method in methods]
             found = [results.compared(block) for block in blocks]
             verdicts = [one.verdict for one in found if one is not None]

@@ -25,7 +25,7 @@ from rectify_widgets.engine.scene import Scene, look
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = 0.3
+LEAST = 0.75
 """Share of the references that a place has to lead astray."""
 SAMPLES = 16
 """References on which each place is tried."""
