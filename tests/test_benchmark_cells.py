@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectify_widgets import cases
 from rectify_widgets.baselines import METHODS
@@ -21,6 +22,7 @@ from rectify_widgets.benchmarks.plan import (
     AFFECTED,
     BEFORE,
     EVERY,
+    EVERYWHERE,
     GROUPS,
     LAYER_CASES,
     LAYERS,
@@ -74,6 +76,11 @@ def test_defaults_of_the_plan() -> None:
     assert {cell.case for cell in layers} == set(LAYER_CASES)
     assert len(layers) == 5 * len(LAYER_CASES) == 30
     assert set(LAYER_CASES) >= {one for one in cases.names() if one in GROUPS["trojan"]}
+
+
+def test_places_are_sought_where_there_are_several() -> None:
+    found = plan(["trojan", "visibility", "position"], methods=[EVERYWHERE], seeds=2)
+    assert [cell.case for cell in found if cell.method == EVERYWHERE] == ["trojan-position"] * 2
 
 
 def test_some_cases_alone() -> None:
@@ -177,6 +184,26 @@ def test_our_own_cells_are_what_rectify_gives(toy: Case, strategy: str) -> None:
     assert 0 < found["seconds"] <= found["took"] + 0.1
     assert Cell.of(found) == cell
     assert "failure" not in found
+
+
+def test_everywhere_is_dynamic_from_every_place(toy: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's patch works in one place alone, so other places are made up."""
+    asked: list[Any] = []
+
+    def find_places(model: nn.Module, pairs: SamplePairs, **given: Any) -> SimpleNamespace:
+        asked.append((model, pairs.clean, given))
+        return SimpleNamespace(pairs=toy.pairs[:3])
+
+    monkeypatch.setattr(cells, "find_places", find_places)
+    cell = Cell(toy.name, EVERYWHERE, EVERY, 1, 2)
+    found = cells.measure(toy, cell, None)
+    ((model, clean, given),) = asked
+    assert model is toy.model
+    assert torch.equal(clean, toy.pairs.clean[drawn(toy, cell)])
+    assert given == {"reference": toy.reference, "seed": 2}
+    result = rectify(toy.model, toy.pairs[:3], reference=toy.reference, seed=2)
+    assert found["figures"] == toy.figures(result.model)
+    assert found["edits"] == [edit.layer for edit in result.edits]
 
 
 def test_the_unrepaired_network_and_the_limit(toy: Case) -> None:

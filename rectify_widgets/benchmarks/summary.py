@@ -229,7 +229,8 @@ def _note(results: Results, group: str) -> str:
     counts = sorted({block.n for block in every})
     shown = {
         "visibility": "Repaired from visibility 0.5, measured on all.  ",
-        "position": "Repaired from the bottom right, measured on all.  ",
+        "position": "Repaired from the bottom right, measured on all; 'everywhere': from the same "
+        "pairs with their patch put in every place where it works (`find_places`).  ",
         "spurious": "Bias: recall with the artefact minus recall without.  Pairs of the affected "
         "class are what a user who can look would choose.  ",
         "leakage": "OA_without_block: accuracy without the label-free block; share: of absolute "
