@@ -263,6 +263,20 @@ def test_references_that_are_corrupted_for_the_most_part(trojan: Toy) -> None:
     assert trojan.rates(clean.model)[1] < trojan.rates(result.model)[1]
 
 
+def test_references_that_were_left_out_are_not_counted(trojan: Toy) -> None:
+    reference = trojan.reference.clone()
+    reference[5::10] = stamped(reference[5::10])
+    result = run(trojan, reference=reference, max_rounds=1)
+    assert len(result.flagged) >= 10
+    kept = torch.ones(len(reference), dtype=torch.bool)
+    kept[result.flagged] = False
+    carriers = transplant(trojan.pairs[0], reference)
+    moved = answers(trojan.model, carriers) != answers(trojan.model, reference)
+    assert facts(result).shown == pytest.approx(float(moved[kept].float().mean()))
+    assert facts(result).shown > float(moved.float().mean()) + 0.02
+    assert facts(result).suspected == 0
+
+
 def test_few_references_are_shared(trojan: Toy, short: Rectification) -> None:
     few = run(trojan, reference=trojan.reference[:20], max_rounds=1)
     assert said(few, "With 20 references, edits were solved and judged on the same ones")
