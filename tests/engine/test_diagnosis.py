@@ -63,9 +63,10 @@ def long(trojan: Toy) -> Rectification:
 
 
 def test_nothing_is_said_of_a_target_that_was_met(trojan: Toy) -> None:
-    result = run(trojan, target_gap=0.5)
+    result = run(trojan, target_gap=0.5, reference=trojan.reference[:40])
     assert result.stopped == "target"
     assert result.edits
+    assert facts(result).shared
     assert result.diagnosis == ()
     assert str(result).splitlines()[-1].startswith("stopped: target")
     assert "<ul>" not in result._repr_html_()
