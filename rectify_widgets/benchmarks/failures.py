@@ -108,6 +108,10 @@ def instead(plan: Plan) -> Answer:
     return lambda case, pair, _result, _call: plan(case, pair)
 
 
+AS_USUAL = instead(plain)
+"""One pair and everything as it is by default: measured once for all situations of a case."""
+
+
 def joint(*several: SamplePairs) -> SamplePairs:
     """All pairs together."""
     return SamplePairs(
@@ -204,29 +208,29 @@ SITUATIONS: Sequence[Situation] = (
     ),
     Situation(
         "static, the last convolution", "trojan", having(strategy="static"), "dynamic",
-        instead(plain),
+        AS_USUAL,
     ),
     Situation(
         "the trigger is on both images of the pair",
         "trojan",
         half_cleansed,
         "a clean image that is clean",
-        instead(plain),
+        AS_USUAL,
     ),
     Situation(
         f"{PER_CENT * MOST:.0f} % of the references carry the trigger",
         "trojan",
         with_references(mostly_corrupted),
         "clean references",
-        instead(plain),
+        AS_USUAL,
     ),
     Situation(
         "references of noise", "trojan", with_references(noise), "references like the training's",
-        instead(plain),
+        AS_USUAL,
     ),
     Situation(
         "references of footwear alone", "trojan", with_references(footwear),
-        "references like the training's", instead(plain),
+        "references like the training's", AS_USUAL,
     ),
     Situation(
         "no references", "trojan", with_references(lambda _: None), "48 references",
@@ -249,6 +253,7 @@ def measure_failures(seeds: int, progress: Monitor) -> Table:
         f"{TEST} test images, per cent.  'it says' is `Rectification.diagnosis` for the first pair; "
         "nothing is said where the target was met.  The last two columns do something about it.",
     )
+    usual: dict[tuple[str, int], Mapping[str, float]] = {}
     for number, situation in enumerate(SITUATIONS):
         case = cases.load(situation.case)
         before = case.figures(limit=TEST)
@@ -263,8 +268,16 @@ def measure_failures(seeds: int, progress: Monitor) -> Table:
             if seed == 0:
                 said = result.diagnosis or (f"(nothing; stopped: {result.stopped})",)
             answer = situation.answer and situation.answer(case, seed, result, call)
-            if answer:
+            if answer is None:
+                continue
+            key = (case.name, seed)
+            if situation.answer is not AS_USUAL:
                 heeded.append(case.figures(answer.run(seed).model, limit=TEST))
+            elif key in usual:
+                heeded.append(usual[key])
+            else:
+                usual[key] = case.figures(answer.run(seed).model, limit=TEST)
+                heeded.append(usual[key])
         table.add(
             situation=situation.what,
             case=situation.case,
