@@ -20,7 +20,16 @@ from torch import nn
 
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.benchmarks.layers import rank_layers
-from rectify_widgets.benchmarks.plan import BEFORE, EVERYWHERE, LAYERS, OWN, Cell, Record, drawn
+from rectify_widgets.benchmarks.plan import (
+    BEFORE,
+    EVERYWHERE,
+    LAYERS,
+    OWN,
+    VARIANTS,
+    Cell,
+    Record,
+    drawn,
+)
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.places import find_places
@@ -81,15 +90,22 @@ def _measured(case: Case, cell: Cell, options: Mapping[str, Any] | None) -> Reco
 def _own(
     case: Case, cell: Cell, pairs: SamplePairs, options: Mapping[str, Any] | None
 ) -> tuple[nn.Module, Record]:
-    """`rectify` with its defaults."""
+    """`rectify` with its defaults, or as `VARIANTS` has it."""
     del options
-    strategy = cell.method
-    if strategy == EVERYWHERE:
-        strategy = OWN[0]
+    _, other = VARIANTS.get(cell.method, ("", {}))
+    strategy = OWN[0] if cell.method in VARIANTS else cell.method
+    if cell.method == EVERYWHERE:
         pairs = find_places(case.model, pairs, reference=case.reference, seed=cell.seed).pairs
-    result = rectify(case.model, pairs, reference=case.reference, strategy=strategy, seed=cell.seed)
+    result = rectify(
+        case.model, pairs, reference=case.reference, strategy=strategy, seed=cell.seed, **other
+    )
     edits = [edit.layer for edit in result.edits]
-    return result.model, {"options": {}, "edits": edits, "stopped": result.stopped, "tried": 0}
+    return result.model, {
+        "options": dict(other),
+        "edits": edits,
+        "stopped": result.stopped,
+        "tried": 0,
+    }
 
 
 def _peer(

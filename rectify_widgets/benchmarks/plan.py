@@ -22,9 +22,15 @@ Record = dict[str, Any]
 """What was measured in a cell, with the fields of the cell; plain JSON."""
 
 BEFORE, LAYERS = "before", "layers"
-EVERYWHERE = "dynamic, everywhere"
-"""Dynamic, with the patch put in every place where it works, see `find_places`."""
-OWN = ("dynamic", "static", EVERYWHERE)
+EVERYWHERE, CAREFUL, TO_THE_END = "dynamic, everywhere", "dynamic, careful", "dynamic, to the end"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    EVERYWHERE: ("position", {}),
+    CAREFUL: ("spurious", {"max_degradation": 0.003}),
+    TO_THE_END: ("leakage", {"target_gap": 0.0}),
+}
+"""Dynamic rectification as one may want it for one behaviour: the group of tables, and what differs
+from the defaults.  `EVERYWHERE` has the patch in every place where it works, see `find_places`."""
+OWN = ("dynamic", "static", *VARIANTS)
 PEERS = tuple(METHODS)
 
 EVERY, AFFECTED, OTHERS = "all", "affected class", "other classes"
@@ -154,7 +160,7 @@ def plan(
             for later, pool in enumerate(pools(case)):
                 for turn, n in enumerate(counts or (FEW if several else COUNTS)):
                     for method in chosen:
-                        if method == EVERYWHERE and group != "position":
+                        if method in VARIANTS and VARIANTS[method][0] != group:
                             continue
                         place = (1, 0, later) if method in OWN else (2, later)
                         found += [

@@ -232,9 +232,10 @@ def _note(results: Results, group: str) -> str:
         "position": "Repaired from the bottom right, measured on all; 'everywhere': from the same "
         "pairs with their patch put in every place where it works (`find_places`).  ",
         "spurious": "Bias: recall with the artefact minus recall without.  Pairs of the affected "
-        "class are what a user who can look would choose.  ",
+        "class are what a user who can look would choose.  'careful': max_degradation=0.003, so that "
+        "no class may lose more than 1.5 points of the references.  ",
         "leakage": "OA_without_block: accuracy without the label-free block; share: of absolute "
-        "attribution that lies on it.  ",
+        "attribution that lies on it.  'to the end': target_gap=0, which goes on until nothing helps.  ",
     }.get(group, "")
     tests = "the whole test set" if results.limit is None else f"{results.limit} test images"
     nested = (

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from rectify_widgets.benchmarks.plan import (
     AFFECTED,
+    CAREFUL,
     EVERY,
     EVERYWHERE,
     GROUPS,
     LAYER_CASES,
     OWN,
     PEERS,
+    TO_THE_END,
     pools,
 )
 from rectify_widgets.benchmarks.summary import ALL_CASES, NONE, Results, ranked, successes
@@ -70,8 +72,8 @@ def _fallen(name: str) -> Callable[[Figures, Figures], float]:
     return lambda after, before: before[name] - after[name]
 
 
-def _loss(case: str, n: int, bound: float) -> Target:
-    return Target(case, n, "OA loss", MOST, bound, lost)
+def _loss(case: str, n: int, bound: float, method: str = OWN[0]) -> Target:
+    return Target(case, n, "OA loss", MOST, bound, lost, method)
 
 
 def targets() -> Iterator[Target]:
@@ -86,27 +88,37 @@ def targets() -> Iterator[Target]:
     ):
         for trigger, name in successes(case).items():
             yield Target(case, 1, f"ASR, {trigger}", MOST, 0.05, _after(name), method)
-        yield Target(case, 1, "OA loss", MOST, 0.01, lost, method)
+        yield _loss(case, 1, 0.01, method)
     blend = "trojan-blend"
     yield Target(blend, 1, "ASR", MOST, 0.012, _after(SUCCESS))
     yield _loss(blend, 1, 0.004)
     yield Target(blend, 1, "corrupted accuracy", LEAST, 0.95, _after("corrupted_accuracy"))
+    yield from _spurious(OWN[0])
+    yield from _spurious(CAREFUL)
+    yield from _leakage(OWN[0])
+    yield from _leakage(TO_THE_END)
+
+
+def _spurious(method: str) -> Iterator[Target]:
     for n, bound in ((1, 0.70), (20, 0.95)):
-        yield Target("spurious-mild", n, "bias cut by", LEAST, bound, _cut("spurious_bias"))
-        yield _loss("spurious-mild", n, 0.003)
+        yield Target("spurious-mild", n, "bias cut by", LEAST, bound, _cut("spurious_bias"), method)
+        yield _loss("spurious-mild", n, 0.003, method)
     severe = "spurious-severe"
     for n, bound, pulled in ((1, 0.50, 0.06), (10, 0.75, 0.03)):
-        yield Target(severe, n, "bias cut by", LEAST, bound, _cut("spurious_bias"))
-        yield Target(severe, n, "pulled in", MOST, pulled, _after("pulled_in"))
-        yield _loss(severe, n, 0.01)
+        yield Target(severe, n, "bias cut by", LEAST, bound, _cut("spurious_bias"), method)
+        yield Target(severe, n, "pulled in", MOST, pulled, _after("pulled_in"), method)
+        yield _loss(severe, n, 0.01, method)
         recall = _fallen("recall_without")
-        yield Target(severe, n, "loss of recall without the artefact", MOST, 0.05, recall)
+        yield Target(severe, n, "loss of recall without the artefact", MOST, 0.05, recall, method)
+
+
+def _leakage(method: str) -> Iterator[Target]:
     leak = "leakage"
-    yield Target(leak, 1, "net attribution cut by", LEAST, 0.75, _cut("net_attribution"))
-    yield Target(leak, 1, "logit change cut by", LEAST, 0.80, _cut("logit_change"))
+    yield Target(leak, 1, "net attribution cut by", LEAST, 0.75, _cut("net_attribution"), method)
+    yield Target(leak, 1, "logit change cut by", LEAST, 0.80, _cut("logit_change"), method)
     without = _after("corrupted_accuracy")
-    yield Target(leak, 1, "accuracy without the block", LEAST, 0.96, without)
-    yield _loss(leak, 1, 0.003)
+    yield Target(leak, 1, "accuracy without the block", LEAST, 0.96, without, method)
+    yield _loss(leak, 1, 0.003, method)
 
 
 def target_table(results: Results) -> Table:
