@@ -18,8 +18,7 @@ LINE = 14
 TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0)
 APART = 22
 """Least distance of two ticks."""
-
-STRONG = {"dynamic": "rw-own", "dynamic, everywhere": "rw-own", "static": "rw-static"}
+PEER = "rw-peer"
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ def against_n(series: Series, name: str, unit: str, before: float) -> str:
     parts += [_text(x[n], HEIGHT - BOTTOM + 18, f"n = {n}", "middle") for n in counts]
     parts.append(_rule(y(before), "before"))
     ends: list[tuple[float, float, str]] = []
-    for method, points in sorted(series.items(), key=lambda item: item[0] in STRONG):
+    for method, points in sorted(series.items(), key=lambda item: _kind(item[0]) != PEER):
         dots = [(x[point.n], y(point.headline)) for point in points]
-        kind = STRONG.get(method, "rw-peer")
+        kind = _kind(method)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in dots)
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
         for (a, b), point in zip(dots, points, strict=True):
@@ -114,8 +113,8 @@ def against_loss(
     parts.append(
         _text((LEFT + WIDTH) / 2, HEIGHT - 8, "OA lost, points (left is better)", "middle")
     )
-    for method, points in sorted(series.items(), key=lambda item: item[0] in STRONG):
-        kind = STRONG.get(method, "rw-peer")
+    for method, points in sorted(series.items(), key=lambda item: _kind(item[0]) != PEER):
+        kind = _kind(method)
         for point in points:
             tip = escape(
                 f"{method}, n = {point.n}: OA lost {point.loss:.2f}, {name} {point.headline:.2f}{unit}"
@@ -176,7 +175,7 @@ def _labels(ends: Sequence[tuple[float, float, str]]) -> list[str]:
     parts = []
     for (a, b, method), place in zip(order, places, strict=True):
         start = WIDTH - RIGHT + 24
-        kind = STRONG.get(method, "rw-peer")
+        kind = _kind(method)
         parts.append(
             f'<line class="rw-tie" x1="{a + 5:.1f}" y1="{b:.1f}" x2="{start - 4}" y2="{place:.1f}"/>'
         )
@@ -188,6 +187,13 @@ def _labels(ends: Sequence[tuple[float, float, str]]) -> list[str]:
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _kind(method: str) -> str:
+    """How a method is drawn: `dynamic` and its variants stand out."""
+    if method.startswith("dynamic"):
+        return "rw-own"
+    return "rw-static" if method == "static" else PEER
 
 
 def _root(value: float) -> float:
