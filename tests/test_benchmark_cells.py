@@ -261,6 +261,23 @@ def test_peak_memory_sees_what_was_given_back() -> None:
     assert 120 < sizes[3] < 160
 
 
+def test_peak_memory_is_not_hidden_by_what_was_freed_before() -> None:
+    if not cells.RESET.exists():
+        pytest.skip("this system does not tell")
+
+    def many() -> list[Tensor]:
+        return [torch.ones(2**13) for _ in range(2**11)]  # 64 MiB in pieces of 32 KiB
+
+    earlier = many()
+    pinned = earlier[-1]  # what lies below it stays with the C library
+    del earlier
+    with cells.peak_memory() as peak:
+        many()
+    assert pinned.sum() == 2**13
+    assert peak.bytes is not None
+    assert peak.bytes > 50 * 2**20
+
+
 def test_peak_memory_is_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(cells, "RESET", tmp_path / "nowhere" / "clear_refs")
     with cells.peak_memory() as peak:
