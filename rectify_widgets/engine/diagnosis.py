@@ -154,7 +154,7 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
         return (*_about_the_pairs(facts), *_about_the_references(result, facts))
     return (
         *_what_is_left(facts),
-        *_why_it_ended(result),
+        *(() if _one_sided(facts) else _why_it_ended(result)),
         *_who_pays(facts),
         *_about_the_pairs(facts),
         *_about_the_references(result, facts),
@@ -224,6 +224,11 @@ def _who_pays(facts: Facts) -> Iterator[str]:
         )
 
 
+def _one_sided(facts: Facts) -> bool:
+    """Whether most classes are not among the references, so that no figure of theirs can be trusted."""
+    return bool(facts.references) and facts.classes_seen < HALF * facts.classes
+
+
 def _outstanding(worst: tuple[int, float] | None, mean: float) -> tuple[int, float] | None:
     """The class and its share where that is notable; else None."""
     return worst if worst and worst[1] > max(STANDS_OUT * mean, NOTABLE) else None
@@ -273,7 +278,7 @@ def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
         )
     if not facts.references:
         yield "No references were given: a few dozen unlabelled inputs make edits more precise."
-    elif facts.classes_seen < HALF * facts.classes:
+    elif _one_sided(facts):
         yield (
             f"The model gives the references {facts.classes_seen} of its {facts.classes} classes: "
             "what an edit costs the others is not seen; give references like the inputs of "

@@ -296,6 +296,7 @@ def test_references_of_one_class_alone(trojan: Toy, short: Rectification) -> Non
     alone = trojan.reference[answers(trojan.model, trojan.reference) == 2]
     result = run(trojan, reference=alone, target_gap=0.0)
     assert said(result, f"the references 1 of its {CLASSES} classes")
+    assert silent(result, "allow more")  # more of the same would cost the others more
     assert trojan.rates(result.model)[0] < trojan.rates(short.model)[0] - 0.1
     assert silent(short, "of its")
 
