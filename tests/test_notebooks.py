@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIRST = ROOT / "notebooks" / "01_remove_a_trojan.ipynb"
+LEAKAGE = ROOT / "notebooks" / "04_feature_leakage.ipynb"
 
 MAX_BYTES = 1_500_000
 MAX_CELL = 25
@@ -265,8 +266,9 @@ for module in list(sys.modules.values()):
 
 
 @pytest.mark.slow
-def test_a_broken_closed_form_is_red(tmp_path: Path) -> None:
-    done = run(read(FIRST), tmp_path, WRONG_SIGN)
+@pytest.mark.parametrize("path", [FIRST, LEAKAGE], ids=lambda path: path.stem)
+def test_a_broken_closed_form_is_red(path: Path, tmp_path: Path) -> None:
+    done = run(read(path), tmp_path, WRONG_SIGN)
     assert done.returncode == 1, done.stdout
     assert "AssertionError" in done.stdout
     assert "1 failed" in done.stdout
