@@ -143,13 +143,15 @@ def _share(hits: Tensor) -> float:
 def diagnose(result: Rectification) -> tuple[str, ...]:
     """Short sentences on why the behaviour is still there; none where it is not.
 
+    Without references a met target proves little, and it is said so.
+
     A rectification that was cancelled, or that nothing is known of, gets none either.
     """
     facts = result.facts
     if facts is None:
         return ()
     if result.stopped == "target":
-        if result.edits:
+        if result.edits and facts.references:
             return ()
         return (*_about_the_pairs(facts), *_about_the_references(result, facts))
     return (

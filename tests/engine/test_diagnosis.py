@@ -289,6 +289,10 @@ def test_no_references(trojan: Toy) -> None:
         result = run(trojan, reference=None, target_gap=0.0)
     assert said(result, "No references were given")
     assert said(result, "none of the pairs any more")
+    with pytest.warns(UserWarning, match="none given"):
+        met = run(trojan, reference=None, target_gap=0.5)
+    assert (met.stopped, len(met.diagnosis)) == ("target", 1)  # nothing but that
+    assert said(met, "No references were given")
     assert trojan.rates(result.model)[0] < trojan.rates(run(trojan).model)[0] - 0.05
 
 
