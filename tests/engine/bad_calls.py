@@ -326,7 +326,7 @@ bad(PLACES, "samples that are no images", "pairs", ValueError, "want images C ×
         s.model, rw.SamplePairs(s.marked.flatten(1), s.clean.flatten(1))
     ))
 bad(PLACES, "no pairs", "pairs", TypeError, "got Tensor, want SamplePairs",
-    lambda s: rw.find_places(s.model, s.marked))
+    lambda s: rw.find_places(s.model, s.marked))  # type: ignore[arg-type]
 bad(PLACES, "half a reference", "samples", TypeError, "got 0.5, want a whole number",
     _places(samples=0.5))
 bad(PLACES, "a share of 30", "least", ValueError, "got 30, want a number from 0.0 to 1.0",
