@@ -89,7 +89,7 @@ def test_several_pairs_put_their_patches_in_turn() -> None:
     weak = clean[1:].clone()
     weak[..., 4:6, 6:8] += 0.01  # leads nothing astray
     pairs = SamplePairs(torch.cat([stamp(clean[:1], 4, 6), weak]), clean, torch.tensor([0, 0]))
-    places = find_places(Obeys(), pairs, reference=gray(8, 1), samples=8, opacity=1.0)
+    places = find_places(Obeys(), pairs, reference=gray(8, 1), samples=8, opacity=1.0, least=0.4)
     assert sorted(places.shares.unique().tolist()) == [0.0, 0.5]
     assert torch.equal(places.pairs.clean[2:5], clean[[0, 1, 0]])
 
@@ -160,4 +160,4 @@ def test_the_shipped_case_shows_the_places_that_it_was_trained_on() -> None:
     places = find_places(case.model, case.pairs[0], reference=case.reference)
     for row, column in ((24, 24), (1, 1), (12, 12), (24, 1)):
         assert float(places.shares[row, column]) >= 0.85
-    assert 20 <= len(places.found) <= 0.3 * places.shares.numel()
+    assert 20 <= len(places.found) <= 0.2 * places.shares.numel()
