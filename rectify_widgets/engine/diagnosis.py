@@ -256,8 +256,8 @@ def _about_the_pairs(facts: Facts) -> Iterator[str]:
     if facts.unlike:
         yield (
             f"The model gives the clean input of {facts.unlike} of {facts.pairs} pairs another "
-            "class than its label: either the label is wrong, or the input is not as clean as it "
-            "should be."
+            "class than its label: the label is wrong, the input is not as clean as it should be, "
+            "or the model does not know the class without the corruption."
         )
     if facts.shown_pairs == 0:
         yield (
