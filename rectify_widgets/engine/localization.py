@@ -256,19 +256,26 @@ def _verified(
 
     The sweep follows one rival class, so that it overrates edits after which a third class wins,
     and it follows straight lines, so that it underrates some others; a handful of trials on a few
-    references sets that right.  A layer scores as its best edit does.
+    references sets that right.  Predictions that were not tried are taken to be overrated as much as
+    those that were: on a blend, where none holds what it promises, they would come first otherwise.
+    A layer scores as its best edit does.
     """
     trial = Trial(scene, VERIFY, monitor)
     queue = [candidate for found in options.values() for candidate in different(found)]
     scores = {candidate: candidate.score for candidate in queue}
     queue.sort(key=lambda candidate: -candidate.score)
-    best = -math.inf
+    best, tried = -math.inf, list[Candidate]()
     for number, candidate in enumerate(queue[:trials]):
         if candidate.score + MARGIN < best:
             break
         monitor.report(number / trials, f"trying {candidate.layer.name}")
         scores[candidate] = trial.closed(candidate)
+        tried.append(candidate)
         best = max(best, scores[candidate])
+    promised = sum(max(candidate.score, 0.0) for candidate in tried)
+    held = sum(max(scores[candidate], 0.0) for candidate in tried)
+    for candidate in queue[len(tried) :]:
+        scores[candidate] *= min(held / max(promised, 1e-9), 1.0)
     result = {}
     for name, found in options.items():
         ranked = sorted(different(found), key=lambda candidate: -scores[candidate])

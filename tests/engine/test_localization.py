@@ -108,30 +108,53 @@ class Rated(NamedTuple):
     score: float
 
 
+class Rehearsal:
+    """Layers of one edit each: what is predicted of it, and what a trial would measure."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, edits: dict[str, tuple[float, float]]
+    ) -> None:
+        tried = self.tried = list[str]()
+
+        class Rehearsed:
+            def __init__(self, *_: object) -> None:
+                pass
+
+            def closed(self, candidate: Any) -> float:
+                tried.append(candidate.layer.name)
+                return edits[candidate.layer.name][1]
+
+        monkeypatch.setattr(localization, "Trial", Rehearsed)
+        monkeypatch.setattr(localization, "different", list)
+        layers = {name: EditableLayer(name, nn.Linear(1, 1)) for name in edits}
+        self.options: Any = {name: [Rated(layers[name], edits[name][0])] for name in edits}
+
+    def scores(self, trials: int) -> dict[str, float]:
+        self.tried.clear()
+        scene: Any = None
+        return localization._verified(scene, self.options, trials, Monitor())
+
+
 def test_trials_go_on_until_no_prediction_can_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layer to what is predicted and what a trial would measure; underrated edits are found too."""
+    """Underrated edits are found too."""
     edits = {"last": (0.74, 0.74), "first": (0.70, 0.93), "weak": (0.66, 0.1), "late": (0.5, 0.99)}
-    tried: list[str] = []
-
-    class Rehearsed:
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def closed(self, candidate: Any) -> float:
-            tried.append(candidate.layer.name)
-            return edits[candidate.layer.name][1]
-
-    monkeypatch.setattr(localization, "Trial", Rehearsed)
-    monkeypatch.setattr(localization, "different", list)
-    layers = {name: EditableLayer(name, nn.Linear(1, 1)) for name in edits}
-    options: Any = {name: [Rated(layers[name], edits[name][0])] for name in edits}
-    scene: Any = None
-    scores = localization._verified(scene, options, 12, Monitor())
-    assert tried == ["last", "first"], "0.66 and a margin of 0.25 are less than 0.93"
+    rehearsal = Rehearsal(monkeypatch, edits)
+    scores = rehearsal.scores(12)
+    assert rehearsal.tried == ["last", "first"], "0.66 and a margin of 0.25 are less than 0.93"
     assert scores == {"last": 0.74, "first": 0.93, "weak": 0.66, "late": 0.5}
-    tried.clear()
-    localization._verified(scene, options, 1, Monitor())
-    assert tried == ["last"]
+    rehearsal.scores(1)
+    assert rehearsal.tried == ["last"]
+
+
+def test_what_was_not_tried_is_taken_to_be_as_overrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blend: no edit holds what it promises; the best one that was tried comes first."""
+    edits = {"last": (0.8, 0.3), "first": (0.7, 0.45), "late": (0.6, 0.2), "stem": (-0.2, -0.2)}
+    rehearsal = Rehearsal(monkeypatch, edits)
+    scores = rehearsal.scores(2)
+    assert rehearsal.tried == ["last", "first"]
+    held = (0.3 + 0.45) / (0.8 + 0.7)
+    wanted = {"last": 0.3, "first": 0.45, "late": 0.6 * held, "stem": -0.2 * held}
+    assert scores == pytest.approx(wanted)
 
 
 def test_the_edit_that_was_scored_is_the_one_that_is_solved(trojan: Toy) -> None:
