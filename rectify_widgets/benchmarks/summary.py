@@ -230,10 +230,12 @@ def _note(results: Results, group: str) -> str:
     shown = {
         "visibility": "Repaired from visibility 0.5, measured on all.  ",
         "position": "Repaired from the bottom right, measured on all; 'everywhere': from the same "
-        "pairs with their patch put in every place where it works (`find_places`).  ",
+        "pairs with their patch put in every place where it works (`find_places`, whose least share "
+        "was chosen when test figures of three seeds were known).  ",
         "spurious": "Bias: recall with the artefact minus recall without.  Pairs of the affected "
         "class are what a user who can look would choose.  'careful': max_degradation=0.003, so that "
-        "no class may lose more than 1.5 points of the references.  ",
+        "no class may lose more than 1.5 points of the references; the figure was chosen when test "
+        "figures of three seeds were known.  ",
         "leakage": "OA_without_block: accuracy without the label-free block; share: of absolute "
         "attribution that lies on it.  'to the end': target_gap=0, which goes on until nothing helps.  ",
     }.get(group, "")
