@@ -246,7 +246,8 @@ def test_a_small_plain_corruption_takes_nothing_away() -> None:
     clean[..., :2, :2] = torch.tensor([[0.0, 0.1], [0.2, 0.0]])
     corrupted = clean.clone()
     corrupted[..., :2, :2] = 1.0
-    others[..., :2, :2] = 0.9  # nearer to the corrupted sample than to the clean one
+    others[:2, :, :2, :2] = 0.9  # nearer to the corrupted sample than to the clean one
+    others[2, :, :2, :2] = 0.1  # the other way round: else it would fit nowhere, and so everywhere
     found = transplant(SamplePairs(corrupted, clean), others)
     assert bool((found[..., :2, :2] == 1.0).all())
 
