@@ -241,6 +241,16 @@ def test_what_fits_nowhere_goes_everywhere() -> None:
     assert torch.equal(found[..., 4:], elsewhere[..., 4:])
 
 
+def test_a_large_corruption_that_brings_a_picture_goes_everywhere() -> None:
+    _, there = beside_a_block(3, 2, column=0)
+    _, elsewhere = beside_a_block(3, 3, column=5)
+    _, clean = beside_a_block(1, 0, column=0)
+    corrupted, picture = clean.clone(), images(1, 9)[..., :4]
+    corrupted[..., :4] = picture
+    found = transplant(SamplePairs(corrupted, clean), torch.cat([there, elsewhere]), opacity=1.0)
+    assert torch.equal(found[..., :4], picture.expand(6, -1, -1, -1))
+
+
 def test_a_small_plain_corruption_takes_nothing_away() -> None:
     clean, others = images(1), torch.ones(3, 3, 9, 9)
     clean[..., :2, :2] = torch.tensor([[0.0, 0.1], [0.2, 0.0]])
