@@ -161,3 +161,6 @@ def test_the_shipped_case_shows_the_places_that_it_was_trained_on() -> None:
     for row, column in ((24, 24), (1, 1), (12, 12), (24, 1)):
         assert float(places.shares[row, column]) >= 0.85
     assert 20 <= len(places.found) <= 0.2 * places.shares.numel()
+    effects = [float(places.shares[row, column]) for row, column in places.found]
+    assert effects == sorted(effects, reverse=True)
+    assert effects[-1] < effects[0]
