@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rectify_widgets import cases
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.places import LOOKED, MOST, find_places
+from rectify_widgets.engine.places import LOOKED, MOST, _Patches, find_places
 from rectify_widgets.engine.progress import Cancelled
 from tests.engine.models import images
 
@@ -100,6 +100,23 @@ def test_a_semi_transparent_patch_stays_so() -> None:
     assert len(places.found) == 16
     first = places.found[0]
     torch.testing.assert_close(places.pairs.corrupted[1:2], stamp(given.clean, *first, 0.7))
+
+
+def test_what_a_sparse_patch_leaves_alone_stays() -> None:
+    clean, others = gray(1), gray(2, 1)
+    corrupted = clean.clone()
+    corrupted[..., 1, 1] = corrupted[..., 5, 5] = 1.0
+    found = _Patches(SamplePairs(corrupted, clean), others, 1.0).put(0, others, 3, 2)
+    wanted = others.clone()
+    wanted[..., 3, 2] = wanted[..., 7, 6] = 1.0
+    assert torch.equal(found, wanted)
+
+
+def test_a_moved_residual_stays_in_the_range_of_the_data() -> None:
+    clean, bright = 0.1 * gray(1), gray(2, 1) + 0.45
+    given = SamplePairs(stamp(clean, 4, 6), clean)
+    found = _Patches(given, bright, 0.0).put(0, bright, 0, 0)
+    assert float(found.max()) == 1.0
 
 
 def test_places_lie_apart_on_large_inputs() -> None:
