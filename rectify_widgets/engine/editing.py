@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -25,7 +25,8 @@ from rectify_widgets.engine.layers import EditableLayer, Keys, editable_layers, 
 from rectify_widgets.engine.statistics import weight_bytes
 
 DIRECTIONS = ("contrast", "key")
-_FORMAT = "rectify_widgets.edits.1"
+FORMAT = "rectify_widgets.edits.1"
+"""Kind of the files that hold edits."""
 
 
 class Unreached(ValueError):  # noqa: N818 - named for what happened
@@ -299,6 +300,12 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
         TypeError: something that is no edit, or no path.
         FileNotFoundError: the folder does not exist.
     """
+    tensors, about = pack_edits(edits)
+    write_tensors(path, FORMAT, tensors, {"edits": about})
+
+
+def pack_edits(edits: Sequence[RankOneEdit]) -> tuple[dict[str, Tensor], str]:
+    """The edits as tensors by name and the words that go with them."""
     tensors: dict[str, Tensor] = {}
     about = []
     for number, edit in enumerate(_check_edits(edits)):
@@ -314,7 +321,7 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
                 "solved_for": edit.solved_for,
             }
         )
-    write_tensors(path, _FORMAT, tensors, {"edits": json.dumps(about)})
+    return tensors, json.dumps(about)
 
 
 def _check_edits(edits: Sequence[RankOneEdit]) -> Sequence[RankOneEdit]:
@@ -332,18 +339,21 @@ def load_edits(path: str | Path) -> Edits:
         FileNotFoundError: there is no such file.
         ValueError: the file holds no edits, or damaged ones.
     """
-    metadata, tensors = read_tensors(path, _FORMAT, "edits")
+    return unpack_edits(str(path), *read_tensors(path, FORMAT, "edits"))
+
+
+def unpack_edits(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Edits:
+    """The edits from what was read of the file at ``path``."""
     try:
         about = list(enumerate(json.loads(metadata["edits"])))
         return Edits([_read_edit(item, tensors, number) for number, item in about])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"path: {str(path)!r} holds damaged edits ({type(error).__name__}: {error}); save them "
-            "again"
+            f"path: {path!r} holds damaged edits ({type(error).__name__}: {error}); save them again"
         ) from None
 
 
-def _read_edit(item: dict[str, Any], tensors: dict[str, Tensor], number: int) -> RankOneEdit:
+def _read_edit(item: dict[str, Any], tensors: Mapping[str, Tensor], number: int) -> RankOneEdit:
     edit = RankOneEdit(
         layer=str(item["layer"]),
         left=tensors[f"{number}.left"],

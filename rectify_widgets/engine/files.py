@@ -19,6 +19,8 @@ def write_tensors(
 ) -> None:
     """Write ``tensors`` as a file of that ``kind``.
 
+    Whatever interrupts it, the file is as it was or whole: it is written beside and moved over.
+
     Raises:
         TypeError: ``path`` is no path.
         FileNotFoundError: the folder does not exist.
@@ -27,7 +29,15 @@ def write_tensors(
     if not file.parent.is_dir():
         raise FileNotFoundError(f"path: no folder {str(file.parent)!r}; make it first")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(held, file, {"format": kind, **metadata})
+    target = Path(os.path.realpath(file))  # a link stays one
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        save_file(held, beside, {"format": kind, **metadata})
+        with beside.open("rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,22 +1,19 @@
 """Removing a behaviour: one edit of a named layer, or edit after edit until it is gone.
 
-Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
-references whose prediction is still wrong, tries the best few edits, and keeps the one that makes
-the gap plus the weighted disturbance smallest within the budget; all others are rolled back bit for
-bit.  Edits are solved on one half of the references and judged on the other.
+Imports torch only.  This is the call; the loop behind it is in ``rounds.py``, and what makes it
+survive being killed in ``checkpoint.py``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.candidates import RIDGES, Candidate, different, observe, trying
+from rectify_widgets.engine.candidates import RIDGES
+from rectify_widgets.engine.checkpoint import Checkpoint, check_path
 from rectify_widgets.engine.checks import (
     check_choice,
     check_inputs,
@@ -25,33 +22,19 @@ from rectify_widgets.engine.checks import (
     check_module,
     check_number,
 )
-from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
-from rectify_widgets.engine.diagnosis import OVER_BUDGET, Witness
-from rectify_widgets.engine.editing import DIRECTIONS, RankOneEdit, Unreached
-from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.diagnosis import Witness
+from rectify_widgets.engine.editing import DIRECTIONS
+from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import copied, inspecting, predict_all
-from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.layers import LayerCatalog
-from rectify_widgets.engine.localization import (
-    METHODS,
-    STEPS,
-    check_grid,
-    layer_options,
-    layer_scores,
-)
+from rectify_widgets.engine.localization import METHODS, check_grid
 from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Cancelled, Monitor, Progress
-from rectify_widgets.engine.scene import Scene, look
-from rectify_widgets.engine.statistics import KeyStatistics, collect
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.rounds import Rounds
+from rectify_widgets.engine.scene import look
 
 STRATEGIES = ("dynamic", "static")
-TRIALS = 10
-"""Edits tried in one round."""
-LEAST_GAIN = 1e-3
-"""An edit that improves the objective by less is not kept."""
-MOST_CORRUPTED = 0.5
-"""Should more references than this look corrupted, the detection has failed and is not used."""
 
 
 def rectify(
@@ -70,6 +53,7 @@ def rectify(
     ridges: Sequence[float] = RIDGES,
     opacity: float | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Rectification:
@@ -94,6 +78,10 @@ def rectify(
         directions, ridges: what edits are chosen from, see `localize`.
         opacity: of the corruption when it is transplanted, see `transplant`.
         seed: of every random choice.
+        checkpoint: name of a file that is written anew after each round (safetensors).  Where it
+            exists already, the run goes on from its last kept edit and ends, on the same kind of
+            machine, with the very edits of one that was never interrupted; one that has ended
+            gives its result again.  The call must be the same: `ValueError` else.
         progress, cancel: hooks, see `rectify_widgets.engine.progress`.  On cancel the edits kept so
             far are returned.
 
@@ -115,6 +103,7 @@ def rectify(
             "named layer"
         )
     grid = check_grid(directions, ridges)
+    path = None if checkpoint is None else check_path(checkpoint)
     monitor = Monitor(progress, cancel)
     work = copied(model)
     with inspecting(work) as module:
@@ -126,12 +115,23 @@ def rectify(
             max_rounds = 1
         like = scene.pairs.clean
         labelled = None if validation is None else check_validation(module, validation, like)
+        options = {
+            "strategy": strategy, "layer": layer, "method": method, "max_rounds": max_rounds,
+            "max_degradation": budget, "target_gap": target, "directions": grid[0],
+            "ridges": grid[1], "opacity": opacity, "seed": seed,
+        }  # fmt: skip
+        file = Checkpoint(path, scene, labelled, options)
+        state = file.load()
         witness = Witness(scene, monitor.silent())
-        loop = _Loop(scene, labelled, method, grid, budget, target, seed, monitor)
-        stopped = loop.run(max_rounds, layer, monitor)
-        facts = None
-        if stopped != "cancelled":  # who cancels does not want to wait
-            facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
+        loop = Rounds(scene, labelled, method, grid, budget, target, seed, monitor)
+        if state is not None:
+            loop.restore(state)
+        stopped, facts = (state.stopped, state.facts) if state else (None, None)
+        if stopped is None:
+            stopped = loop.run(max_rounds, layer, monitor, lambda: file.save(loop.state()))
+            if stopped != "cancelled":  # who cancels does not want to wait
+                facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
+                file.save(loop.state(stopped, facts))
     return Rectification(
         model=work,
         edits=loop.edits,
@@ -147,226 +147,6 @@ def rectify(
         target_gap=target,
         facts=facts,
     )
-
-
-class _Loop:
-    """State of one rectification: the scene, what is known of it, and what has been done."""
-
-    def __init__(
-        self,
-        scene: Scene,
-        validation: tuple[Tensor, Tensor] | None,
-        method: str,
-        grid: tuple[tuple[str, ...], tuple[float, ...]],
-        budget: float,
-        target: float,
-        seed: int,
-        monitor: Monitor,
-    ) -> None:
-        self.scene = scene
-        self.edits: list[RankOneEdit] = []
-        self.steps: list[Step] = []
-        self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
-        self.flagged = torch.empty(0, dtype=torch.long)
-        self.suspected = 0.0
-        self._validation = validation
-        self._method, self._grid = method, grid
-        self._budget, self._target, self._seed = budget, target, seed
-        self._statistics: KeyStatistics | None = None
-        self._stale = list(scene.layers)
-        self._split(torch.arange(len(scene.references)), monitor)
-
-    def run(self, max_rounds: int, required: str | None, monitor: Monitor) -> str:
-        """Go round after round; answers why it ended."""
-        stopped = "round limit"
-        try:
-            for number in range(1, max_rounds + 1):
-                if self.now.gap <= self._target:
-                    break
-                part = monitor.part((number - 1) / max_rounds, number / max_rounds)
-                if not self._round(number, required, part):
-                    stopped = "no layer helps"
-                    break
-        except Cancelled:
-            # The best edit of the round that was under way has not been applied.
-            for row, step in enumerate(self.steps):
-                if step.accepted and step.round == number:
-                    self.steps[row] = replace(step, accepted=False, reason="cancelled")
-            return "cancelled"
-        if self.now.gap <= self._target:
-            stopped = "target"
-        with suppress(Cancelled):  # there is nothing left to stop
-            monitor.report(1.0, f"stopped: {stopped}")
-        return stopped
-
-    def _split(self, rows: Tensor, monitor: Monitor) -> None:
-        """Solve on one half of these references and judge on the other, if there are enough."""
-        self.solving, self.judging = self.scene.halves(rows, self._seed)
-        judged = self.judging
-        self.shared = torch.equal(self.solving.references, judged.references)
-        with self._clock("evaluation"):
-            self._judge = Judge(
-                self.scene.model, judged.references, judged.carriers, self._validation, monitor
-            )
-            self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
-
-    def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
-        """One round; whether an edit was kept."""
-        message = f"round {number}"
-        options = self._options(number, monitor.part(0.0, 0.25))
-        if number == 1 and self._leave_out_corrupted(options, monitor):
-            options = self._options(number, monitor.part(0.25, 0.5))
-        if required is not None and not options[required]:
-            raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
-        monitor.report(0.5, f"{message}: ranking layers")
-        with self._clock("sweep"):
-            assert self._statistics is not None  # noqa: S101 - `_options` has collected them
-            scores = layer_scores(
-                self._method, self.solving, self._statistics, options, STEPS, 0,
-                monitor.part(0.5, 0.6),
-            )  # fmt: skip
-        shortlist = _shortlist(options, scores, self._method)
-        with self._clock("evaluation"):
-            return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
-
-    def _options(self, number: int, monitor: Monitor) -> dict[str, list[Candidate]]:
-        """Collect what is stale, look, and solve for every layer."""
-        scene, model = self.solving, self.scene.model
-        with self._clock("statistics"):
-            stale = {name: scene.layers[name] for name in self._stale}
-            newer = collect(
-                model, scene.references, scene.catalog, stale, "patch", None, 64, self._seed,
-                monitor.part(0.0, 0.4),
-            )  # fmt: skip
-            old = self._statistics
-            self._statistics = newer if old is None else old.updated(newer)
-            self._stale = []
-        with self._clock("sweep"):
-            probe = scene.probe(model, self._seed + number, monitor)
-            seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8))
-        with self._clock("solving"):
-            sources = scene.sources(self._seed + number)
-            return layer_options(
-                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0), *self._grid
-            )
-
-    def _leave_out_corrupted(
-        self, options: Mapping[str, list[Candidate]], monitor: Monitor
-    ) -> bool:
-        """Drop references that carry the corruption already; whether there were any."""
-        voters = pick_voters(options)
-        if not self.scene.given or not voters:
-            return False
-        with self._clock("evaluation"):
-            scores = corruption_scores(
-                self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
-            )
-        corrupted = scores > THRESHOLD
-        share = float(corrupted.float().mean())
-        if share > MOST_CORRUPTED:
-            self.suspected = share
-        if not bool(corrupted.any()) or share > MOST_CORRUPTED:
-            return False
-        self.flagged = corrupted.nonzero().flatten()
-        self._split((~corrupted).nonzero().flatten(), monitor)
-        self._stale = list(self.scene.layers)
-        return True
-
-    def _keep_best(
-        self,
-        number: int,
-        shortlist: list[Candidate],
-        scores: Mapping[str, float],
-        monitor: Monitor,
-    ) -> bool:
-        """Try the shortlist on the judging references and keep the best edit, if one is good."""
-        model = self.scene.model
-        best: tuple[Candidate, Verdict, int] | None = None
-        for position, candidate in enumerate(shortlist):
-            monitor.report(
-                position / len(shortlist), f"round {number}: trying {candidate.layer.name}"
-            )
-            bar = (best[1] if best else self.now).objective
-            began = time.perf_counter()
-            with trying(candidate):
-                verdict = self._judge.measure_below(model, bar, monitor)
-            reason = self._objection(verdict, bar)
-            seconds = time.perf_counter() - began
-            self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
-            if verdict is not None and reason is None:
-                if best is not None:
-                    self._overrule(best[2], candidate)
-                best = (candidate, verdict, len(self.steps) - 1)
-        monitor.report(1.0, f"round {number}: done")
-        if best is None:
-            return False
-        candidate, self.now, _ = best
-        edit = candidate.edit()
-        edit.apply(model)
-        self.edits.append(edit)
-        later = self.scene.catalog.after(candidate.layer.name)
-        self._stale = [name for name in self.scene.layers if name in later]
-        return True
-
-    def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
-        """Why an edit is not kept; None where it is the best so far."""
-        if verdict is None:
-            return "closes too little of the gap"
-        if verdict.objective > self.now.objective - LEAST_GAIN:
-            return "gap and disturbance together do not fall"
-        if not verdict.within(max(self._budget, self.now.degradation)):
-            return OVER_BUDGET
-        return None if verdict.objective < bar else "another edit of this round did better"
-
-    def _overrule(self, row: int, by: Candidate) -> None:
-        reason = f"{by.layer.name} did better"
-        self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
-
-    def _step(
-        self,
-        number: int,
-        candidate: Candidate,
-        scores: Mapping[str, float],
-        verdict: Verdict | None,
-        objection: str | None,
-        seconds: float,
-    ) -> Step:
-        return Step(
-            round=number,
-            layer=candidate.layer.name,
-            score=scores[candidate.layer.name],
-            direction=candidate.direction,
-            ridge=candidate.ridge,
-            gap_before=self.now.gap,
-            gap_after=None if verdict is None else verdict.gap,
-            degradation_before=self.now.degradation,
-            degradation_after=None if verdict is None else verdict.degradation,
-            worst_class=None if verdict is None else verdict.worst_class,
-            accepted=objection is None,
-            reason=objection or "best of this round",
-            seconds=seconds,
-            sufferer=None if verdict is None else verdict.sufferer,
-        )
-
-    @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - began
-
-
-def _shortlist(
-    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
-) -> list[Candidate]:
-    """The edits to try: by prediction, or the best of each layer in the order of another method."""
-    few = {name: different(found) for name, found in options.items()}
-    if method == "edit-attribution":
-        mixed = [candidate for found in few.values() for candidate in found]
-        return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
-    ranked = sorted(few, key=lambda name: -scores[name])
-    return [candidate for name in ranked for candidate in few[name]][:TRIALS]
 
 
 def _last_layer(catalog: LayerCatalog) -> str:

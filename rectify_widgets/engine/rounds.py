@@ -1,0 +1,309 @@
+"""The loop behind `rectify`: round after round of collecting, ranking, solving and trying.
+
+Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
+references whose prediction is still wrong, tries the best few edits, and keeps the one that makes
+the gap plus the weighted disturbance smallest within the budget; all others are rolled back bit for
+bit.  Edits are solved on one half of the references and judged on the other.  A round draws from
+the seed and its own number alone, so that a loop restored from its state goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rectify_widgets.engine.candidates import Candidate, different, observe, trying
+from rectify_widgets.engine.checkpoint import State
+from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
+from rectify_widgets.engine.diagnosis import OVER_BUDGET, Facts
+from rectify_widgets.engine.editing import Edits, RankOneEdit, Unreached
+from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.judging import Judge, Verdict
+from rectify_widgets.engine.localization import STEPS, layer_options, layer_scores
+from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.scene import Scene
+from rectify_widgets.engine.statistics import KeyStatistics, collect
+
+TRIALS = 10
+"""Edits tried in one round."""
+LEAST_GAIN = 1e-3
+"""An edit that improves the objective by less is not kept."""
+MOST_CORRUPTED = 0.5
+"""Should more references than this look corrupted, the detection has failed and is not used."""
+SAME = 1e-3
+"""Two measurements of one gap, perhaps on two machines, differ by less."""
+
+
+class Rounds:
+    """One rectification under way: the scene, what is known of it, and what has been done."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        validation: tuple[Tensor, Tensor] | None,
+        method: str,
+        grid: tuple[tuple[str, ...], tuple[float, ...]],
+        budget: float,
+        target: float,
+        seed: int,
+        monitor: Monitor,
+    ) -> None:
+        self.scene = scene
+        self.edits: list[RankOneEdit] = []
+        self.steps: list[Step] = []
+        self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
+        self.flagged = torch.empty(0, dtype=torch.long)
+        self.suspected = 0.0
+        self.rounds = 0
+        self._validation = validation
+        self._method, self._grid = method, grid
+        self._budget, self._target, self._seed = budget, target, seed
+        self._statistics: KeyStatistics | None = None
+        self._stale = list(scene.layers)
+        self.start: Verdict
+        self.now: Verdict
+        self._split(torch.arange(len(scene.references)), monitor)
+
+    def state(self, stopped: str | None = None, facts: Facts | None = None) -> State:
+        """All that `restore` needs, between two rounds."""
+        return State(
+            edits=Edits(self.edits),
+            steps=tuple(self.steps),
+            rounds=self.rounds,
+            flagged=tuple(self.flagged.tolist()),
+            suspected=self.suspected,
+            start=self.start,
+            now=self.now,
+            seconds=dict(self.seconds),
+            stopped=stopped,
+            facts=facts,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from there: the same references, edits and figures.
+
+        Raises:
+            ValueError: the model does not answer as it did when the state was written.
+        """
+        if state.flagged:
+            rows = torch.arange(len(self.scene.references))
+            self.flagged = torch.tensor(state.flagged)
+            self._split(rows[~torch.isin(rows, self.flagged)], Monitor())
+        if abs(self.start.gap - state.start.gap) > SAME:
+            raise ValueError(
+                f"checkpoint: it began at a gap of {state.start.gap:.4f}, and the same model and "
+                f"references now have one of {self.start.gap:.4f}; delete it to start over"
+            )
+        for edit in state.edits:
+            edit.apply(self.scene.model)
+        self.edits, self.steps = list(state.edits), list(state.steps)
+        self.start, self.now = state.start, state.now
+        self.rounds, self.suspected = state.rounds, state.suspected
+        for stage, seconds in state.seconds.items():
+            self.seconds[stage] += seconds
+
+    def run(
+        self,
+        max_rounds: int,
+        required: str | None,
+        monitor: Monitor,
+        kept: Callable[[], None],
+    ) -> str:
+        """Go round after round, calling ``kept`` before the first and after each; why it ended."""
+        stopped = "round limit"
+        kept()
+        try:
+            for number in range(self.rounds + 1, max_rounds + 1):
+                if self.now.gap <= self._target:
+                    break
+                part = monitor.part((number - 1) / max_rounds, number / max_rounds)
+                if not self._round(number, required, part):
+                    stopped = "no layer helps"
+                    break
+                self.rounds = number
+                kept()
+        except Cancelled:
+            # The best edit of the round that was under way has not been applied.
+            for row, step in enumerate(self.steps):
+                if step.accepted and step.round == number:
+                    self.steps[row] = replace(step, accepted=False, reason="cancelled")
+            return "cancelled"
+        if self.now.gap <= self._target:
+            stopped = "target"
+        with suppress(Cancelled):  # there is nothing left to stop
+            monitor.report(1.0, f"stopped: {stopped}")
+        return stopped
+
+    def _split(self, rows: Tensor, monitor: Monitor) -> None:
+        """Solve on one half of these references and judge on the other, if there are enough."""
+        self.solving, self.judging = self.scene.halves(rows, self._seed)
+        judged = self.judging
+        self.shared = torch.equal(self.solving.references, judged.references)
+        with self._clock("evaluation"):
+            self._judge = Judge(
+                self.scene.model, judged.references, judged.carriers, self._validation, monitor
+            )
+            self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
+
+    def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
+        """One round; whether an edit was kept."""
+        message = f"round {number}"
+        options = self._options(number, monitor.part(0.0, 0.25))
+        if number == 1 and self._leave_out_corrupted(options, monitor):
+            options = self._options(number, monitor.part(0.25, 0.5))
+        if required is not None and not options[required]:
+            raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
+        monitor.report(0.5, f"{message}: ranking layers")
+        with self._clock("sweep"):
+            assert self._statistics is not None  # noqa: S101 - `_options` has collected them
+            scores = layer_scores(
+                self._method, self.solving, self._statistics, options, STEPS, 0,
+                monitor.part(0.5, 0.6),
+            )  # fmt: skip
+        shortlist = _shortlist(options, scores, self._method)
+        with self._clock("evaluation"):
+            return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
+
+    def _options(self, number: int, monitor: Monitor) -> dict[str, list[Candidate]]:
+        """Collect what is stale, look, and solve for every layer."""
+        scene, model = self.solving, self.scene.model
+        with self._clock("statistics"):
+            stale = {name: scene.layers[name] for name in self._stale}
+            newer = collect(
+                model, scene.references, scene.catalog, stale, "patch", None, 64, self._seed,
+                monitor.part(0.0, 0.4),
+            )  # fmt: skip
+            old = self._statistics
+            self._statistics = newer if old is None else old.updated(newer)
+            self._stale = []
+        with self._clock("sweep"):
+            probe = scene.probe(model, self._seed + number, monitor)
+            seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8))
+        with self._clock("solving"):
+            sources = scene.sources(self._seed + number)
+            return layer_options(
+                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0), *self._grid
+            )
+
+    def _leave_out_corrupted(
+        self, options: Mapping[str, list[Candidate]], monitor: Monitor
+    ) -> bool:
+        """Drop references that carry the corruption already; whether there were any."""
+        voters = pick_voters(options)
+        if not self.scene.given or not voters:
+            return False
+        with self._clock("evaluation"):
+            scores = corruption_scores(
+                self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
+            )
+        corrupted = scores > THRESHOLD
+        share = float(corrupted.float().mean())
+        if share > MOST_CORRUPTED:
+            self.suspected = share
+        if not bool(corrupted.any()) or share > MOST_CORRUPTED:
+            return False
+        self.flagged = corrupted.nonzero().flatten()
+        self._split((~corrupted).nonzero().flatten(), monitor)
+        self._stale = list(self.scene.layers)
+        return True
+
+    def _keep_best(
+        self,
+        number: int,
+        shortlist: list[Candidate],
+        scores: Mapping[str, float],
+        monitor: Monitor,
+    ) -> bool:
+        """Try the shortlist on the judging references and keep the best edit, if one is good."""
+        model = self.scene.model
+        best: tuple[Candidate, Verdict, int] | None = None
+        for position, candidate in enumerate(shortlist):
+            monitor.report(
+                position / len(shortlist), f"round {number}: trying {candidate.layer.name}"
+            )
+            bar = (best[1] if best else self.now).objective
+            began = time.perf_counter()
+            with trying(candidate):
+                verdict = self._judge.measure_below(model, bar, monitor)
+            reason = self._objection(verdict, bar)
+            seconds = time.perf_counter() - began
+            self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
+            if verdict is not None and reason is None:
+                if best is not None:
+                    self._overrule(best[2], candidate)
+                best = (candidate, verdict, len(self.steps) - 1)
+        monitor.report(1.0, f"round {number}: done")
+        if best is None:
+            return False
+        candidate, self.now, _ = best
+        edit = candidate.edit()
+        edit.apply(model)
+        self.edits.append(edit)
+        later = self.scene.catalog.after(candidate.layer.name)
+        self._stale = [name for name in self.scene.layers if name in later]
+        return True
+
+    def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
+        """Why an edit is not kept; None where it is the best so far."""
+        if verdict is None:
+            return "closes too little of the gap"
+        if verdict.objective > self.now.objective - LEAST_GAIN:
+            return "gap and disturbance together do not fall"
+        if not verdict.within(max(self._budget, self.now.degradation)):
+            return OVER_BUDGET
+        return None if verdict.objective < bar else "another edit of this round did better"
+
+    def _overrule(self, row: int, by: Candidate) -> None:
+        reason = f"{by.layer.name} did better"
+        self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
+
+    def _step(
+        self,
+        number: int,
+        candidate: Candidate,
+        scores: Mapping[str, float],
+        verdict: Verdict | None,
+        objection: str | None,
+        seconds: float,
+    ) -> Step:
+        return Step(
+            round=number,
+            layer=candidate.layer.name,
+            score=scores[candidate.layer.name],
+            direction=candidate.direction,
+            ridge=candidate.ridge,
+            gap_before=self.now.gap,
+            gap_after=None if verdict is None else verdict.gap,
+            degradation_before=self.now.degradation,
+            degradation_after=None if verdict is None else verdict.degradation,
+            worst_class=None if verdict is None else verdict.worst_class,
+            accepted=objection is None,
+            reason=objection or "best of this round",
+            seconds=seconds,
+            sufferer=None if verdict is None else verdict.sufferer,
+        )
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+
+def _shortlist(
+    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
+) -> list[Candidate]:
+    """The edits to try: by prediction, or the best of each layer in the order of another method."""
+    few = {name: different(found) for name, found in options.items()}
+    if method == "edit-attribution":
+        mixed = [candidate for found in few.values() for candidate in found]
+        return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
+    ranked = sorted(few, key=lambda name: -scores[name])
+    return [candidate for name in ranked for candidate in few[name]][:TRIALS]
