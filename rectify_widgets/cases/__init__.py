@@ -3,7 +3,8 @@
 ``load("trojan")`` gives a `Case`: a trained network, pairs, references and test data.  Loading
 reads the package's own files and never a network; ``python -m rectify_widgets.cases.build`` made
 them and makes them again.  `rectify_widgets.cases.vision` does the same on a user's own copies of
-CIFAR-10, ImageNet and ISIC.
+CIFAR-10, ImageNet and ISIC, and `rectify_widgets.cases.pretrained` has a network that was really
+trained on ImageNet, with photographs, from files that other packages install.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from importlib.resources import files
 
 import torch
 
-from rectify_widgets.cases import leakage, several, spurious, trojan, vision
+from rectify_widgets.cases import leakage, pretrained, several, spurious, trojan, vision
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.checks import check_choice
 
-__all__ = ["Case", "load", "names", "vision"]
+__all__ = ["Case", "load", "names", "pretrained", "vision"]
 
 _CASES: dict[str, Callable[..., Case]] = {
     **{name: partial(trojan.read, name=name) for name in trojan.VARIANTS},
