@@ -12,6 +12,7 @@ from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.layers import LayerCatalog, editable_layers
 from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.metrics import Report, evaluate
+from rectify_widgets.engine.outputs import adapt
 from rectify_widgets.engine.pairs import SamplePairs, transplant
 from rectify_widgets.engine.places import Places, find_places
 from rectify_widgets.engine.progress import Cancelled
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "SamplePairs",
     "Step",
+    "adapt",
     "attribute",
     "cases",
     "editable_layers",

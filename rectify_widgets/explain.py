@@ -32,7 +32,13 @@ from rectify_widgets.engine.checks import (
     check_labels,
     nearest,
 )
-from rectify_widgets.engine.inspection import inspecting, model_device, model_dtype, predict
+from rectify_widgets.engine.inspection import (
+    inspecting,
+    model_device,
+    model_dtype,
+    predict,
+    unwrap,
+)
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.explain_options import (
     GradCamOptions,
@@ -98,7 +104,7 @@ def attribute(
     with inspecting(model) as module:
         probe = _Probe(module, monitor, batch_size, seed)
         if method == "grad-cam":
-            probe.layer = find_layer(module, layer)
+            probe.layer = find_layer(unwrap(module), layer)
         count, parts = len(images), []
         targets = _targets(probe, images, target)
         for start in range(0, count, batch_size):

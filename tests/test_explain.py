@@ -305,7 +305,7 @@ BAD: list[tuple[str, dict[str, object], type[Exception], str]] = [
         "no convolution",
     ),
     ("scores of another shape", {"model": Broken(torch.zeros(3))}, ValueError, "N × classes"),
-    ("not scores", {"model": Broken("scores")}, TypeError, "wrap the model"),
+    ("not scores", {"model": Broken("scores")}, TypeError, r"adapt\(model, output=f"),
     ("the model raises", {"model": Broken(KeyError("inside"))}, KeyError, "inside"),
     ("cancel", {"cancel": 3}, TypeError, "is_set"),
     ("progress", {"progress": 3}, TypeError, "function"),

@@ -2,7 +2,8 @@
 
 `inspecting` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
 holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
-answers.  All three clean up whether the block succeeds, fails or is cancelled.
+answers.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
+fewer inputs at a time where a device is short of memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_module
+from rectify_widgets.engine.outputs import Adapted, way_out
 from rectify_widgets.engine.progress import Monitor
 
 CHUNK = 500_000
@@ -30,15 +32,35 @@ MOST = 256
 """Inputs in one forward pass at most."""
 
 
+Result = TypeVar("Result")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module behind ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
+    """The user's own module, by whose names layers go.
+
+    It lies behind ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and `adapt`.
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """The module to run: the user's own, behind its adapter where it has one."""
+    while not isinstance(model, Adapted):
+        if (inner := _inside(model)) is None:
             return model
+        model = inner
+    module = unwrap(model)
+    return model if module is model.module else Adapted(module, model.output)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps; None for any other module."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | Adapted):
+        return model.module
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
 
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -46,31 +68,31 @@ _LOCKS_LOCK = threading.Lock()
 
 
 @contextmanager
-def only_here(module: nn.Module) -> Iterator[None]:
-    """Keep other threads from looking at this module meanwhile.
+def only_here(model: nn.Module) -> Iterator[None]:
+    """Keep other threads from looking at this model meanwhile, however it is wrapped.
 
     Flags and hooks belong to a module, not to a thread: two threads that look at one model at a
     time would count each other's calls and put back each other's flags.
     """
     with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(module, threading.RLock())
+        lock = _LOCKS.setdefault(unwrap(model), threading.RLock())
     with lock:
         yield
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of the unwrapped model that shares nothing with it.
+    """A copy of the model as the engine runs it, which shares nothing with it.
 
     Raises:
         ValueError: it has lazy layers without a shape, or cannot be copied.
     """
-    module = unwrap(model)
+    module = runnable(model)
     if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
         raise ValueError(
             "model: it has lazy layers without a shape; run it once on an input before this call"
         )
     try:
-        with only_here(module), torch.inference_mode(mode=False):  # else it could not be edited
+        with only_here(model), torch.inference_mode(mode=False):  # else it could not be edited
             return copy.deepcopy(module)
     except Exception as error:
         raise ValueError(
@@ -85,7 +107,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 @contextmanager
 def inspecting(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the unwrapped model in evaluation mode, run eagerly and in its own precision.
+    """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
     On leaving, every module has the training flag that it came with.  Another thread that wants to
     look at the same model waits; running it from another thread by other means is not safe meanwhile,
@@ -98,7 +120,7 @@ def inspecting(model: nn.Module) -> Iterator[nn.Module]:
         ValueError: its weights hold no data yet (lazy layers, which a run would change for good) or
             not at all (the meta device).
     """
-    module = unwrap(check_module("model", model))
+    module = runnable(check_module("model", model))
     tensors = [*module.parameters(), *module.buffers()]
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ValueError(
@@ -193,10 +215,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
             )
         raise
     if not isinstance(scores, Tensor):
-        raise TypeError(
-            f"model: its output is {type(scores).__name__}, want a tensor of N × classes scores; "
-            "wrap the model in a module that returns that tensor"
-        )
+        raise TypeError(f"model: {way_out(scores, len(inputs))}")
     if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:
         raise ValueError(
             f"model: its output has shape {tuple(scores.shape)} for {inputs.shape[0]} inputs, "
@@ -216,13 +235,41 @@ def predict_all(
     ``batch_size`` inputs at a time; None takes what `chunk_size` finds prompt.
     """
     device, dtype = model_device(model), model_dtype(model)
-    chunks = []
-    for chunk in inputs.split(batch_size or chunk_size(inputs, device)):
+
+    def scores(rows: slice) -> Tensor:
         if monitor is not None:
             monitor.check()
-        scores = predict(model, chunk.to(device=device, dtype=dtype))
-        chunks.append(scores.to(working_dtype(dtype)))
-    return torch.cat(chunks)
+        chunk = inputs[rows].to(device=device, dtype=dtype)
+        return predict(model, chunk).to(working_dtype(dtype))
+
+    size = batch_size or chunk_size(inputs, device)
+    return torch.cat(list(in_chunks(len(inputs), size, scores)))
+
+
+def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+    """What ``work`` returns for ``count`` rows, ``size`` at a time.
+
+    Where a device has no memory left for so many, ``work`` is called again for the first half of
+    them, and no later chunk is larger.  So it must not have changed anything when it fails.
+    """
+    first = 0
+    while first < count:
+        rows = slice(first, min(first + size, count))
+        together = rows.stop - first
+        try:
+            result = work(rows)
+        except torch.OutOfMemoryError as error:
+            if together == 1:
+                if hasattr(error, "add_note"):
+                    error.add_note("this was a single input, so smaller chunks cannot help")
+                raise
+            size = together // 2
+        else:
+            first = rows.stop
+            yield result
+            continue
+        # Not while the error is being handled, whose frames still hold their tensors.
+        torch.cuda.empty_cache()
 
 
 def chunk_size(inputs: Tensor, device: torch.device) -> int:

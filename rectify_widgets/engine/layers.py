@@ -264,7 +264,7 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    return _run(root, editable, refused, check_inputs("example", example)[:1])
+    return _run(model, editable, refused, check_inputs("example", example)[:1])
 
 
 def _run(
@@ -281,9 +281,10 @@ def _run(
             wrong[name] = reason
 
     handles = []
+    parts = dict(unwrap(model).named_modules())
     with inspecting(model) as module:
         try:
-            for name, part in module.named_modules():
+            for name, part in parts.items():
 
                 def begin(_: nn.Module, __: object, name: str = name) -> None:
                     started.setdefault(name, len(started))
@@ -296,7 +297,7 @@ def _run(
             for handle in handles:
                 handle.remove()
 
-    for name, _ in module.named_modules():
+    for name in parts:
         # A part that is never called may have its weight used by the module that holds it.
         started.setdefault(name, started.get(name.rpartition(".")[0], 0))
     order = sorted(editable, key=started.__getitem__)

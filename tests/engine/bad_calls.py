@@ -256,9 +256,11 @@ bad(LOCALIZE, "a model half on the meta device", "model", ValueError, "meta devi
     _localize(), model=models.half_on_meta)
 bad(LOCALIZE, "NaN in the last weight", "model", ValueError, "scores are NaN .* finite weights",
     _localize(), model=models.broken("head"))
-bad(LOCALIZE, "a model that answers a tuple", "model", TypeError, "output is tuple, want .* wrap",
+bad(LOCALIZE, "a model that answers a tuple", "model", TypeError,
+    r"is tuple of 2, want .* rw.adapt\(model, output=0\)",
     _localize(), model=lambda: models.Answers(lambda y: (y, y)))
-bad(LOCALIZE, "a model that answers a dict", "model", TypeError, "output is dict, want .* wrap",
+bad(LOCALIZE, "a model that answers a dict", "model", TypeError,
+    r"is dict with 'logits', want .* rw.adapt\(model, output=.logits.\)",
     _localize(), model=lambda: models.Answers(lambda y: {"logits": y}))
 bad(LOCALIZE, "a model with one number a sample", "model", ValueError, r"\(1,\) for 1 .* N × clas",
     _localize(), model=lambda: models.Answers(lambda y: y[:, 0]))

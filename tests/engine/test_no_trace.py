@@ -22,59 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 import rectify_widgets as rw
 from rectify_widgets.engine.inspection import unwrap
 from tests.engine.bad_models import Boom, Countdown, Failing
+from tests.engine.calls import CALLS, CLEAN, INPUTS, LONG, PAIRS, REFERENCE
 from tests.engine.trace_models import MODELS
 from tests.engine.traces import Tiny, changes, corrupted, images, record, untouched
-
-CLEAN = images(2, seed=2)
-MARKED = corrupted(CLEAN)
-PAIRS = rw.SamplePairs(MARKED, CLEAN)
-REFERENCE = images(8)
-LABELS = torch.arange(8) % 4
-INPUTS = (CLEAN, MARKED, PAIRS.clean, PAIRS.corrupted, REFERENCE, LABELS)
-
-Call = Callable[..., Any]
-
-LONG: dict[str, Call] = {
-    "collect": lambda model, **o: rw.KeyStatistics.collect(model, REFERENCE, batch_size=2, **o),
-    "localize": lambda model, **o: rw.localize(model, PAIRS, reference=REFERENCE, **o),
-    "localize by projection": lambda model, **o: rw.localize(
-        model, PAIRS, reference=REFERENCE, method="projection", steps=2, **o
-    ),
-    "localize by trial": lambda model, **o: rw.localize(
-        model, PAIRS, reference=REFERENCE, method="trial", steps=2, **o
-    ),
-    "solve_edit": lambda model, **o: rw.solve_edit(model, PAIRS, reference=REFERENCE, **o),
-    "solve_edit of channels": lambda model, **o: rw.solve_edit(
-        model, PAIRS, reference=REFERENCE, layer="second", direction="key", ridge=0.1,
-        key_space="channel", **o,
-    ),
-    "find_corrupted": lambda model, **o: rw.find_corrupted(
-        model, PAIRS, REFERENCE, reference=REFERENCE, **o
-    ),
-    "find_places": lambda model, **o: rw.find_places(model, PAIRS, reference=REFERENCE, **o),
-    "rectify": lambda model, **o: rw.rectify(
-        model, PAIRS, reference=REFERENCE, max_rounds=2, target_gap=0.0, max_degradation=0.5, **o
-    ),
-}  # fmt: skip
-"""Calls that take ``progress`` and ``cancel``."""
-
-SHORT: dict[str, Call] = {
-    "editable_layers": lambda model: rw.editable_layers(model, REFERENCE),
-    "evaluate": lambda model: rw.evaluate(
-        model, (REFERENCE, LABELS), (corrupted(REFERENCE), LABELS), 0, confidence=0.9, batch_size=3
-    ),
-    "solve_edit without a matrix": lambda model: rw.solve_edit(
-        model, PAIRS, reference=REFERENCE, layer="third", direction="key", ridge=0.1,
-        solver="matrix-free",
-    ),
-    "static rectify": lambda model: rw.rectify(
-        model, PAIRS, reference=REFERENCE, strategy="static", target_gap=0.0,
-        validation=(REFERENCE, LABELS),
-    ),
-    "transplant": lambda _: rw.transplant(PAIRS, REFERENCE, seed=3),
-}  # fmt: skip
-CALLS = {**LONG, **SHORT}
-
 
 # --- calls that succeed --------------------------------------------------------------------------
 
@@ -229,7 +179,7 @@ def test_the_repaired_copy_is_like_the_model_but_for_the_edits(kind: str) -> Non
 
 def same_but_for_edits(result: rw.Rectification, model: nn.Module) -> None:
     """The copy shares nothing with the model, and applying the edits to the model gives it."""
-    original, repaired = unwrap(model), result.model
+    original, repaired = unwrap(model), unwrap(result.model)
     assert [step.layer for step in result.steps if step.accepted] == [e.layer for e in result.edits]
     flags = [(name, part.training) for name, part in original.named_modules()]
     assert flags == [(name, part.training) for name, part in repaired.named_modules()]

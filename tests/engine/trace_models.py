@@ -1,4 +1,4 @@
-"""Models on which a call could easily leave a trace.  Imports torch.
+"""Models on which a call could easily leave a trace.  Imports torch and the package.
 
 `MODELS` holds what makes each of them, by name.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import rectify_widgets as rw
 from tests.engine.traces import Tiny, images
 
 
@@ -101,6 +102,24 @@ def parallel() -> nn.Module:
     return nn.DataParallel(Tiny())
 
 
+class Answers(Tiny):
+    """Answers with a dictionary."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"loss": None, "logits": super().forward(x)}
+
+
+def adapted() -> nn.Module:
+    """Behind an adapter, in training mode."""
+    return rw.adapt(Answers().train(), output="logits")
+
+
+def adapted_and_compiled() -> nn.Module:
+    """Wrapped on both sides of the adapter."""
+    inner = cast("nn.Module", torch.compile(Answers(), backend="eager"))
+    return nn.DataParallel(rw.adapt(nn.DataParallel(inner), output="logits"))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": Tiny,
     "training mode": training,
@@ -116,4 +135,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "compiled": compiled,
     "compiled in place": compiled_in_place,
     "data parallel": parallel,
+    "adapted": adapted,
+    "adapted and compiled": adapted_and_compiled,
 }

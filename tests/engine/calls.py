@@ -1,0 +1,65 @@
+"""Every way in which the engine takes a model, as calls on one small setting.  Imports the package.
+
+`LONG` are the calls that take ``progress`` and ``cancel``, `SHORT` the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import rectify_widgets as rw
+from rectify_widgets.engine.yardstick import Yardstick
+from tests.engine.traces import corrupted, images
+
+CLEAN = images(2, seed=2)
+MARKED = corrupted(CLEAN)
+PAIRS = rw.SamplePairs(MARKED, CLEAN)
+REFERENCE = images(8)
+LABELS = torch.arange(8) % 4
+INPUTS = (CLEAN, MARKED, PAIRS.clean, PAIRS.corrupted, REFERENCE, LABELS)
+
+Call = Callable[..., Any]
+
+LONG: dict[str, Call] = {
+    "collect": lambda model, **o: rw.KeyStatistics.collect(model, REFERENCE, batch_size=2, **o),
+    "localize": lambda model, **o: rw.localize(model, PAIRS, reference=REFERENCE, **o),
+    "localize by projection": lambda model, **o: rw.localize(
+        model, PAIRS, reference=REFERENCE, method="projection", steps=2, **o
+    ),
+    "localize by trial": lambda model, **o: rw.localize(
+        model, PAIRS, reference=REFERENCE, method="trial", steps=2, **o
+    ),
+    "solve_edit": lambda model, **o: rw.solve_edit(model, PAIRS, reference=REFERENCE, **o),
+    "solve_edit of channels": lambda model, **o: rw.solve_edit(
+        model, PAIRS, reference=REFERENCE, layer="second", direction="key", ridge=0.1,
+        key_space="channel", **o,
+    ),
+    "find_corrupted": lambda model, **o: rw.find_corrupted(
+        model, PAIRS, REFERENCE, reference=REFERENCE, **o
+    ),
+    "find_places": lambda model, **o: rw.find_places(model, PAIRS, reference=REFERENCE, **o),
+    "rectify": lambda model, **o: rw.rectify(
+        model, PAIRS, reference=REFERENCE, max_rounds=2, target_gap=0.0, max_degradation=0.5, **o
+    ),
+}  # fmt: skip
+
+SHORT: dict[str, Call] = {
+    "editable_layers": lambda model: rw.editable_layers(model, REFERENCE),
+    "evaluate": lambda model: rw.evaluate(
+        model, (REFERENCE, LABELS), (corrupted(REFERENCE), LABELS), 0, confidence=0.9, batch_size=3
+    ),
+    "solve_edit without a matrix": lambda model: rw.solve_edit(
+        model, PAIRS, reference=REFERENCE, layer="third", direction="key", ridge=0.1,
+        solver="matrix-free",
+    ),
+    "static rectify": lambda model: rw.rectify(
+        model, PAIRS, reference=REFERENCE, strategy="static", target_gap=0.0,
+        validation=(REFERENCE, LABELS),
+    ),
+    "Yardstick": lambda model: Yardstick(model, PAIRS, REFERENCE).measure(model),
+    "transplant": lambda _: rw.transplant(PAIRS, REFERENCE, seed=3),
+}  # fmt: skip
+CALLS = {**LONG, **SHORT}
