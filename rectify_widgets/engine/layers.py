@@ -8,10 +8,10 @@ patch.  Everything else in the engine works on `Keys`, which stand for ``N × G 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class EditableLayer:
     @property
     def key_size(self) -> int:
         """Numbers in one patch key: ``C_in / groups · kh · kw`` or the input features."""
-        return prod(self.module.weight.shape[1:])
+        return math.prod(self.module.weight.shape[1:])
 
     @property
     def kind(self) -> str:
@@ -126,12 +126,39 @@ class Keys:
         """The keys of some of the samples."""
         return Keys(self.layer, self.inputs[which])
 
-    def unfold(self) -> Tensor:
-        """The keys themselves, ``N × G × K × P``."""
+    @property
+    def positions(self) -> int:
+        """Number of positions ``P`` of each sample."""
+        return math.prod(self._grid()) if self.inputs.ndim == 4 else int(self.inputs.shape[1])
+
+    def _grid(self) -> tuple[int, int]:
+        """Height and width of a convolution's output."""
+        conv = self.layer.module
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - a linear layer has no grid
+        height, width = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, dilation, kernel, stride in zip(
+                self.inputs.shape[2:], conv.dilation, conv.kernel_size, conv.stride, strict=True
+            )
+        )
+        return height, width
+
+    def unfold(self, which: Tensor | None = None) -> Tensor:
+        """The keys themselves, ``N × G × K × P``, at all positions or at those numbered."""
         conv, groups = self.layer.module, self.layer.groups
         if not isinstance(conv, nn.Conv2d):
-            return self.inputs.transpose(1, 2).unsqueeze(1)
-        keys = functional.unfold(self.inputs, conv.kernel_size, conv.dilation, 0, conv.stride)
+            inputs = self.inputs if which is None else self.inputs[:, which.to(self.inputs.device)]
+            return inputs.transpose(1, 2).unsqueeze(1)
+        if which is None:
+            keys = functional.unfold(self.inputs, conv.kernel_size, conv.dilation, 0, conv.stride)
+        else:
+            rows, columns = which // self._grid()[1], which % self._grid()[1]
+            across = torch.arange(conv.kernel_size[1]) * conv.dilation[1]
+            down = torch.arange(conv.kernel_size[0]) * conv.dilation[0]
+            y = down[:, None, None] + rows * conv.stride[0]
+            x = across[None, :, None] + columns * conv.stride[1]
+            places = (y * self.inputs.shape[3] + x).flatten().to(self.inputs.device)
+            keys = self.inputs.flatten(2).index_select(2, places)
         return keys.reshape(len(self), groups, self.layer.key_size, -1)
 
     def respond(self, vectors: Tensor) -> Tensor:
@@ -152,13 +179,7 @@ class Keys:
         count = weights.shape[2]
         if not isinstance(conv, nn.Conv2d):
             return torch.einsum("ndp,npk->dk", weights[:, 0], self.inputs).unsqueeze(0)
-        height, width = (
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, dilation, kernel, stride in zip(
-                self.inputs.shape[2:], conv.dilation, conv.kernel_size, conv.stride, strict=True
-            )
-        )
-        image = weights.reshape(len(self), groups * count, height, width)
+        image = weights.reshape(len(self), groups * count, *self._grid())
         shape = (groups * count, *conv.weight.shape[1:])
         total: Tensor = conv2d_weight(
             self.inputs, shape, image, conv.stride, 0, conv.dilation, groups

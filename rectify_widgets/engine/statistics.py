@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,9 @@ from rectify_widgets.engine.inspection import (
     unwrap,
 )
 from rectify_widgets.engine.layers import KEY_SPACES, EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.moments import MomentSum
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 
-POSITIONS_PER_INPUT = 64
-POSITIONS_PER_KEY = 8
 _FORMAT = "rectify_widgets.key_statistics.1"
 
 
@@ -243,30 +241,17 @@ def collect(
 ) -> KeyStatistics:
     """The streaming pass behind `KeyStatistics.collect`, on layers that are already found."""
     total_inputs = count_inputs(reference)
-    # One generator a layer: its sample does not depend on which others are collected with it.
-    generators = {name: torch.Generator().manual_seed(seed) for name in chosen}
-    sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(chosen, 0)
-    done = 0
+    sums = {
+        name: MomentSum(
+            layer, key_space, positions=positions, expected=total_inputs or batch_size, seed=seed
+        )
+        for name, layer in chosen.items()
+    }
+    done = number = 0
 
     def add(name: str, inputs: Tensor, _: Tensor) -> None:
         monitor.check()
-        layer = chosen[name]
-        if key_space == "patch":
-            keys = layer.keys(inputs, samples).unfold()
-        else:
-            keys = layer.pixels(inputs, samples)
-        size, available = keys.shape[2], keys.shape[3]
-        wanted = positions or max(
-            POSITIONS_PER_INPUT, math.ceil(POSITIONS_PER_KEY * size / (total_inputs or batch_size))
-        )
-        if available > wanted:
-            kept = torch.randperm(available, generator=generators[name])[:wanted]
-            keys = keys[..., kept.to(keys.device)]
-        rows = keys.permute(1, 2, 0, 3).flatten(2)
-        part = rows @ rows.transpose(1, 2)
-        sums[name] = part if name not in sums else sums[name].add_(part)
-        counts[name] += rows.shape[2]
+        sums[name].add(inputs, samples, number)
 
     with inspecting(model) as module:
         device, dtype = model_device(module), model_dtype(module)
@@ -277,10 +262,14 @@ def collect(
                 samples = len(batch)
                 predict(module, batch.to(device=device, dtype=dtype))
                 done += samples
+                number += 1
     monitor.report(1.0, "collected keys")
-    layers = {name: LayerStatistics(sums[name], counts[name], found[name]) for name in chosen}
+    layers = {
+        name: LayerStatistics(sums[name].total(), sums[name].count, found[name]) for name in chosen
+    }
     for name, layer_statistics in layers.items():
-        if not bool(torch.isfinite(layer_statistics.total).all()):
+        squares = layer_statistics.total.diagonal(dim1=1, dim2=2)
+        if not bool(torch.isfinite(squares).all()):
             raise ValueError(
                 f"model: the inputs of layer {name!r} are NaN or infinite on the references; "
                 "want a model with finite activations"
