@@ -1,6 +1,7 @@
 """How reliable a classifier is on a labelled test set.  Imports torch only.
 
-All figures are fractions from 0 to 1; the printed table shows per cent.
+All figures are fractions from 0 to 1; the printed table shows per cent.  Test sets are streamed: of
+each input no more than its predicted class and its label is kept.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import (
-    check_inputs,
     check_int,
     check_labels,
     check_module,
     check_number,
 )
+from rectify_widgets.engine.distributed import Ranks, check_distributed
+from rectify_widgets.engine.inputs import Labelled, count_inputs, labelled
 from rectify_widgets.engine.inspection import inspecting, predict_all
+from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 
 TITLES = {
     "overall_accuracy": "overall accuracy",
@@ -83,45 +86,96 @@ class Report:
 
 def evaluate(
     model: nn.Module,
-    clean: tuple[Tensor, Tensor],
-    corrupted: tuple[Tensor, Tensor] | None = None,
+    clean: Labelled,
+    corrupted: Labelled | None = None,
     target: int | None = None,
     *,
     confidence: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    distributed: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Report:
     """Measure a classifier on clean and corrupted test inputs.
 
     Args:
         model: the classifier; left as it was.
-        clean: inputs ``N × C × H × W`` and their ``N`` true labels.
-        corrupted: inputs with the corruption and their *true* labels; None leaves these figures out.
+        clean: inputs ``N × C × H × W`` and their ``N`` true labels, or a data set or a loader of
+            (input, label), which is streamed and may be larger than memory.
+        corrupted: inputs with the corruption and their *true* labels, likewise; None leaves these
+            figures out.
         target: class that the corruption pulls to; None leaves the attack success rate out.
         confidence: level of the bootstrap intervals, such as 0.95; None for none.
         batch_size: inputs in one forward pass.
         seed: of the bootstrap.
+        distributed: share the inputs out over the processes of ``torch.distributed``, every one of
+            which makes this call; see `rectify_widgets.engine.distributed`.
+        progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
     Raises:
         TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
+        Cancelled: ``cancel`` said so.
     """
     check_module("model", model)
     check_int("batch_size", batch_size, low=1)
     _check_level(confidence, seed)
-    x, y = _labelled("clean", clean, None)
-    xt, yt = (None, None) if corrupted is None else _labelled("corrupted", corrupted, x)
-    told = None
-    with inspecting(model) as module:
-        scores = scored(module, x, batch_size)
-        classes = scores.shape[1]
-        check_labels("clean[1]", y, count=len(x), classes=classes)
-        check_target(target, classes)
-        if yt is not None and xt is not None:
-            check_labels("corrupted[1]", yt, count=len(xt), classes=classes)
-            told = (scored(module, xt, batch_size).argmax(dim=1), yt)
+    check_target(target, None)
+    ranks = check_distributed(distributed)
+    monitor = Monitor(progress, cancel)
+    sets = {"clean": clean} if corrupted is None else {"clean": clean, "corrupted": corrupted}
+    with ranks.together():
+        like = None
+        for argument, data in sets.items():  # bad input shows before an hour has gone by
+            like, _ = next(labelled(argument, data, batch_size, like=like))
+        with inspecting(model) as module:
+            own = [
+                _answers(
+                    module, argument, data, target, batch_size, like, ranks,
+                    monitor.part(number / len(sets), (number + 1) / len(sets)),
+                )
+                for number, (argument, data) in enumerate(sets.items())
+            ]  # fmt: skip
+            monitor.report(1.0, "evaluated")
+    told = [_in_order(ranks.gather(rows)) for rows in own]
     return evaluate_predictions(
-        (scores.argmax(dim=1), y), told, target, confidence=confidence, seed=seed
-    )
+        told[0], told[1] if corrupted is not None else None, target,
+        confidence=confidence, seed=seed,
+    )  # fmt: skip
+
+
+def _in_order(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels in the order of the inputs, whichever rank had them."""
+    ordered = rows[rows[:, 0].argsort()]
+    return ordered[:, 1], ordered[:, 2]
+
+
+def _answers(
+    model: nn.Module,
+    argument: str,
+    data: Labelled,
+    target: int | None,
+    batch_size: int,
+    like: Tensor | None,
+    ranks: Ranks,
+    monitor: Monitor,
+) -> Tensor:
+    """Number, predicted class and label of every input of this rank, ``N × 3``."""
+    rows = [torch.empty(0, 3, dtype=torch.long)]
+    total, done = count_inputs(data), 0
+    stream = labelled(argument, data, batch_size, like=like, ranks=ranks)
+    for number, (inputs, labels) in enumerate(stream):
+        share = done * ranks.size / total if total else 0.0
+        monitor.report(share, f"evaluating {argument} inputs")
+        scores = scored(model, inputs, batch_size, monitor)
+        where = f"{argument}[1]" if isinstance(data, tuple | list) else f"{argument}: its labels"
+        check_labels(where, labels, count=len(labels), classes=scores.shape[1])
+        check_target(target, scores.shape[1])
+        first = (number * ranks.size + ranks.rank) << 32
+        order = first + torch.arange(len(labels))
+        rows.append(torch.stack([order, scores.argmax(dim=1), labels.cpu()], dim=1))
+        done += len(labels)
+    return torch.cat(rows)
 
 
 def evaluate_predictions(
@@ -177,9 +231,11 @@ def evaluate_predictions(
     )
 
 
-def scored(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+def scored(
+    model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor | None = None
+) -> Tensor:
     """Scores on the CPU.  Infinite ones are fine (a masked class), NaN has no greatest class."""
-    scores = predict_all(model, inputs, batch_size).cpu()
+    scores = predict_all(model, inputs, batch_size, monitor).cpu()
     if bool(scores.isnan().any()):
         raise ValueError("model: some of its scores are NaN, want a model with finite weights")
     return scores
@@ -235,12 +291,3 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
     return float(low), float(high)
-
-
-def _labelled(argument: str, data: object, like: Tensor | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise TypeError(
-            f"{argument}: got {type(data).__name__}, want a pair (inputs, labels) of tensors"
-        )
-    inputs = check_inputs(f"{argument}[0]", data[0], like=like)
-    return inputs, check_labels(f"{argument}[1]", data[1], count=len(inputs)).cpu()

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rectify_widgets.engine import rounds
+from rectify_widgets.engine import files, rounds
 from rectify_widgets.engine.editing import Edits, load_edits, save_edits
 from rectify_widgets.engine.history import STEP_COLUMNS, Rectification
 from rectify_widgets.engine.pairs import SamplePairs
@@ -292,6 +292,34 @@ def test_no_place_to_write(trojan: Toy, tmp_path: Path) -> None:
         run(trojan, trojan.reference, tmp_path)
     with pytest.raises(FileNotFoundError, match="checkpoint: no folder"):
         run(trojan, trojan.reference, tmp_path / "absent" / "run.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.safetensors"
+    file.write_bytes(written)
+    edits = load_edits(file)
+
+    def full(_: object, path: Path, __: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_edits(edits, file)
+    assert file.read_bytes() == written
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_stays_a_link(tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "run.safetensors", tmp_path / "link.safetensors"
+    file.write_bytes(written)
+    link.symlink_to(file)
+    save_edits([], link)
+    assert link.is_symlink()
+    assert not load_edits(file)
 
 
 def test_what_the_file_holds(trojan: Toy, tmp_path: Path, written: bytes) -> None:

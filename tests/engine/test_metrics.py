@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from rectify_widgets.engine.metrics import Report, bootstrap, evaluate, evaluate_predictions
+from rectify_widgets.engine.progress import Cancelled
 from tests.engine.models import images, make
 
 
@@ -156,3 +159,110 @@ def test_the_model_is_evaluated_and_left_as_it_was(dtype: torch.dtype) -> None:
     assert report.overall_accuracy == 1.0
     assert [part.training for part in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- test sets that are streamed -----------------------------------------------------------------
+
+
+class Pairs(IterableDataset[Any]):
+    """Inputs and labels one after another; nobody knows how many."""
+
+    def __init__(self, x: Tensor, y: Tensor, names: tuple[str, str] | None = None) -> None:
+        self.x, self.y, self.names = x, y, names
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, y in zip(self.x, self.y.tolist(), strict=True):
+            yield (x, y) if self.names is None else dict(zip(self.names, (x, y), strict=True))
+
+
+def torch_lists(samples: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    """A batch as some loaders make it: labels in a plain list."""
+    return [torch.stack([x for x, _ in samples]), [int(y) for _, y in samples]]
+
+
+def sets(x: Tensor, y: Tensor) -> dict[str, Any]:
+    data = TensorDataset(x, y)
+    return {
+        "data set": data,
+        "stream": Pairs(x, y),
+        "stream of dicts": Pairs(x, y, ("pixel_values", "label")),
+        "loader": DataLoader(data, batch_size=7),
+        "loader of a stream": DataLoader(Pairs(x, y), batch_size=5),
+        "loader of dicts": DataLoader(Pairs(x, y, ("image", "labels")), batch_size=4),
+        "loader without batches": DataLoader(
+            TensorDataset(x[:, None], y[:, None]), batch_size=None
+        ),
+        "loader of lists": DataLoader(TensorDataset(x, y), batch_size=3, collate_fn=torch_lists),
+    }
+
+
+@pytest.mark.parametrize("kind", sets(torch.empty(1), torch.empty(1)))
+def test_streams_give_the_report_of_tensors(kind: str) -> None:
+    answers, labels, wrong, truth = torch.randint(0, 4, (4, 23), generator=torch.manual_seed(0))
+    clean, corrupted = (saying(answers.tolist()), labels), (saying(wrong.tolist()), truth)
+    options: dict[str, Any] = {"target": 2, "confidence": 0.9, "batch_size": 6}
+    wanted = evaluate(Echo(), clean, corrupted, **options)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    told: list[float] = []
+    found = evaluate(
+        Echo(), sets(*clean)[kind], sets(*corrupted)[kind], **options,
+        progress=lambda at, _: told.append(at),
+    )  # fmt: skip
+    assert found == wanted
+    assert torch.equal(torch.get_rng_state(), state)
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    assert len(told) > 7
+
+
+def test_a_shuffled_loader_is_paired_with_its_own_labels() -> None:
+    answers, labels = torch.randint(0, 4, (2, 50), generator=torch.manual_seed(0))
+    data = TensorDataset(saying(answers.tolist()), labels)
+    loader = DataLoader(data, batch_size=8, shuffle=True)
+    assert evaluate(Echo(), loader) == evaluate(Echo(), (saying(answers.tolist()), labels))
+
+
+def test_cancelled_between_batches() -> None:
+    x, y = images(20), torch.zeros(20, dtype=torch.long)
+    asked = 0
+
+    def cancel() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 4
+
+    with pytest.raises(Cancelled):
+        evaluate(make("residual"), TensorDataset(x, y), batch_size=2, cancel=cancel)
+    assert asked == 5
+
+
+class Odd(Dataset[Any]):
+    """Samples that are not what they should be."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ([], ValueError, "clean: got no samples"),
+        ([torch.ones(4)], TypeError, "clean: got a sample of type Tensor without a class number"),
+        ([(torch.ones(4), "cat")], TypeError, "without a class number"),
+        ([(torch.ones(4), 0.5)], TypeError, "clean: its labels: got dtype torch.float32"),
+        ([(torch.ones(4), 7)], ValueError, "clean: its labels: got class numbers from 7 to 7"),
+        ([(torch.ones(4), 0), (torch.ones(5), 0)], ValueError, "samples of different shapes"),
+        ([(torch.tensor([torch.nan, 1.0, 1.0, 1.0]), 0)], ValueError, "clean: got NaN"),
+        ([(torch.ones(4), [1, 0])], ValueError, r"clean: its labels: got shape \(1, 2\)"),
+    ],
+)
+def test_bad_samples_are_named(samples: list[Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(Echo(), Odd(samples))
