@@ -214,6 +214,8 @@ def test_streams_give_the_report_of_tensors(kind: str) -> None:
     assert told == sorted(told)
     assert (told[0], told[-1]) == (0.0, 1.0)
     assert len(told) > 7
+    if "stream" not in kind and "dicts" not in kind:  # how many there are is known
+        assert len(set(told)) == len(told)
 
 
 def test_a_shuffled_loader_is_paired_with_its_own_labels() -> None:
@@ -235,6 +237,10 @@ def test_cancelled_between_batches() -> None:
     with pytest.raises(Cancelled):
         evaluate(make("residual"), TensorDataset(x, y), batch_size=2, cancel=cancel)
     assert asked == 5
+    # A loader's batch is cut into smaller ones, and asked between them too.
+    asked = 0
+    with pytest.raises(Cancelled):
+        evaluate(make("residual"), DataLoader(TensorDataset(x, y), 20), batch_size=2, cancel=cancel)
 
 
 class Odd(Dataset[Any]):

@@ -189,10 +189,10 @@ class Line(IterableDataset[Any]):
 
 
 class Own(DataLoader[Any]):
-    """A loader of somebody's own, of which nothing is known but that it can be gone through."""
+    """A loader of somebody's own, which does more than collect samples."""
 
     def __iter__(self) -> Any:
-        return ((x, y) for x, y in super().__iter__())
+        return ((x / 2, y) for x, y in super().__iter__())
 
 
 def numbered(count: int) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ SHARED: dict[str, Callable[[Tensor, Tensor, int, int], Any]] = {
     "without batches": lambda x, y, *_: DataLoader(Read(x[:, None], y[:, None]), batch_size=None),
     "loader of a stream": lambda x, y, *_: DataLoader(Line(x, y), batch_size=3),
     "distributed sampler": lambda x, y, rank, size: padded(Read(x, y), rank, size),
-    "somebody's own loader": lambda x, y, *_: Own(Read(x, y), batch_size=3),
+    "somebody's own loader": lambda x, y, *_: Own(Read(2 * x, y), batch_size=3),
 }  # fmt: skip
 
 
