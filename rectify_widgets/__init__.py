@@ -8,6 +8,7 @@ from rectify_widgets import cases
 from rectify_widgets.engine.detection import Found, find_corrupted
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import Edits, RankOneEdit, load_edits, save_edits
+from rectify_widgets.engine.estimates import MemoryEstimate, estimate_memory
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.layers import LayerCatalog, editable_layers
 from rectify_widgets.engine.localization import localize
@@ -38,6 +39,7 @@ __all__ = [
     "KeyStatistics",
     "LayerCatalog",
     "Localization",
+    "MemoryEstimate",
     "Places",
     "PredictionViewer",
     "RankOneEdit",
@@ -50,6 +52,7 @@ __all__ = [
     "attribute",
     "cases",
     "editable_layers",
+    "estimate_memory",
     "evaluate",
     "find_corrupted",
     "find_places",

@@ -19,20 +19,14 @@ from rectify_widgets.engine.candidates import (
     Candidate,
     effect,
     layer_keys,
-    observe,
     runner_up,
     trying,
 )
 from rectify_widgets.engine.editing import Unreached, closed_form, key_sums
 from rectify_widgets.engine.inspection import inspecting, predict_all
 from rectify_widgets.engine.layers import Keys
-from rectify_widgets.engine.localization import (
-    STEPS,
-    VERIFY,
-    layer_options,
-    layer_scores,
-    statistics_for,
-)
+from rectify_widgets.engine.layerwise import STEPS, Collected, Looked, look_at_layers
+from rectify_widgets.engine.localization import VERIFY, layer_scores
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.scene import Scene, look
 from rectify_widgets.engine.solver import DenseSolver
@@ -93,23 +87,22 @@ def _one_pair(
     accuracy: dict[str, dict[str, float]] = {}
     with inspecting(case.model) as model:
         scene = look(model, case.pairs[pair], case.reference, seed=pair)
-        statistics = statistics_for(scene, scene.references, None, pair, monitor)
+        collected = Collected(scene, None, None, pair)
         probe = scene.probe(model, pair)
-        seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor)
-        options = layer_options(scene, model, statistics, seen, scene.sources(pair), monitor)
+        looked = look_at_layers(scene, collected, probe, scene.sources(pair), monitor)
         known: dict[int, float] = {}
         for method, name, trials in (
             ("prediction alone", "edit-attribution", 0),
             ("edit-attribution", "edit-attribution", TRIALS),
             ("trial", "trial", 0),
         ):
-            own = dict(options)
-            scores[method] = layer_scores(name, scene, statistics, own, STEPS, trials, monitor)
+            own = dict(looked.options)
+            scores[method] = layer_scores(name, scene, Looked(own), trials, monitor)
             accuracy[method] = {
                 layer: _restored(corrupted, model, found[0], known) if found else 0.0
                 for layer, found in own.items()
             }
-        scores |= projections(scene, statistics)
+        scores |= projections(scene, collected.of(scene.layers, monitor))
     return scores, accuracy
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from rectify_widgets.engine.inspection import capturing, chunk_size, predict
+from rectify_widgets.engine.inspection import capturing, chunk_size, in_chunks, predict
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.progress import Monitor
 
@@ -61,26 +61,22 @@ def sweep(
         batch_size: samples in one pass; None takes what is prompt to cancel, 64 at most.
         monitor: progress and cancellation.
     """
-    parts: list[dict[str, Tensor]] = []
-    gaps: list[Tensor] = []
+
+    def look(rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+        share = monitor.part(rows.start / len(start), rows.stop / len(start))
+        some = start[rows], end[rows], labels[rows], rivals[rows]
+        averages = path_average(model, layers, *some, steps, share)
+        before, after = (margin(predict(model, x), *some[2:]) for x in some[:2])
+        return averages, (after - before).float()
+
     size = batch_size or min(64, chunk_size(start, start.device))
-    chunks = list(range(0, len(start), size))
-    for number, first in enumerate(chunks):
-        rows = slice(first, first + size)
-        share = monitor.part(number / len(chunks), (number + 1) / len(chunks))
-        averages = _path_average(
-            model, layers, start[rows], end[rows], labels[rows], rivals[rows], steps, share
-        )
-        parts.append(averages)
-        before = margin(predict(model, start[rows]), labels[rows], rivals[rows])
-        after = margin(predict(model, end[rows]), labels[rows], rivals[rows])
-        gaps.append((after - before).float())
+    parts, gaps = zip(*in_chunks(len(start), size, look), strict=True)
     reached = [name for name in layers if all(name in part for part in parts)]
     gradients = {name: torch.cat([part[name] for part in parts]) for name in reached}
     return Sweep(gradients, torch.cat(gaps))
 
 
-def _path_average(
+def path_average(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     start: Tensor,
@@ -90,6 +86,7 @@ def _path_average(
     steps: int,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
+    """The averages of one chunk by layer; see `sweep`."""
     sums: dict[str, Tensor] = {}
 
     def watch(name: str, _: Tensor, output: Tensor) -> None:

@@ -23,7 +23,13 @@ from rectify_widgets.engine.editing import (
     digest,
     key_sums,
 )
-from rectify_widgets.engine.inspection import capturing, predict, predict_all
+from rectify_widgets.engine.inspection import (
+    capturing,
+    chunk_size,
+    in_chunks,
+    predict,
+    predict_all,
+)
 from rectify_widgets.engine.layers import EditableLayer, Keys
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.solver import Solver
@@ -147,14 +153,24 @@ def layer_keys(
     model: nn.Module, layers: Mapping[str, EditableLayer], inputs: Tensor
 ) -> dict[str, Keys]:
     """Each layer's keys on ``inputs``, as they were before anything changed them in place."""
-    seen: dict[str, Keys] = {}
 
-    def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
-        seen[name] = layers[name].keys(layer_input.detach().clone(), samples=len(inputs))
+    def look(rows: slice) -> dict[str, Keys]:
+        seen: dict[str, Keys] = {}
 
-    with capturing({name: layer.module for name, layer in layers.items()}, keep):
-        predict(model, inputs)
-    return seen
+        def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
+            samples = rows.stop - rows.start
+            seen[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
+
+        with capturing({name: layer.module for name, layer in layers.items()}, keep):
+            predict(model, inputs[rows])
+        return seen
+
+    parts = list(in_chunks(len(inputs), chunk_size(inputs, inputs.device), look))
+    return {
+        name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
+        for name, layer in layers.items()
+        if name in parts[0]
+    }
 
 
 def runner_up(scores: Tensor, labels: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.candidates import Candidate, layer_keys, observe
+from rectify_widgets.engine.candidates import Candidate, layer_keys
 from rectify_widgets.engine.checks import check_int, check_number
 from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.inspection import chunk_size, inspecting, model_device, model_dtype
 from rectify_widgets.engine.layers import EditableLayer
-from rectify_widgets.engine.localization import STEPS, layer_options, statistics_for
+from rectify_widgets.engine.layerwise import Collected, look_at_layers
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import look
@@ -90,15 +90,11 @@ def find_corrupted(
     reference = inputs if reference is None else reference
     with inspecting(model) as module:
         scene = look(module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor)
-        statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.3))
-        seen = observe(
-            module, scene.layers, scene.probe(module, seed, monitor), steps=STEPS,
-            monitor=monitor.part(0.3, 0.5),
+        looked = look_at_layers(
+            scene, Collected(scene, reference, statistics, seed),
+            scene.probe(module, seed, monitor), scene.sources(seed), monitor.part(0.0, 0.6),
         )  # fmt: skip
-        options = layer_options(
-            scene, module, statistics, seen, scene.sources(seed), monitor.part(0.5, 0.6)
-        )
-        voters = pick_voters(options)
+        voters = pick_voters(looked.options)
         if not voters:
             raise ValueError(
                 "pairs: the corruption reaches none of the layers, so that nothing can be found"

@@ -8,17 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rectify_widgets.engine.candidates import (
     RIDGES,
     Candidate,
-    Observation,
-    candidates,
     different,
-    layer_keys,
-    observe,
     trying,
 )
 from rectify_widgets.engine.checks import check_choice, check_int, check_number
@@ -27,15 +22,14 @@ from rectify_widgets.engine.editing import DIRECTIONS
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.judging import Judge
+from rectify_widgets.engine.layerwise import STEPS, Collected, Looked, look_at_layers
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look
-from rectify_widgets.engine.solver import MAX_RIDGE, DenseSolver
-from rectify_widgets.engine.statistics import KeyStatistics, collect
+from rectify_widgets.engine.solver import MAX_RIDGE
+from rectify_widgets.engine.statistics import KeyStatistics
 
 METHODS = ("edit-attribution", "projection", "trial")
-STEPS = 8
-"""Midpoints of the path in one sweep."""
 TRIALS = 12
 """Bound on the edits at the top of the ranking that are tried."""
 MARGIN = 0.25
@@ -57,6 +51,7 @@ def localize(
     ridges: Sequence[float] = RIDGES,
     steps: int = STEPS,
     trials: int = TRIALS,
+    memory_limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -80,11 +75,14 @@ def localize(
         trials: bound on the edits that ``"edit-attribution"`` tries, from the top of the predicted
             ranking until no other one can be expected to do better; 0 leaves the prediction
             alone.
+        memory_limit: bytes to keep to, see `estimate_memory`: layers are then looked at in parts,
+            with the same result.
         seed: which references are looked at.
         progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
     Raises:
-        TypeError, ValueError: bad input; stale statistics; a corruption that reaches no layer.
+        TypeError, ValueError: bad input; stale statistics; a corruption that reaches no layer; a
+            limit that a single layer exceeds.
         Cancelled: ``cancel`` said so.
     """
     check_choice("method", method, METHODS)
@@ -95,24 +93,20 @@ def localize(
     monitor = Monitor(progress, cancel)
     with inspecting(model) as module:
         scene = look(
-            module, pairs, reference, statistics=statistics, layers=layers, seed=seed,
-            monitor=monitor,
+            module, pairs, reference, statistics=statistics, layers=layers,
+            memory_limit=memory_limit, seed=seed, monitor=monitor,
         )  # fmt: skip
-        statistics = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
-        seen = observe(
-            module, scene.layers, scene.probe(module, seed, monitor), steps=steps,
-            monitor=monitor.part(0.4, 0.7),
+        looked = look_at_layers(
+            scene, Collected(scene, reference, statistics, seed),
+            scene.probe(module, seed, monitor), scene.sources(seed), monitor.part(0.0, 0.8),
+            directions=grid[0], ridges=grid[1], steps=steps, projection=method == "projection",
         )  # fmt: skip
-        options = layer_options(
-            scene, module, statistics, seen, scene.sources(seed), monitor.part(0.7, 0.8), *grid
-        )
+        options = looked.options
         if not any(options.values()):
             raise ValueError(
                 "pairs: the corruption reaches none of the layers, so that no edit can help"
             )
-        scores = layer_scores(
-            method, scene, statistics, options, steps, trials, monitor.part(0.8, 1.0)
-        )
+        scores = layer_scores(method, scene, looked, trials, monitor.part(0.8, 1.0))
         monitor.report(1.0, "scored all layers")
     order = tuple(scene.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))
@@ -120,7 +114,7 @@ def localize(
         scores=ranked,
         method=method,
         choices={n: (c[0].direction, c[0].ridge) for n, c in options.items() if c},
-        completeness=completeness(seen),
+        completeness=looked.completeness,
         refused=dict(scene.catalog.refused),
         order=order,
         kinds={name: layer.kind for name, layer in scene.layers.items()},
@@ -144,78 +138,16 @@ def check_grid(
     )
 
 
-def statistics_for(
-    scene: Scene,
-    reference: Inputs | None,
-    statistics: KeyStatistics | None,
-    seed: int,
-    monitor: Monitor,
-) -> KeyStatistics:
-    """The given statistics, checked against the model, or new ones."""
-    if statistics is None:
-        source = scene.references if reference is None else reference
-        return collect(
-            scene.model, source, scene.catalog, scene.layers, "patch", None, 64, seed, monitor
-        )
-    if statistics.key_space != "patch":
-        raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'patch' keys")
-    statistics.check(scene.model, scene.catalog, scene.layers)
-    return statistics
-
-
-def layer_options(
-    scene: Scene,
-    model: nn.Module,
-    statistics: KeyStatistics,
-    seen: Observation,
-    sources: Sequence[tuple[Tensor, Tensor]],
-    monitor: Monitor,
-    directions: Sequence[str] = DIRECTIONS,
-    ridges: Sequence[float] = RIDGES,
-) -> dict[str, list[Candidate]]:
-    """Candidate edits of every layer, each layer's best first.
-
-    ``sources`` are the corrupted and clean inputs to solve from, see `Scene.sources`.
-    """
-    keys = [
-        (layer_keys(model, scene.layers, corrupted), layer_keys(model, scene.layers, clean))
-        for corrupted, clean in sources
-    ]
-    options: dict[str, list[Candidate]] = {}
-    for number, (name, layer) in enumerate(scene.layers.items()):
-        monitor.report(number / len(scene.layers), f"solving {name}")
-        try:
-            solver = DenseSolver(name, statistics[name].moment)
-        except ValueError:  # a layer whose inputs are zero on all references
-            options[name] = []
-            continue
-        found = [
-            candidate
-            for corrupted, clean in keys
-            for candidate in candidates(
-                layer, solver, (corrupted[name], clean[name]), seen,
-                directions=directions, ridges=ridges,
-            )
-        ]  # fmt: skip
-        options[name] = sorted(found, key=lambda candidate: -candidate.score)
-    return options
-
-
 def layer_scores(
-    method: str,
-    scene: Scene,
-    statistics: KeyStatistics,
-    options: dict[str, list[Candidate]],
-    steps: int,
-    trials: int,
-    monitor: Monitor,
+    method: str, scene: Scene, looked: Looked, trials: int, monitor: Monitor
 ) -> dict[str, float]:
     """One score a layer, 0 where the corruption does not reach it.
 
-    Where edits are tried, each layer's best one is moved to the front of its ``options``.
+    Where edits are tried, each layer's best one is moved to the front of its options.
     """
+    options = looked.options
     if method == "projection":
-        return _projection(scene, statistics, steps, monitor)
+        return looked.projection
     if method == "edit-attribution" and trials == 0:
         return {name: found[0].score if found else 0.0 for name, found in options.items()}
     if method == "edit-attribution":
@@ -282,38 +214,3 @@ def _verified(
         options[name] = [*ranked, *(other for other in found if other not in ranked)]
         result[name] = scores[ranked[0]] if ranked else 0.0
     return result
-
-
-def _projection(
-    scene: Scene, statistics: KeyStatistics, steps: int, monitor: Monitor
-) -> dict[str, float]:
-    """``‖Σ_p M_p (C⁻¹ k̃_p)ᵀ‖_F`` with ``M = (v − ṽ) ⊙ Ḡ``, averaged over pairs.
-
-    Yang et al. 2026, the attribution of a layer projected on its edit direction.
-    """
-    probe = scene.pair_probe()
-    seen = observe(scene.model, scene.layers, probe, steps=steps, monitor=monitor)
-    scores = dict.fromkeys(scene.layers, 0.0)
-    for name in seen.path_gradients:
-        attributions = (seen.clean[name] - seen.corrupted[name]).values()
-        attributions = attributions * seen.path_gradients[name]
-        solver = DenseSolver(name, statistics[name].moment)
-        norms = []
-        for row in range(len(probe)):
-            keys = seen.corrupted[name].rows(slice(row, row + 1))
-            summed = keys.gather(attributions[row : row + 1])
-            norms.append(solver.solve(summed, RIDGES[0]).norm())
-        scores[name] = float(torch.stack(norms).mean())
-    return scores
-
-
-def completeness(seen: Observation) -> dict[str, float]:
-    """For each layer how far its attributions are from adding up to the gap, relative to it."""
-    errors = {}
-    for name, gradients in seen.path_gradients.items():
-        change = (seen.clean[name] - seen.corrupted[name]).values()
-        total = (change * gradients).sum(dim=(1, 2, 3))
-        errors[name] = float(
-            (total - seen.gap).abs().mean() / seen.gap.abs().mean().clamp_min(1e-9)
-        )
-    return errors

@@ -63,13 +63,14 @@ class MomentSum:
         self._expected = expected
         self._generator = torch.Generator().manual_seed(seed)
         self._drawn = 0
+        self._last = torch.empty(0, dtype=torch.long)
         self._upper: Tensor | None = None
         self._shifted: Shifted | None = None
 
     def add(self, inputs: Tensor, samples: int, batch: int) -> None:
-        """Add batch number ``batch``, the layer's ``inputs`` for so many model inputs.
+        """Add batch number ``batch``, or a piece of it: the ``inputs`` for so many model inputs.
 
-        Numbers rise from call to call; those left out are other processes' batches.
+        Numbers never fall from call to call; those left out are other processes' batches.
         """
         layer = self._layer
         if self._key_space == "channel":
@@ -101,9 +102,9 @@ class MomentSum:
         if available <= wanted:
             return None
         while self._drawn <= batch:
-            drawn = torch.randperm(available, generator=self._generator)
+            self._last = torch.randperm(available, generator=self._generator)
             self._drawn += 1
-        return drawn[:wanted]
+        return self._last[:wanted]
 
     def _multiply(self, keys: Tensor) -> None:
         """Add the products of ``N × G × K × P`` keys, upper blocks only."""

@@ -52,6 +52,7 @@ def rectify(
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
     opacity: float | None = None,
+    memory_limit: int | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -77,6 +78,8 @@ def rectify(
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         directions, ridges: what edits are chosen from, see `localize`.
         opacity: of the corruption when it is transplanted, see `transplant`.
+        memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
+            are then looked at in parts, with the same result.
         seed: of every random choice.
         checkpoint: name of a file that is written anew after each round (safetensors).  Where it
             exists already, the run goes on from its last kept edit and ends, on the same kind of
@@ -107,7 +110,15 @@ def rectify(
     monitor = Monitor(progress, cancel)
     work = copied(model)
     with inspecting(work) as module:
-        scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
+        scene = look(
+            module,
+            pairs,
+            reference,
+            seed=seed,
+            opacity=opacity,
+            memory_limit=memory_limit,
+            monitor=monitor,
+        )
         if strategy == "static":
             name = _last_layer(scene.catalog) if layer is None else layer
             chosen = scene.catalog.get("layer", name)

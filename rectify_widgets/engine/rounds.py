@@ -17,17 +17,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.candidates import Candidate, different, observe, trying
+from rectify_widgets.engine.candidates import Candidate, different, trying
 from rectify_widgets.engine.checkpoint import State
 from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_voters
 from rectify_widgets.engine.diagnosis import OVER_BUDGET, Facts
 from rectify_widgets.engine.editing import Edits, RankOneEdit, Unreached
 from rectify_widgets.engine.history import Step
 from rectify_widgets.engine.judging import Judge, Verdict
-from rectify_widgets.engine.localization import STEPS, layer_options, layer_scores
+from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
+from rectify_widgets.engine.localization import layer_scores
 from rectify_widgets.engine.progress import Cancelled, Monitor
 from rectify_widgets.engine.scene import Scene
-from rectify_widgets.engine.statistics import KeyStatistics, collect
 
 TRIALS = 10
 """Edits tried in one round."""
@@ -63,8 +63,6 @@ class Rounds:
         self._validation = validation
         self._method, self._grid = method, grid
         self._budget, self._target, self._seed = budget, target, seed
-        self._statistics: KeyStatistics | None = None
-        self._stale = list(scene.layers)
         self.start: Verdict
         self.now: Verdict
         self._split(torch.arange(len(scene.references)), monitor)
@@ -144,6 +142,7 @@ class Rounds:
         self.solving, self.judging = self.scene.halves(rows, self._seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
+        self._collected = Collected(self.solving, None, None, self._seed)
         with self._clock("evaluation"):
             self._judge = Judge(
                 self.scene.model, judged.references, judged.carriers, self._validation, monitor
@@ -153,42 +152,32 @@ class Rounds:
     def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
         """One round; whether an edit was kept."""
         message = f"round {number}"
-        options = self._options(number, monitor.part(0.0, 0.25))
-        if number == 1 and self._leave_out_corrupted(options, monitor):
-            options = self._options(number, monitor.part(0.25, 0.5))
+        monitor.report(0.0, f"{message}: looking at the layers")
+        looked = self._look(number, monitor.part(0.0, 0.25))
+        if number == 1 and self._leave_out_corrupted(looked.options, monitor):
+            looked = self._look(number, monitor.part(0.25, 0.5))
+        options = looked.options
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
         monitor.report(0.5, f"{message}: ranking layers")
         with self._clock("sweep"):
-            assert self._statistics is not None  # noqa: S101 - `_options` has collected them
-            scores = layer_scores(
-                self._method, self.solving, self._statistics, options, STEPS, 0,
-                monitor.part(0.5, 0.6),
-            )  # fmt: skip
+            part = monitor.part(0.5, 0.6)
+            scores = layer_scores(self._method, self.solving, looked, 0, part)
         shortlist = _shortlist(options, scores, self._method)
         with self._clock("evaluation"):
             return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
 
-    def _options(self, number: int, monitor: Monitor) -> dict[str, list[Candidate]]:
+    def _look(self, number: int, monitor: Monitor) -> Looked:
         """Collect what is stale, look, and solve for every layer."""
-        scene, model = self.solving, self.scene.model
-        with self._clock("statistics"):
-            stale = {name: scene.layers[name] for name in self._stale}
-            newer = collect(
-                model, scene.references, scene.catalog, stale, "patch", None, 64, self._seed,
-                monitor.part(0.0, 0.4),
-            )  # fmt: skip
-            old = self._statistics
-            self._statistics = newer if old is None else old.updated(newer)
-            self._stale = []
+        scene = self.solving
+        directions, ridges = self._grid
         with self._clock("sweep"):
-            probe = scene.probe(model, self._seed + number, monitor)
-            seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.8))
-        with self._clock("solving"):
-            sources = scene.sources(self._seed + number)
-            return layer_options(
-                scene, model, self._statistics, seen, sources, monitor.part(0.8, 1.0), *self._grid
-            )
+            probe = scene.probe(scene.model, self._seed + number, monitor)
+        return look_at_layers(
+            scene, self._collected, probe, scene.sources(self._seed + number), monitor,
+            directions=directions, ridges=ridges, projection=self._method == "projection",
+            clock=self._clock,
+        )  # fmt: skip
 
     def _leave_out_corrupted(
         self, options: Mapping[str, list[Candidate]], monitor: Monitor
@@ -209,7 +198,6 @@ class Rounds:
             return False
         self.flagged = corrupted.nonzero().flatten()
         self._split((~corrupted).nonzero().flatten(), monitor)
-        self._stale = list(self.scene.layers)
         return True
 
     def _keep_best(
@@ -244,8 +232,7 @@ class Rounds:
         edit = candidate.edit()
         edit.apply(model)
         self.edits.append(edit)
-        later = self.scene.catalog.after(candidate.layer.name)
-        self._stale = [name for name in self.scene.layers if name in later]
+        self._collected.forget(self.scene.catalog.after(candidate.layer.name))
         return True
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:

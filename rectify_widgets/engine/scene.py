@@ -16,8 +16,15 @@ from rectify_widgets.engine.attribution import margin
 from rectify_widgets.engine.candidates import Probe, runner_up
 from rectify_widgets.engine.checks import check_labels, check_number
 from rectify_widgets.engine.inputs import Inputs, count_inputs, gather
-from rectify_widgets.engine.inspection import model_device, model_dtype, predict, predict_all
+from rectify_widgets.engine.inspection import (
+    chunk_size,
+    model_device,
+    model_dtype,
+    predict,
+    predict_all,
+)
 from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.memory import Counts, Sizes, check_limit, measure_sizes, parts
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs, transplant
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.statistics import KeyStatistics
@@ -47,12 +54,25 @@ class Scene:
     """``M``, the model's own prediction for each reference."""
     given: bool
     """Whether references were given."""
+    limit: int | None = None
+    """Bytes to keep to."""
+    sizes: Sizes | None = None
+    """What the model's passes take; known where there is a limit."""
 
     @property
     def labels(self) -> Tensor:
         """Labels of the pairs."""
         assert self.pairs.labels is not None  # noqa: S101 - `look` has filled them in
         return self.pairs.labels
+
+    def parts(self) -> list[dict[str, EditableLayer]]:
+        """The layers, as many at a time as the limit allows; all where there is none."""
+        if self.sizes is None:
+            return [dict(self.layers)]
+        given = len(self.references) if self.given else 0
+        counts = counts_of(len(self.pairs), given, self.references)
+        names = parts(self.sizes, counts, list(self.layers), self.limit)
+        return [{name: self.layers[name] for name in some} for some in names]
 
     def only(self, rows: Tensor) -> Scene:
         """The same scene with some of the references."""
@@ -118,6 +138,7 @@ def look(
     argument: str = "layers",
     limit: int = MAX_REFERENCES,
     opacity: float | None = None,
+    memory_limit: int | None = None,
     seed: int = 0,
     monitor: Monitor | None = None,
 ) -> Scene:
@@ -132,6 +153,7 @@ def look(
         argument: what the caller calls ``layers``.
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
+        memory_limit: bytes to keep to, or None.
         seed: which references, and which pair's corruption goes onto which.
         monitor: asked between batches, if there is one.
     """
@@ -140,6 +162,7 @@ def look(
         raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
     if opacity is not None:
         check_number("opacity", opacity, low=0.0, high=1.0)
+    memory_limit = check_limit(memory_limit)
     pairs = pairs.to(model_device(model), model_dtype(model))
     references = pairs.clean
     if reference is None and statistics is None:
@@ -172,10 +195,11 @@ def look(
     answers = labels
     if reference is not None:
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
-    return Scene(
+    chosen = catalog.select(argument, layers)
+    scene = Scene(
         model=model,
         catalog=catalog,
-        layers=catalog.select(argument, layers),
+        layers=chosen,
         pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
         references=references,
         carriers=(
@@ -185,6 +209,25 @@ def look(
         ),
         answers=answers,
         given=reference is not None,
+        limit=memory_limit,
+        sizes=None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1]),
+    )
+    scene.parts()  # says now if the limit is too low
+    return scene
+
+
+def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
+    """Samples that a call looks at, from so many pairs and references (0 for none) like ``inputs``.
+
+    Where `Scene.halves` splits them, one half is solved with.
+    """
+    looked = min(references, MAX_REFERENCES)
+    more = PROBE if looked >= SPLIT // 2 else 0
+    return Counts(
+        references=looked,
+        probe=min(PROBE, looked) if looked else pairs,
+        sources=pairs + (pairs + more if more else 0),
+        chunk=chunk_size(inputs, inputs.device),
     )
 
 

@@ -72,10 +72,10 @@ class DenseSolver:
         return whitened.transpose(1, 2)
 
     def _factorise(self, ridge: float) -> Tensor:
-        identity = torch.eye(self._moment.shape[1]).to(self._moment)
         tried = ridge
         while True:
-            regular = self._moment + tried * self._scale.reshape(-1, 1, 1) * identity
+            regular = self._moment.clone()
+            regular.diagonal(dim1=1, dim2=2).add_(tried * self._scale[:, None])
             factor: Tensor
             factor, failed = torch.linalg.cholesky_ex(regular)
             if not bool(failed.any()):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.candidates import RIDGES, Candidate, layer_keys, observe
+from rectify_widgets.engine.candidates import RIDGES, Candidate, layer_keys
 from rectify_widgets.engine.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.editing import (
     DIRECTIONS,
@@ -22,13 +22,8 @@ from rectify_widgets.engine.editing import (
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import capturing, inspecting, predict
 from rectify_widgets.engine.layers import KEY_SPACES, Keys
-from rectify_widgets.engine.localization import (
-    STEPS,
-    TRIALS,
-    layer_options,
-    layer_scores,
-    statistics_for,
-)
+from rectify_widgets.engine.layerwise import Collected, look_at_layers
+from rectify_widgets.engine.localization import TRIALS, layer_scores
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look
@@ -115,7 +110,7 @@ def solve_edit(
             if solver == "matrix-free":
                 factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
             else:
-                known = statistics_for(scene, reference, statistics, seed, last)
+                known = Collected(scene, reference, statistics, seed).of(scene.layers, last)
                 factor = DenseSolver(layer, known[layer].moment)
             edit = _patch_edit(scene, layer, factor, direction, ridge)
         monitor.report(1.0, f"solved {layer}")
@@ -148,8 +143,8 @@ def _channel_edit(
     layer = scene.layers[name]
     if statistics is None:
         statistics = collect(
-            scene.model, scene.references, scene.catalog, scene.layers, "channel", None, 64, seed,
-            monitor,
+            scene.model, scene.references, scene.catalog, scene.layers, key_space="channel",
+            seed=seed, monitor=monitor,
         )  # fmt: skip
     elif statistics.key_space != "channel":
         raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'channel' keys")
@@ -223,17 +218,14 @@ def _choose(
     monitor: Monitor,
 ) -> Candidate:
     """The candidate that `localize` puts first among the layers of the scene."""
-    model = scene.model
-    known = statistics_for(scene, reference, statistics, seed, monitor.part(0.0, 0.4))
-    probe = scene.probe(model, seed, monitor)
-    seen = observe(model, scene.layers, probe, steps=STEPS, monitor=monitor.part(0.4, 0.7))
-    options = layer_options(
-        scene, model, known, seen, sources, monitor.part(0.7, 0.75), directions, ridges
-    )
+    looked = look_at_layers(
+        scene, Collected(scene, reference, statistics, seed),
+        scene.probe(scene.model, seed, monitor), sources, monitor.part(0.0, 0.75),
+        directions=directions, ridges=ridges,
+    )  # fmt: skip
+    options = looked.options
     if not any(options.values()):
         names = ", ".join(map(repr, scene.layers))
         raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
-    scores = layer_scores(
-        "edit-attribution", scene, known, options, STEPS, TRIALS, monitor.part(0.75, 0.8)
-    )
+    scores = layer_scores("edit-attribution", scene, looked, TRIALS, monitor.part(0.75, 0.8))
     return options[max((name for name in options if options[name]), key=scores.__getitem__)][0]

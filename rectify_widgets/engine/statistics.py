@@ -28,9 +28,12 @@ from rectify_widgets.engine.inspection import (
     unwrap,
 )
 from rectify_widgets.engine.layers import KEY_SPACES, EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.memory import check_limit, collect_chunk, measure_sizes
 from rectify_widgets.engine.moments import MomentSum
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 
+BATCH = 64
+"""References whose positions are sampled together."""
 _FORMAT = "rectify_widgets.key_statistics.1"
 
 
@@ -100,7 +103,8 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         *,
         key_space: str = "patch",
         positions: int | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
+        memory_limit: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
@@ -114,7 +118,9 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
             key_space: ``"patch"`` (unfolded input patches) or ``"channel"`` (per-pixel channels).
             positions: positions taken at random from each input; ``None`` takes 64, or as many as
                 give eight positions for each number of the key where references are few.
-            batch_size: inputs in one forward pass (a loader brings its own).
+            batch_size: inputs whose positions are sampled together, and that make one forward pass
+                unless memory is short (a loader brings its own).
+            memory_limit: bytes to keep to, see `estimate_memory`; the sums are the same.
             seed: of the sampling of positions.
             progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
@@ -132,9 +138,17 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         catalog = editable_layers(model, example)
         several = isinstance(layers, Iterable) and not isinstance(layers, str)
         chosen = catalog.select("layers", list(layers or ()) if several else layers)
+        limit = check_limit(memory_limit)
+        chunk = None
+        if limit is not None:
+            with inspecting(model) as module:
+                like = example[:1].to(device=model_device(module), dtype=model_dtype(module))
+                sizes = measure_sizes(module, chosen, like)
+            chunk = collect_chunk(sizes, chosen, len(example), limit)
         return collect(
-            model, reference, catalog, chosen, key_space, positions, batch_size, seed, monitor
-        )
+            model, reference, catalog, chosen, key_space=key_space, positions=positions,
+            batch_size=batch_size, chunk=chunk, seed=seed, monitor=monitor,
+        )  # fmt: skip
 
     def merge(self, other: KeyStatistics) -> KeyStatistics:
         """Statistics of two disjoint sets of references as if collected in one pass.
@@ -233,43 +247,67 @@ def collect(
     reference: Inputs,
     catalog: LayerCatalog,
     chosen: Mapping[str, EditableLayer],
-    key_space: str,
-    positions: int | None,
-    batch_size: int,
+    *,
+    key_space: str = "patch",
+    positions: int | None = None,
+    batch_size: int = BATCH,
+    chunk: int | None = None,
     seed: int,
     monitor: Monitor,
 ) -> KeyStatistics:
-    """The streaming pass behind `KeyStatistics.collect`, on layers that are already found."""
+    """The streaming pass behind `KeyStatistics.collect`, on layers that are already found.
+
+    ``chunk`` samples go through the model at a time, which makes no difference to the sums; where a
+    device has no memory for so many, the pass begins anew with half of them.
+    """
     total_inputs = count_inputs(reference)
-    sums = {
-        name: MomentSum(
-            layer, key_space, positions=positions, expected=total_inputs or batch_size, seed=seed
-        )
-        for name, layer in chosen.items()
-    }
-    done = number = 0
+    expected = total_inputs or batch_size
+    sums: dict[str, MomentSum] = {}
+    samples = number = 0
 
     def add(name: str, inputs: Tensor, _: Tensor) -> None:
         monitor.check()
         sums[name].add(inputs, samples, number)
 
-    with inspecting(model) as module:
+    def once(module: nn.Module, chunk: int | None) -> int:
+        nonlocal samples, number
+        done = number = 0
+        for name, layer in chosen.items():
+            sums[name] = MomentSum(
+                layer, key_space, positions=positions, expected=expected, seed=seed
+            )
         device, dtype = model_device(module), model_dtype(module)
+        for batch in batches("reference", reference, batch_size):
+            for piece in batch.split(chunk or len(batch)):
+                monitor.report(done / total_inputs if total_inputs else 0.0, "collecting keys")
+                samples = len(piece)
+                predict(module, piece.to(device=device, dtype=dtype))
+                done += samples
+            number += 1
+        return done
+
+    def fitting(module: nn.Module, chunk: int | None) -> int:
+        # A pass that runs out of memory has added to some sums and not to others: all begin anew.
+        try:
+            return once(module, chunk)
+        except torch.OutOfMemoryError:
+            if samples <= 1:
+                raise
+            chunk = samples // 2
+        torch.cuda.empty_cache()  # not while the error is handled, whose frames hold tensors
+        return fitting(module, chunk)
+
+    with inspecting(model) as module:
         found = fingerprints(module, catalog, chosen)
         with capturing({name: layer.module for name, layer in chosen.items()}, add):
-            for batch in batches("reference", reference, batch_size):
-                monitor.report(done / total_inputs if total_inputs else 0.0, "collecting keys")
-                samples = len(batch)
-                predict(module, batch.to(device=device, dtype=dtype))
-                done += samples
-                number += 1
+            done = fitting(module, chunk)
     monitor.report(1.0, "collected keys")
-    layers = {
-        name: LayerStatistics(sums[name].total(), sums[name].count, found[name]) for name in chosen
-    }
-    for name, layer_statistics in layers.items():
-        squares = layer_statistics.total.diagonal(dim1=1, dim2=2)
-        if not bool(torch.isfinite(squares).all()):
+    layers = {}
+    for name in chosen:
+        total = sums[name].total()
+        layers[name] = LayerStatistics(total, sums.pop(name).count, found[name])
+        # Any number of a key that is not finite makes its square on the diagonal so.
+        if not bool(torch.isfinite(total.diagonal(dim1=1, dim2=2)).all()):
             raise ValueError(
                 f"model: the inputs of layer {name!r} are NaN or infinite on the references; "
                 "want a model with finite activations"
