@@ -11,8 +11,11 @@ from tqdm import tqdm
 from rectify_widgets.benchmarks import comparison
 from rectify_widgets.benchmarks.failures import measure_failures
 from rectify_widgets.benchmarks.measure import shipped
+from rectify_widgets.benchmarks.memory import measure_memory
 from rectify_widgets.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
+from rectify_widgets.benchmarks.scale import calculate
 from rectify_widgets.benchmarks.several import measure_several
+from rectify_widgets.benchmarks.speed import NAMES, bench, measure_speed
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.benchmarks.trojan import (
     measure_ablation,
@@ -23,7 +26,7 @@ from rectify_widgets.benchmarks.trojan import (
 from rectify_widgets.benchmarks.widgets import measure_widgets
 from rectify_widgets.engine.progress import Monitor
 
-Benchmark = Callable[[argparse.Namespace, Monitor], Table]
+Benchmark = Callable[[argparse.Namespace, Monitor], Table | list[Table]]
 
 ALL, REPORT = "all", "report"
 COMPARED = {
@@ -61,7 +64,7 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             options.pairs,
             options.network_seed,
             monitor,
-            only=options.only,
+            only=" ".join(options.only) if options.only else None,
             budget=options.budget,
         ),
     ),
@@ -79,6 +82,21 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
         5,
         "time to the new view, payloads and memory of the widgets, in a kernel (repeats, not pairs)",
         lambda options, monitor: measure_widgets(options.pairs, monitor),
+    ),
+    "speed": (
+        3,
+        "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
+        lambda options, monitor: measure_speed(bench(options), options.only, options.out, monitor),
+    ),
+    "memory": (
+        1,
+        "peaks of memory against those foretold (torchvision's networks where it is installed)",
+        measure_memory,
+    ),
+    "scale": (
+        1,
+        "what ImageNet and a large transformer should cost on eight GPUs, calculated",
+        lambda *_: calculate(),
     ),
 }
 
@@ -100,10 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
             bar.n = round(100 * fraction)
             bar.set_postfix_str(message)
 
-        table = run(options, Monitor(show))
-    print(table.markdown())
-    if options.out is not None:
-        table.save(options.out)
+        found = run(options, Monitor(show))
+    for table in found if isinstance(found, list) else [found]:
+        print(table.markdown())
+        if options.out is not None:
+            table.save(options.out)
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -172,8 +191,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure anew")
     add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
     group = parser.add_argument_group("networks")
-    group.add_argument("--only", help="one cell, such as 'vit blend'")
+    group.add_argument("--only", nargs="+", metavar="NAME", help="one cell, such as 'vit blend'; "
+        f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls")  # fmt: skip
     group.add_argument("--budget", type=float, default=0.01, help="max_degradation")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--repeats", type=int, metavar="N", help="runs of each task, in turns (default: 3)")
+    add("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    add("--threads", type=int, default=2, metavar="N", help="of torch (default: %(default)s)")
+    add("--whole", action="store_true", help="time the whole fine-tuning epoch, not some batches")
+    add("--references", type=int, default=16, metavar="N", help="of memory (default: %(default)s)")
+    add("--most-memory", type=float, default=12.0, metavar="GB", help="a process of the memory "
+        "benchmark may take (default: %(default)s)")  # fmt: skip
     return parser
 
 

@@ -1,0 +1,264 @@
+"""The real peak of memory of collecting, localising and rectifying, beside what was foretold.
+
+Imports the engine and this folder's networks and tables; torchvision where it is installed.  Each
+peak is that of a fresh process, above what it held just before the call: resident memory on a CPU,
+allocated tensors on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import rectify_widgets as rw
+from rectify_widgets.benchmarks.speed_networks import network
+from rectify_widgets.benchmarks.speed_timing import describe, number
+from rectify_widgets.benchmarks.tables import Table
+from rectify_widgets.engine.checks import check_choice
+from rectify_widgets.engine.progress import Monitor
+
+MEGA, GIGA = 1e6, 1e9
+CALLS = ("collect", "localize", "rectify")
+VISION = ("resnet50", "efficientnet_b4", "vit_b_16")
+"""Networks of torchvision, with 224×224 pixels."""
+OWN = {"resnet18-cifar": 18, "resnet50-cifar": 50}
+"""Networks of this folder, with 32×32 pixels."""
+TOLERANCE = 0.25
+"""How far the foretold peak may be from the real one."""
+REACTION = 5.0
+"""Spread of what the corruption does to the scores; untrained networks hardly react otherwise."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call on one network, to be made in a process of its own.
+
+    Args:
+        network: of `VISION` or `OWN`.
+        call: of `CALLS`.
+        references: how many.
+        workers: of the loader that the references come from; None gives a tensor.
+        device, threads: where, and with how many threads.
+        limit: bytes of memory that the process may take at most; None for no bound.
+    """
+
+    network: str
+    call: str
+    references: int
+    workers: int | None = None
+    device: str = "cpu"
+    threads: int = 2
+    limit: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Pixels of an edge of its images."""
+        return 32 if self.network in OWN else 224
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the call took: seconds, and bytes at its peak above those held before."""
+
+    seconds: float
+    bytes: int
+    foretold: int
+    """What `estimate_memory` says of it."""
+
+
+class Drawn(Dataset[Tensor]):
+    """Random images that are made when they are asked for, so that none is held in memory."""
+
+    def __init__(self, count: int, side: int) -> None:
+        self._count, self._side = count, side
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> Tensor:
+        if row >= self._count:
+            raise IndexError(row)
+        generator = torch.Generator().manual_seed(row)
+        return torch.rand(3, self._side, self._side, generator=generator)
+
+
+def build(name: str) -> nn.Module:
+    """An untrained network by name, in evaluation mode.
+
+    Raises:
+        ValueError: it needs torchvision, which is not installed.
+    """
+    if name in OWN:
+        return network(OWN[name])
+    try:
+        from torchvision import models
+    except ImportError:
+        raise ValueError(
+            f"network: {name} comes with torchvision, which is not installed; "
+            "pip install 'rectify_widgets[vision]'"
+        ) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = getattr(models, name)(weights=None)
+    return model.eval()
+
+
+def networks() -> list[str]:
+    """Those that can be had here: torchvision's, else this folder's."""
+    try:
+        import torchvision  # noqa: F401 - is it there?
+    except ImportError:
+        return list(OWN)
+    return list(VISION)
+
+
+def react(model: nn.Module, pairs: rw.SamplePairs) -> None:
+    """Stretch the last linear layer so that the corruption changes the scores.
+
+    Memory does not depend on the numbers, but a rectification with nothing to do ends at once.
+    """
+    last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        spread = (model(pairs.corrupted) - model(pairs.clean)).std()
+        last.weight *= REACTION / float(spread)
+
+
+def perform(job: Job) -> Peak:
+    """Make the call in this process, which should be a fresh one."""
+    if job.limit is not None:
+        _bound(job.limit)
+    torch.set_num_threads(job.threads)
+    device = torch.device(job.device)
+    model = build(job.network).to(device)
+    clean = Drawn(2, job.side)[1][None].to(device)
+    corrupted = clean.clone()
+    corrupted[..., -job.side // 4 :, -job.side // 4 :] = 1.0
+    pairs = rw.SamplePairs(corrupted, clean)
+    images = Drawn(job.references, job.side)
+    reference: Tensor | DataLoader[Any] = (
+        torch.stack([images[row] for row in range(len(images))]).to(device)
+        if job.workers is None
+        else DataLoader(images, batch_size=64, num_workers=job.workers)
+    )
+    react(model, pairs)  # the first pass, which loads libraries and plans
+    calls: dict[str, Callable[[], object]] = {
+        "collect": lambda: rw.KeyStatistics.collect(model, reference),
+        "localize": lambda: rw.localize(model, pairs, reference=reference),
+        "rectify": lambda: rw.rectify(
+            model, pairs, reference=reference, target_gap=0.0, max_rounds=1
+        ),
+    }
+    before = _reset(device)
+    began = time.perf_counter()
+    kept = calls[job.call]()
+    seconds = time.perf_counter() - began
+    highest = _highest(device)
+    del kept
+    foretold = rw.estimate_memory(
+        model, clean.shape[1:], call=job.call, references=job.references
+    ).peak
+    return Peak(seconds, highest - before, foretold)
+
+
+def in_process(job: Job, work: Callable[[Job], Peak] = perform) -> Peak:
+    """Make the call, or do other ``work``, in a fresh process.
+
+    Raises:
+        BrokenProcessPool: it was killed, as a rule for want of memory.
+        RuntimeError, MemoryError: it met its limit.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, job).result()
+
+
+def _bound(limit: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _reset(device: torch.device) -> int:
+    """Forget the peak so far; answers the bytes held now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # sets VmHWM to VmRSS
+    return _status("VmRSS")
+
+
+def _highest(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A figure of this process in bytes, from Linux; elsewhere its peak since it began."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith(name + ":"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"no {name} in {path}")
+
+
+def measure_memory(
+    options: argparse.Namespace, monitor: Monitor, run: Callable[[Job], Peak] = in_process
+) -> Table:
+    """A row for each network and call: the real peak against what was foretold.
+
+    ``options.only`` names networks, calls, or both.
+    """
+    known = networks()
+    only = options.only or []
+    for name in only:
+        check_choice("only", name, (*VISION, *OWN, *CALLS))
+    chosen = [name for name in (*VISION, *OWN) if name in only] or known
+    calls = [name for name in CALLS if name in only] or list(CALLS)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads)
+    table = Table(
+        "memory",
+        f"{describe(torch.device(device))}.  Untrained networks, one pair, {options.references} "
+        "references; MB beyond what the process held before the call, each in a fresh process.",
+    )
+    jobs = [
+        Job(name, call, options.references, device=device, threads=options.threads,
+            limit=round(options.most_memory * GIGA))
+        for name in chosen for call in calls
+    ]  # fmt: skip
+    for place, job in enumerate(jobs):
+        monitor.report(place / len(jobs), f"{job.network}, {job.call}")
+        peak = run(job)
+        table.add(
+            network=job.network,
+            call=job.call,
+            **{
+                "foretold MB": number(peak.foretold / MEGA),
+                "real MB": number(peak.bytes / MEGA),
+                "foretold of real": f"{peak.foretold / peak.bytes:.2f}",
+                f"within {100 * TOLERANCE:.0f} %": (
+                    "yes" if abs(peak.foretold / peak.bytes - 1) <= TOLERANCE else "no"
+                ),
+                "seconds": number(peak.seconds),
+            },
+        )
+    return table

@@ -1,0 +1,162 @@
+"""Speed of the sweep, of statistics and of localisation against what one would do without them.
+
+Imports the engine, captum and this folder's speed modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from captum.attr import InternalInfluence
+from torch import Tensor
+
+import rectify_widgets as rw
+from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
+from rectify_widgets.benchmarks.speed_edit import measure_edit
+from rectify_widgets.benchmarks.speed_limits import BATCH, executed, forward_work, moment_work
+from rectify_widgets.benchmarks.speed_repair import measure_rectify, measure_rounds
+from rectify_widgets.benchmarks.speed_timing import Growth, Ratio, number
+from rectify_widgets.engine.attribution import margin, sweep
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.layers import editable_layers
+from rectify_widgets.engine.progress import Monitor
+
+CLOSE = 1e-3
+"""Largest difference between our sweep and captum's, relative to a layer's largest gradient."""
+
+
+def measure_sweep(bench: Bench) -> Measured:
+    """One sweep over all layers against captum's `InternalInfluence`, one layer after the other."""
+    model, count, steps = bench.network(), bench.sizes.swept, bench.sizes.steps
+    start, end = bench.images(count, seed=1), bench.images(count, seed=2)
+    labels = torch.zeros(count, dtype=torch.long, device=start.device)
+    rivals = labels + 1
+    layers = editable_layers(model, end[:1]).editable
+    theirs: dict[str, Tensor] = {}
+
+    def difference(x: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+        return margin(model(x), labels, rivals)
+
+    def layer_by_layer() -> None:
+        for name, layer in layers.items():
+            found = InternalInfluence(difference, layer.module).attribute(
+                end, baselines=start, additional_forward_args=(labels, rivals), n_steps=steps,
+                method="riemann_middle",
+            )  # fmt: skip
+            theirs[name] = layer.positions(found, count)
+
+    with inspecting(model) as module:
+
+        def at_once() -> dict[str, Tensor]:
+            found = sweep(
+                module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor()
+            )
+            return dict(found.gradients)
+
+        with torch.enable_grad():
+            mine, other = bench.clock.turns([at_once, layer_by_layer], bench.repeats)
+        ours = at_once()
+        done = executed(at_once)
+    largest = max(
+        float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in layers
+    )
+    if set(ours) != set(theirs) or not largest < CLOSE:
+        raise RuntimeError(
+            f"the sweep is not what captum finds: largest relative difference {largest:.1e}"
+        )
+    row = Row(
+        f"sweep of all {len(layers)} layers",
+        "captum InternalInfluence, layer by layer",
+        Ratio(other, mine),
+        14.0,
+        faster=True,
+        note=f"{count} inputs, {steps} steps; largest relative difference {largest:.0e}",
+    )
+    # A pass back to the inputs of the layers has as many products as the one before it.
+    least = forward_work(model, start) * (2 * steps + 2)
+    return Measured([row], [Cost(row.what, bench.clock.cost(mine), least, done)])
+
+
+def measure_statistics(bench: Bench) -> Measured:
+    """Statistics of all layers against the plain forward pass of the same images."""
+    model, images = bench.network(), bench.images(bench.sizes.references)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for batch in images.split(BATCH):
+                model(batch)
+
+    def collect() -> None:
+        found.append(rw.KeyStatistics.collect(model, images, batch_size=BATCH))
+
+    found: list[rw.KeyStatistics] = []
+    mine, plain = bench.clock.turns([collect, forward], bench.repeats, warm=False)
+    one = forward_work(model, images)
+    done, statistics = executed(collect), found[-1]
+    row = Row(
+        f"statistics of all {len(statistics)} layers, {len(images)} references",
+        "plain forward pass of the same images",
+        Ratio(mine, plain),
+        3.0,
+        faster=False,
+        note=f"batches of {BATCH}",
+    )
+    plainly = Cost(
+        "plain forward pass of the same images", bench.clock.cost(plain), one, one.multiply_adds
+    )
+    cost = Cost(row.what, bench.clock.cost(mine), one + moment_work(model, statistics), done)
+    return Measured([row], [cost, plainly])
+
+
+def measure_depth(bench: Bench) -> Measured:
+    """Localisation on growing depth against the forward pass of the same images."""
+    measured = {depth: _depth(bench, depth) for depth in bench.sizes.depths}
+    first, *deeper = bench.sizes.depths
+    base = measured[first]
+    rows = list(measured.values())
+    rows += [
+        Row(
+            f"growth of localisation from {first} to {depth} layers",
+            "growth of the forward pass",
+            Growth(measured[depth].ratio, base.ratio),
+            1.0,
+            faster=False,
+            note="",
+        )
+        for depth in deeper
+    ]
+    return Measured(rows)
+
+
+def _depth(bench: Bench, depth: int) -> Row:
+    model, pair, images = bench.network(depth), bench.pair(), bench.images(bench.sizes.localized)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for batch in images.split(BATCH):
+                model(batch)
+
+    def localize() -> rw.Localization:
+        return rw.localize(model, pair, reference=images)
+
+    forward()  # loads and plans; a localisation is too long to be run for that alone
+    mine, plain = bench.clock.turns([localize, forward], bench.repeats, warm=False)
+    return Row(
+        f"localisation, {depth} layers deep",
+        f"forward pass of the same {len(images)} references",
+        Ratio(mine, plain),
+        None,
+        faster=False,
+        note=f"{number(mine[0].seconds)} s and {number(plain[0].seconds)} s",
+    )
+
+
+ROWS: dict[str, Callable[[Bench], Measured]] = {
+    "sweep": measure_sweep,
+    "statistics": measure_statistics,
+    "edit": measure_edit,
+    "depth": measure_depth,
+    "rectify": measure_rectify,
+    "rounds": measure_rounds,
+}
