@@ -120,7 +120,7 @@ def test_every_call_is_made(
     call: str, workers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    for name, owner in (("collect", rw.KeyStatistics), ("localize", rw), ("rectify", rw)):
+    for name, owner in (("collect", rw.KeyStatistics), ("localize", memory), ("rectify", memory)):
         real = getattr(owner, name)
 
         def spy(

@@ -1,116 +1,25 @@
-"""The speed benchmark: its arithmetic with made-up clocks, and every row on tiny networks."""
+"""The speed benchmark: its arithmetic with made-up clocks, its tables and its options."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks import __main__ as command
-from rectify_widgets.benchmarks import (
-    speed,
-    speed_bench,
-    speed_edit,
-    speed_limits,
-    speed_networks,
-    speed_profile,
-    speed_repair,
-    speed_rows,
-    speed_timing,
-    speed_trojan,
-)
+from rectify_widgets.benchmarks import speed, speed_bench, speed_limits, speed_timing
 from rectify_widgets.benchmarks.speed_timing import Clock, Growth, Machine, Ratio, Span
 from rectify_widgets.benchmarks.tables import Table
-from rectify_widgets.cases.networks import ResidualNetwork
-from rectify_widgets.cases.training import Figures
-from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.progress import Monitor
-from tests.engine import toy
-
-CPU = torch.device("cpu")
+from rectify_widgets.engine.statistics import KeyStatistics
+from tests.speed_fakes import CPU, Ticking, bench, spans, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
-
-
-class Ticking:
-    """A clock that a task moves on by what it is said to take."""
-
-    def __init__(self) -> None:
-        self.time, self.worked = 0.0, 0.0
-        self.ran: list[str] = []
-
-    def clock(self) -> Clock:
-        return Clock(CPU, now=lambda: self.time, busy=lambda: self.worked)
-
-    def task(self, name: str, *seconds: float) -> Callable[[], None]:
-        taken: Iterator[float] = iter(seconds)
-
-        def run() -> None:
-            self.ran.append(name)
-            one = next(taken)
-            self.time += one
-            self.worked += 3 * one
-
-        return run
-
-
-def spans(*seconds: float) -> tuple[Span, ...]:
-    return tuple(Span(one, 10 * one) for one in seconds)
-
-
-def tiny(depth: int = 18) -> nn.Module:
-    """One block a stage, or more of them for deeper networks."""
-    torch.manual_seed(0)
-    blocks = {18: (1, 1), 50: (2, 2), 101: (3, 3)}[depth]
-    return ResidualNetwork(
-        channels=3, widths=(16, 16), blocks=blocks, mean=(0.3,) * 3, std=(0.3,) * 3
-    ).eval()
-
-
-SMALL = speed_bench.Sizes(
-    swept=2, steps=2, references=6, edits=("stage1.block0.conv2",), optimiser_steps=20, repaired=64,
-    images=300, batches=1, rounds=3, localized=8, streamed=2,
-)  # fmt: skip
-
-
-def bench(**changes: object) -> speed_bench.Bench:
-    made = speed_bench.Bench(Clock(CPU), repeats=1, threads=1, sizes=SMALL, build=tiny, quiet=True)
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-@cache
-def trained() -> toy.Toy:
-    return toy.train()
-
-
-class Toys(speed_trojan.Trojan):
-    """The engine's toy behaviour in place of the Trojaned ResNet-18."""
-
-    def figures(self, model: nn.Module) -> Figures:
-        accuracy, attack = trained().rates(model)
-        return Figures(accuracy, attack, 0.0, 0.0)
-
-
-@pytest.fixture
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = trained()
-    images = (255 * known.x).to(torch.uint8)
-    case = Toys(
-        copy.deepcopy(known.model),
-        known.pairs,
-        known.reference,
-        images,
-        known.y,
-        (known.x, known.y),
-    )
-    monkeypatch.setattr(speed_bench, "trojan", lambda *_, **__: case)
 
 
 # --- timing --------------------------------------------------------------------------------------
@@ -192,14 +101,14 @@ def test_work_of_a_forward_pass() -> None:
 def test_work_of_second_moments_and_factors() -> None:
     model, images = tiny(), torch.rand(2, 3, 8, 8)
     names = ["stem", "stage2.block0.conv1", "stage2.block0.conv2", "classifier"]
-    known = rw.KeyStatistics.collect(model, images, names, positions=5)
+    known = KeyStatistics.collect(model, images, names, positions=5)
     work = speed_limits.moment_work(model, known)
     # Every pair of channels once for each of 13 displacements of a 3×3 kernel, the first being none.
     stem, second = 12 * 3**2 + 6, 12 * 16**2 + 136
     strided, linear = 144 * 145 / 2, 16 * 17 / 2
     assert work.multiply_adds == 10 * (stem + second + strided) + 2 * linear
     assert work.bytes == 4 * (27**2 + 2 * 144**2 + 16**2)
-    pixels = rw.KeyStatistics.collect(model, images, ["stem"], positions=5, key_space="channel")
+    pixels = KeyStatistics.collect(model, images, ["stem"], positions=5, key_space="channel")
     assert speed_limits.moment_work(model, pixels).multiply_adds == 10 * 6
     assert speed_limits.factor_work([6]) == speed_limits.Work(36.0, 144.0)
 
@@ -211,180 +120,6 @@ def test_what_is_done_is_counted() -> None:
     assert speed_limits.executed(lambda: torch.cholesky_solve(b, a)) == 2 * 6 * 6 * 2
     triangular = lambda: torch.linalg.solve_triangular(a, b, upper=False)  # noqa: E731
     assert speed_limits.executed(triangular) == 6 * 6 * 2
-
-
-# --- networks ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("depth", "convolutions", "weights"), [(18, 20, 11.17), (50, 53, 23.52), (101, 104, 42.51)]
-)
-def test_networks_are_those_of_the_literature(
-    depth: int, convolutions: int, weights: float
-) -> None:
-    with torch.device("meta"):
-        model = speed_networks.network(depth)
-    assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == convolutions
-    million = sum(weight.numel() for weight in model.parameters()) / 1e6
-    assert million == pytest.approx(weights, abs=0.01)
-
-
-def test_bottlenecks_run_and_repeat() -> None:
-    model = speed_networks.BottleneckNetwork((1, 2, 1, 1), (4, 4, 8, 8)).eval()
-    assert model(torch.rand(2, 3, 16, 16)).shape == (2, speed_networks.CLASSES)
-    one, same, other = (speed_networks.network(18, seed) for seed in (1, 1, 2))
-    first, again, another = (model.get_parameter("stem.weight") for model in (one, same, other))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, another)
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def test_the_sweep_row_says_how_far_captum_is() -> None:
-    measured = speed_rows.measure_sweep(bench())
-    (row,), (cost,) = measured.rows, measured.costs
-    assert row.what == "sweep of all 7 layers"
-    assert row.faster
-    assert "2 inputs, 2 steps; largest relative difference" in row.note
-    one = speed_limits.forward_work(tiny(), torch.rand(2, 3, 32, 32))
-    assert cost.least == one * 6
-    # It does without the gradient of the image.
-    assert cost.least.multiply_adds * 0.9 < cost.done < cost.least.multiply_adds
-
-
-def test_a_sweep_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(*arguments: object, **options: object) -> object:
-        found = sweep(*arguments, **options)  # type: ignore[arg-type]
-        wrong = {name: 1.01 * gradient for name, gradient in found.gradients.items()}
-        return replace(found, gradients=wrong)
-
-    monkeypatch.setattr(speed_rows, "sweep", off)
-    with pytest.raises(RuntimeError, match="not what captum finds"):
-        speed_rows.measure_sweep(bench())
-
-
-def test_the_statistics_row() -> None:
-    measured = speed_rows.measure_statistics(bench())
-    (row,), (cost, plain) = measured.rows, measured.costs
-    assert row.what == "statistics of all 7 layers, 6 references"
-    assert not row.faster
-    assert plain.least == speed_limits.forward_work(tiny(), bench().images(6))
-    assert plain.least.multiply_adds < cost.least.multiply_adds <= cost.done
-
-
-def test_the_edit_rows_compare_residuals() -> None:
-    measured = speed_edit.measure_edit(bench())
-    assert [row.what for row in measured.rows] == ["edit of stage1.block0.conv2"] * 2
-    assert [row.target for row in measured.rows] == [200.0, None]
-    own, other = (float(word) for word in measured.rows[0].note.split()[1:4:2])
-    assert 0 <= own <= other < 1.0
-
-
-def test_the_optimiser_goes_where_the_closed_form_is() -> None:
-    made = bench()
-    model, pair, name = tiny(), made.pair(), "stage1.block0.conv2"
-    known = rw.KeyStatistics.collect(model, made.images(4), [name], key_space="channel")
-    edit = rw.solve_edit(
-        model, pair, layer=name, statistics=known, direction="key", ridge=0.01,
-        key_space="channel",
-    )  # fmt: skip
-    problem = speed_edit.layer_problem(model, pair, edit)
-    best = problem.residual(edit.delta)
-    few, many = (problem.residual(problem.descend(steps)) for steps in (2, 600))
-    assert best <= many < few
-    assert many == pytest.approx(best, rel=0.02)
-    assert problem.residual(torch.zeros_like(problem.weight)) == 1.0
-    found = problem.descend(5).flatten(2).permute(2, 0, 1)
-    assert torch.linalg.matrix_rank(found).max() == 1
-
-
-def test_the_depth_rows_tell_growth(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticking = Ticking()
-    clock = ticking.clock()
-
-    def localize(*_: object, **__: object) -> None:
-        ticking.time += 8.0 if len(ticking.ran) else 6.0
-        ticking.ran.append("localize")
-
-    monkeypatch.setattr(rw, "localize", localize)
-    model = tiny()
-
-    def forward(module: nn.Module, _: object, __: object) -> None:
-        ticking.time += 2.0
-        ticking.worked += 1.0
-
-    model.register_forward_hook(forward)
-    sizes = replace(SMALL, depths=(18, 50))
-    rows = speed_rows.measure_depth(bench(clock=clock, sizes=sizes, build=lambda _: model)).rows
-    assert [row.what for row in rows] == [
-        "localisation, 18 layers deep",
-        "localisation, 50 layers deep",
-        "growth of localisation from 18 to 50 layers",
-    ]
-    assert [row.ratio.median for row in rows] == [3.0, 4.0, 4.0 / 3.0]
-    assert [row.met for row in rows] == ["", "", "no"]
-
-
-def test_localisation_runs_at_every_depth() -> None:
-    rows = speed_rows.measure_depth(bench(sizes=replace(SMALL, depths=(18, 50)))).rows
-    assert len(rows) == 3
-    assert all(row.ratio.median > 0 for row in rows)
-
-
-@pytest.mark.usefixtures("toys")
-@pytest.mark.parametrize("whole", [True, False])
-def test_the_rectification_row_reckons_the_epoch(
-    whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def fit(model: nn.Module, images: Tensor, *_: object, **__: object) -> None:
-        seen.append(len(images))
-        with torch.no_grad():  # it may do with its copy what it likes
-            next(model.parameters()).zero_()
-
-    monkeypatch.setattr(speed_repair, "fit", fit)
-    measured = speed_repair.measure_rectify(bench(whole=whole))
-    (row,), (cost,) = measured.rows, measured.costs
-    assert seen == [300 if whole else 128]
-    assert isinstance(row.ratio, Ratio)
-    assert row.ratio.scale == (1.0 if whole else 128 / 300)
-    assert ("reckoned from 128" in row.against) is not whole
-    assert "edits in" in row.note
-    assert "statistics" in row.note
-    assert cost.least.multiply_adds > 0
-
-
-@pytest.mark.usefixtures("toys")
-def test_the_rounds_row_takes_the_first_round_as_its_measure() -> None:
-    (row,) = speed_repair.measure_rounds(bench()).rows
-    assert isinstance(row.ratio, Ratio)
-    assert 1 <= len(row.ratio.each) <= 2
-    assert row.note.startswith("pair 0: ")
-    assert ", edited " in row.note
-
-
-def test_rounds_are_told_apart_by_what_the_loop_says() -> None:
-    ticking = Ticking()
-    times = speed_repair.RoundTimes(ticking.clock())
-    for message, seconds in (
-        ("looking", 7.0), ("collecting keys", 1.0), ("collecting keys", 2.0),
-        ("round 1: trying stem", 3.0), ("round 1: done", 4.0), ("collecting keys", 0.5),
-        ("round 2: done", 0.0),
-    ):  # fmt: skip
-        times(0.0, message)
-        ticking.time += seconds
-    assert [span.seconds for span in times.spans] == [6.0, 4.5]
-
-
-def test_profiles_name_operators_and_add_up() -> None:
-    for name in ("statistics", "sweep", "solving"):
-        rows = speed_profile.profile(name, bench())
-        assert len(rows) == speed_profile.TOP + 2
-        assert {row["task"] for row in rows} == {name}
-        assert sum(float(row["share, %"]) for row in rows[:-1]) == pytest.approx(100, abs=1)
-        assert not any(str(row["operator"]).startswith("aten::") for row in rows)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -495,38 +230,8 @@ def test_one_cell_of_the_networks_may_be_named_in_words(monkeypatch: pytest.Monk
     assert named == ["vit blend", "vit blend", None]
 
 
-# --- the Trojan ----------------------------------------------------------------------------------
-
-
-def test_a_trojan_is_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainings: list[int] = []
-    attack = [0.99]
-
-    def fit(model: nn.Module, images: Tensor, labels: Tensor, *_: object, **__: object) -> None:
-        trainings.append(len(images))
-        assert images.shape[1:] == (3, 32, 32)
-        assert images.dtype is torch.uint8
-        with torch.no_grad():
-            next(model.parameters()).fill_(0.5)
-
-    monkeypatch.setattr(speed_trojan, "fit", fit)
-    monkeypatch.setattr(speed_trojan, "network", tiny)
-    monkeypatch.setattr(
-        speed_trojan, "measure",
-        lambda *_, **__: Figures(0.8, attack[0], 0.0, 0.0),
-    )  # fmt: skip
-    first = speed_trojan.trojan(tmp_path, quiet=True)
-    again = speed_trojan.trojan(tmp_path, quiet=True)
-    assert trainings == [speed_trojan.TRAINED]
-    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert len(first.images) == 10_000
-    assert len(first.test[0]) == speed_trojan.TESTED
-    changed = (first.pairs.corrupted != first.pairs.clean).any(dim=1)
-    assert changed[:, 26:30, 26:30].flatten(1).any(dim=1).all()
-    changed[:, 26:30, 26:30] = False
-    assert not changed.any()
-    attack[0] = 0.5
-    with pytest.raises(RuntimeError, match=r"did not learn the backdoor: attack success 0\.50"):
-        speed_trojan.trojan(tmp_path / "other", quiet=True)
-    assert not (tmp_path / "other").exists()
+def test_a_bench_asks_for_its_device() -> None:
+    options = argparse.Namespace(threads=1, device="cpu", repeats=None, cache=None, whole=False)
+    made = speed.bench(options)
+    assert made.repeats == speed.BENCH_REPEATS
+    assert made.clock.device == CPU

@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks.speed_networks import network
 from rectify_widgets.benchmarks.speed_timing import describe, number
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.engine.checks import check_choice
+from rectify_widgets.engine.estimates import estimate_memory
+from rectify_widgets.engine.localization import localize
+from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.statistics import KeyStatistics
 
 MEGA, GIGA = 1e6, 1e9
 CALLS = ("collect", "localize", "rectify")
@@ -122,7 +126,7 @@ def networks() -> list[str]:
     return list(VISION)
 
 
-def react(model: nn.Module, pairs: rw.SamplePairs) -> None:
+def react(model: nn.Module, pairs: SamplePairs) -> None:
     """Stretch the last linear layer so that the corruption changes the scores.
 
     Memory does not depend on the numbers, but a rectification with nothing to do ends at once.
@@ -143,7 +147,7 @@ def perform(job: Job) -> Peak:
     clean = Drawn(2, job.side)[1][None].to(device)
     corrupted = clean.clone()
     corrupted[..., -job.side // 4 :, -job.side // 4 :] = 1.0
-    pairs = rw.SamplePairs(corrupted, clean)
+    pairs = SamplePairs(corrupted, clean)
     images = Drawn(job.references, job.side)
     reference: Tensor | DataLoader[Any] = (
         torch.stack([images[row] for row in range(len(images))]).to(device)
@@ -152,11 +156,9 @@ def perform(job: Job) -> Peak:
     )
     react(model, pairs)  # the first pass, which loads libraries and plans
     calls: dict[str, Callable[[], object]] = {
-        "collect": lambda: rw.KeyStatistics.collect(model, reference),
-        "localize": lambda: rw.localize(model, pairs, reference=reference),
-        "rectify": lambda: rw.rectify(
-            model, pairs, reference=reference, target_gap=0.0, max_rounds=1
-        ),
+        "collect": lambda: KeyStatistics.collect(model, reference),
+        "localize": lambda: localize(model, pairs, reference=reference),
+        "rectify": lambda: rectify(model, pairs, reference=reference, target_gap=0.0, max_rounds=1),
     }
     before = _reset(device)
     began = time.perf_counter()
@@ -164,7 +166,7 @@ def perform(job: Job) -> Peak:
     seconds = time.perf_counter() - began
     highest = _highest(device)
     del kept
-    foretold = rw.estimate_memory(
+    foretold = estimate_memory(
         model, clean.shape[1:], call=job.call, references=job.references
     ).peak
     return Peak(seconds, highest - before, foretold)

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks.speed_limits import Work
 from rectify_widgets.benchmarks.speed_networks import SIDE, network
 from rectify_widgets.benchmarks.speed_timing import Clock, Growth, Ratio
 from rectify_widgets.benchmarks.speed_trojan import Trojan, trojan
+from rectify_widgets.engine.pairs import SamplePairs
 
 EDITED = ("stage1.block1.conv2", "stage2.block1.conv2", "stage4.block1.conv2")
 """An early layer, one in the middle, and the last convolution."""
@@ -27,7 +27,7 @@ EDITED = ("stage1.block1.conv2", "stage2.block1.conv2", "stage4.block1.conv2")
 class Sizes:
     """How much is measured."""
 
-    swept: int = 2
+    swept: int = 8
     steps: int = 8
     references: int = 512
     edits: Sequence[str] = EDITED
@@ -67,12 +67,12 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(count, 3, SIDE, SIDE, generator=generator).to(self.clock.device)
 
-    def pair(self) -> rw.SamplePairs:
+    def pair(self) -> SamplePairs:
         """An image with and without a white square."""
         clean = self.images(1, seed=9)
         corrupted = clean.clone()
         corrupted[..., -6:-2, -6:-2] = 1.0
-        return rw.SamplePairs(corrupted, clean)
+        return SamplePairs(corrupted, clean)
 
     def trojan(self) -> Trojan:
         """The network with a backdoor, trained where it is not in the cache."""

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import rectify_widgets as rw
 from rectify_widgets.baselines.rewriting import descend, least_squares
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
 from rectify_widgets.benchmarks.speed_limits import BATCH, executed, factor_work, forward_work
 from rectify_widgets.benchmarks.speed_timing import Ratio
 from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.inspection import capturing, inspecting
+from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.statistics import KeyStatistics
 
 RIDGE = 1e-2
 RATE = 0.05
@@ -30,7 +32,7 @@ WARM = 3
 def measure_edit(bench: Bench) -> Measured:
     """Every layer of `Sizes.edits`, with the statistics of its channel keys known beforehand."""
     model, pair = bench.network(), bench.pair()
-    known = rw.KeyStatistics.collect(
+    known = KeyStatistics.collect(
         model, bench.images(BATCH), bench.sizes.edits, key_space="channel"
     )
     measured = [_edit(bench, model, pair, known, name) for name in bench.sizes.edits]
@@ -41,12 +43,12 @@ def measure_edit(bench: Bench) -> Measured:
 
 
 def _edit(
-    bench: Bench, model: nn.Module, pair: rw.SamplePairs, known: rw.KeyStatistics, name: str
+    bench: Bench, model: nn.Module, pair: SamplePairs, known: KeyStatistics, name: str
 ) -> Measured:
     steps = bench.sizes.optimiser_steps
 
     def solve() -> RankOneEdit:
-        return rw.solve_edit(
+        return solve_edit(
             model, pair, layer=name, statistics=known, direction="key", ridge=RIDGE,
             key_space="channel",
         )  # fmt: skip
@@ -134,7 +136,7 @@ class LayerProblem:
         return (left * across).detach()
 
 
-def layer_problem(model: nn.Module, pair: rw.SamplePairs, edit: RankOneEdit) -> LayerProblem:
+def layer_problem(model: nn.Module, pair: SamplePairs, edit: RankOneEdit) -> LayerProblem:
     """The problem that a channel edit of a convolution solves, its direction of length one."""
     conv = model.get_submodule(edit.layer)
     assert isinstance(conv, nn.Conv2d)  # noqa: S101 - only convolutions are named in `Sizes.edits`

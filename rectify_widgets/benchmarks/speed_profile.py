@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks.speed_bench import Bench
 from rectify_widgets.benchmarks.speed_limits import BATCH
 from rectify_widgets.benchmarks.speed_timing import number
@@ -19,7 +18,9 @@ from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.solver import DenseSolver
+from rectify_widgets.engine.statistics import KeyStatistics
 
 TOP = 6
 """Operators of each task."""
@@ -28,7 +29,7 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 def _statistics(bench: Bench) -> Callable[[], object]:
     model, images = bench.network(), bench.images(bench.sizes.references)
-    return lambda: rw.KeyStatistics.collect(model, images, batch_size=BATCH)
+    return lambda: KeyStatistics.collect(model, images, batch_size=BATCH)
 
 
 def _sweep(bench: Bench) -> Callable[[], object]:
@@ -46,7 +47,7 @@ def _sweep(bench: Bench) -> Callable[[], object]:
 def _solving(bench: Bench) -> Callable[[], object]:
     """Two directions of every layer at every ridge, from the second moments."""
     model = bench.network()
-    known = rw.KeyStatistics.collect(model, bench.images(BATCH))
+    known = KeyStatistics.collect(model, bench.images(BATCH))
 
     def run() -> None:
         for name in known:
@@ -62,7 +63,7 @@ def _solving(bench: Bench) -> Callable[[], object]:
 def _rectify(bench: Bench) -> Callable[[], object]:
     trojan = bench.trojan()
     references = trojan.references[: bench.sizes.repaired]
-    return lambda: rw.rectify(trojan.model, trojan.pairs[0], reference=references)
+    return lambda: rectify(trojan.model, trojan.pairs[0], reference=references)
 
 
 PROFILES: dict[str, Callable[[Bench], Callable[[], object]]] = {

@@ -11,12 +11,14 @@ from itertools import pairwise
 
 import torch
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
 from rectify_widgets.benchmarks.speed_limits import BATCH, Work, forward_work, moment_work
 from rectify_widgets.benchmarks.speed_timing import Clock, Ratio, Span, number
 from rectify_widgets.benchmarks.speed_trojan import Trojan
 from rectify_widgets.cases.training import Schedule, fit
+from rectify_widgets.engine.history import Rectification
+from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.statistics import KeyStatistics
 
 
 def measure_rectify(bench: Bench) -> Measured:
@@ -26,10 +28,10 @@ def measure_rectify(bench: Bench) -> Measured:
     batch = Schedule(epochs=1, learning_rate=0.01)
     count = sizes.images if bench.whole else min(sizes.batches * batch.batch_size, sizes.images)
     images, labels = trojan.images[:count], trojan.labels[:count]
-    done: list[rw.Rectification] = []
+    done: list[Rectification] = []
 
     def repair() -> None:
-        done.append(rw.rectify(trojan.model, trojan.pairs[0], reference=references))
+        done.append(rectify(trojan.model, trojan.pairs[0], reference=references))
 
     def tune() -> None:
         generator = torch.Generator().manual_seed(0)
@@ -56,7 +58,7 @@ def measure_rectify(bench: Bench) -> Measured:
     )
 
 
-def rectify_work(bench: Bench, trojan: Trojan, result: rw.Rectification) -> Work:
+def rectify_work(bench: Bench, trojan: Trojan, result: Rectification) -> Work:
     """What the loop asks of the model: answers, moments, sweeps, and trials on the judging half.
 
     Statistics after the first round, which are partial, are left out.
@@ -69,7 +71,7 @@ def rectify_work(bench: Bench, trojan: Trojan, result: rw.Rectification) -> Work
     probe = min(half, 32)
     passes = 2 * bench.sizes.repaired + half  # answers, the first measure, the statistics
     passes += (started + finished) * half + rounds * probe * (2 * 8 + 2 + 2 + 2)
-    statistics = rw.KeyStatistics.collect(trojan.model, trojan.references[: int(half)])
+    statistics = KeyStatistics.collect(trojan.model, trojan.references[: int(half)])
     return one * passes + moment_work(trojan.model, statistics)
 
 
@@ -104,7 +106,7 @@ def measure_rounds(bench: Bench) -> Measured:
     notes = []
     for seed in range(bench.repeats):
         times = RoundTimes(bench.clock)
-        result = rw.rectify(
+        result = rectify(
             trojan.model, trojan.pairs[seed], reference=trojan.references[: sizes.repaired],
             target_gap=0.0, max_rounds=sizes.rounds, seed=seed, progress=times,
         )  # fmt: skip

@@ -11,16 +11,18 @@ import torch
 from captum.attr import InternalInfluence
 from torch import Tensor
 
-import rectify_widgets as rw
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
 from rectify_widgets.benchmarks.speed_edit import measure_edit
 from rectify_widgets.benchmarks.speed_limits import BATCH, executed, forward_work, moment_work
 from rectify_widgets.benchmarks.speed_repair import measure_rectify, measure_rounds
 from rectify_widgets.benchmarks.speed_timing import Growth, Ratio, number
 from rectify_widgets.engine.attribution import margin, sweep
+from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.layers import editable_layers
+from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.statistics import KeyStatistics
 
 CLOSE = 1e-3
 """Largest difference between our sweep and captum's, relative to a layer's largest gradient."""
@@ -88,9 +90,9 @@ def measure_statistics(bench: Bench) -> Measured:
                 model(batch)
 
     def collect() -> None:
-        found.append(rw.KeyStatistics.collect(model, images, batch_size=BATCH))
+        found.append(KeyStatistics.collect(model, images, batch_size=BATCH))
 
-    found: list[rw.KeyStatistics] = []
+    found: list[KeyStatistics] = []
     mine, plain = bench.clock.turns([collect, forward], bench.repeats, warm=False)
     one = forward_work(model, images)
     done, statistics = executed(collect), found[-1]
@@ -137,11 +139,11 @@ def _depth(bench: Bench, depth: int) -> Row:
             for batch in images.split(BATCH):
                 model(batch)
 
-    def localize() -> rw.Localization:
-        return rw.localize(model, pair, reference=images)
+    def locate() -> Localization:
+        return localize(model, pair, reference=images)
 
     forward()  # loads and plans; a localisation is too long to be run for that alone
-    mine, plain = bench.clock.turns([localize, forward], bench.repeats, warm=False)
+    mine, plain = bench.clock.turns([locate, forward], bench.repeats, warm=False)
     return Row(
         f"localisation, {depth} layers deep",
         f"forward pass of the same {len(images)} references",
