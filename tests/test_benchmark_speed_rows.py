@@ -29,6 +29,8 @@ from rectify_widgets.engine.statistics import KeyStatistics
 from tests.engine import toy
 from tests.speed_fakes import SMALL, Ticking, bench, tiny
 
+NAME = "stage1.block0.conv2"
+
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
@@ -122,28 +124,51 @@ def test_the_statistics_row() -> None:
 
 def test_the_edit_rows_compare_residuals() -> None:
     measured = speed_edit.measure_edit(bench())
-    assert [row.what for row in measured.rows] == ["edit of stage1.block0.conv2"] * 2
-    assert [row.target for row in measured.rows] == [200.0, None]
-    own, other = (float(word) for word in measured.rows[0].note.split()[1:4:2])
-    assert 0 <= own <= other < 1.0
+    name = "edit of stage1.block0.conv2"
+    assert [row.what for row in measured.rows] == [
+        f"{name}, patch keys", f"{name}, channel keys", f"{name}, the whole call",
+    ]  # fmt: skip
+    assert [cost.task for cost in measured.costs] == [row.what for row in measured.rows]
+    assert [row.target for row in measured.rows] == [200.0, 200.0, None]
+    for row in measured.rows[:2]:
+        own, other = (float(word.rstrip(";")) for word in row.note.split()[1:4:2])
+        assert 0 <= own <= other
+    assert "products taken once" in measured.rows[1].note
+    for cost in measured.costs:
+        assert 0 < cost.least.multiply_adds < cost.done
 
 
-def test_the_optimiser_goes_where_the_closed_form_is() -> None:
+def problem() -> speed_edit.Problem:
     made = bench()
-    model, pair, name = tiny(), made.pair(), "stage1.block0.conv2"
-    known = KeyStatistics.collect(model, made.images(4), [name], key_space="channel")
+    model, name = tiny(), NAME
+    known = {
+        space: KeyStatistics.collect(model, made.images(4), [name], key_space=space)
+        for space in ("patch", "channel")
+    }
+    return speed_edit.pose(model, made.pair(), known, name)
+
+
+@pytest.mark.parametrize("space", ["patch", "channel"])
+def test_the_edit_from_keys_is_that_of_the_engine(space: str) -> None:
+    made, model = bench(), tiny()
+    known = KeyStatistics.collect(model, made.images(4), [NAME], key_space=space)
     edit = solve_edit(
-        model, pair, layer=name, statistics=known, direction="key", ridge=0.01,
-        key_space="channel",
+        model, made.pair(), layer=NAME, statistics=known, direction="key",
+        ridge=speed_edit.RIDGE, key_space=space,
     )  # fmt: skip
-    problem = speed_edit.layer_problem(model, pair, edit)
-    best = problem.residual(edit.delta)
-    few, many = (problem.residual(problem.descend(steps)) for steps in (2, 600))
+    found = getattr(problem(), space)()
+    torch.testing.assert_close(found.delta, edit.delta, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["patch", "channel"])
+def test_the_optimiser_goes_where_the_closed_form_is(space: str) -> None:
+    posed = problem()
+    solved = getattr(posed, space)()
+    best = posed.residual(solved)
+    few, many = (posed.residual(posed.descend(solved, steps)) for steps in (2, 600))
     assert best <= many < few
     assert many == pytest.approx(best, rel=0.02)
-    assert problem.residual(torch.zeros_like(problem.weight)) == 1.0
-    found = problem.descend(5).flatten(2).permute(2, 0, 1)
-    assert torch.linalg.matrix_rank(found).max() == 1
+    assert posed.residual(replace(solved, left=torch.zeros_like(solved.left))) == 1.0
 
 
 def test_the_depth_rows_tell_growth(monkeypatch: pytest.MonkeyPatch) -> None:

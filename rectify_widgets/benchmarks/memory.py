@@ -127,12 +127,14 @@ def networks() -> list[str]:
 
 
 def react(model: nn.Module, pairs: SamplePairs) -> None:
-    """Stretch the last linear layer so that the corruption changes the scores.
+    """Draw the last linear layer anew, and stretch it, so that the corruption changes the scores.
 
     Memory does not depend on the numbers, but a rectification with nothing to do ends at once.
     """
     last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        last.weight.copy_(torch.randn(last.weight.shape))  # some begin with zeros
         spread = (model(pairs.corrupted) - model(pairs.clean)).std()
         last.weight *= REACTION / float(spread)
 
