@@ -9,9 +9,8 @@ patch.  Everything else in the engine works on `Keys`, which stand for ``N × G 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,8 @@ from torch.nn.grad import conv2d_weight
 from torch.nn.utils import parametrize
 
 from rectify_widgets.engine.checks import check_inputs, check_module, nearest
-from rectify_widgets.engine.inspection import (
-    capturing,
-    inspecting,
-    model_device,
-    model_dtype,
-    predict,
-    unwrap,
-    working_dtype,
-)
+from rectify_widgets.engine.inspection import unwrap, working_dtype
+from rectify_widgets.engine.watching import watch
 
 KEY_SPACES = ("patch", "channel")
 
@@ -39,6 +31,13 @@ class EditableLayer:
 
     name: str
     module: nn.Conv2d | nn.Linear
+    axis: int = 0
+    """Dimension of the input that counts the samples; 1 where a linear layer's sequence is first."""
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has patches for keys."""
+        return isinstance(self.module, nn.Conv2d)
 
     @property
     def groups(self) -> int:
@@ -73,7 +72,8 @@ class EditableLayer:
         inputs = inputs.detach().to(working_dtype(inputs.dtype))
         if isinstance(conv := self.module, nn.Conv2d):
             return Keys(self, pad(conv, inputs))
-        return Keys(self, inputs.reshape(samples, -1, inputs.shape[-1]))
+        rows = inputs.movedim(self.axis, 0)
+        return Keys(self, rows.reshape(samples, -1, inputs.shape[-1]))
 
     def pixels(self, inputs: Tensor, samples: int) -> Tensor:
         """Channel keys ``N × G × C/G × P`` of the layer's inputs, one position an input pixel."""
@@ -91,7 +91,8 @@ class EditableLayer:
         outputs = outputs.detach().to(working_dtype(outputs.dtype))
         if isinstance(self.module, nn.Conv2d):
             return outputs.reshape(samples, self.groups, self.outputs // self.groups, -1)
-        return outputs.reshape(samples, -1, 1, self.outputs).permute(0, 2, 3, 1)
+        rows = outputs.movedim(self.axis, 0)
+        return rows.reshape(samples, -1, 1, self.outputs).permute(0, 2, 3, 1)
 
 
 def pad(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
@@ -267,9 +268,9 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
 
     Args:
         model: any torch module.
-        example: inputs ``N × C × H × W``.  With them the model runs once on the first, so that
-            layers which are never called, called more than once, or which do not answer ``W k + b``
-            are refused as well, and the order is that of the forward pass.
+        example: inputs ``N × C × H × W``.  With them the model runs on the first and on two, so
+            that layers are refused as well which are never called, called more than once, do not
+            answer ``W k + b``, or mix samples; and the order is that of the forward pass.
 
     Raises:
         TypeError, ValueError: ``model`` is not a module, or ``example`` is not a batch for it.
@@ -278,62 +279,27 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
     editable: dict[str, EditableLayer] = {}
     refused: dict[str, str] = {}
     owners = _parameter_owners(root)
+    fused = {part.out_proj for part in root.modules() if type(part) is nn.MultiheadAttention}
     for name, module in root.named_modules():
-        if reason := _why_not(module, owners):
+        if module in fused:
+            refused[name] = "nn.MultiheadAttention uses its weight directly and never calls it"
+        elif reason := _why_not(module, owners):
             refused[name] = reason
         elif isinstance(module, nn.Conv2d | nn.Linear):
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    return _run(model, editable, refused, check_inputs("example", example)[:1])
-
-
-def _run(
-    model: nn.Module, editable: dict[str, EditableLayer], refused: dict[str, str], example: Tensor
-) -> LayerCatalog:
-    """Watch one forward pass: order, number of calls, and whether outputs are ``W k + b``."""
-    calls: Counter[str] = Counter()
-    started: dict[str, int] = {}
-    wrong: dict[str, str] = {}
-
-    def check(name: str, inputs: Tensor, output: Tensor) -> None:
-        calls[name] += 1
-        if reason := _mismatch(editable[name], inputs, output):
-            wrong[name] = reason
-
-    handles = []
-    parts = dict(unwrap(model).named_modules())
-    with inspecting(model) as module:
-        try:
-            for name, part in parts.items():
-
-                def begin(_: nn.Module, __: object, name: str = name) -> None:
-                    started.setdefault(name, len(started))
-
-                handles.append(part.register_forward_pre_hook(begin))
-            modules = {name: layer.module for name, layer in editable.items()}
-            with capturing(modules, check):
-                predict(module, example.to(device=model_device(module), dtype=model_dtype(module)))
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    for name in parts:
-        # A part that is never called may have its weight used by the module that holds it.
-        started.setdefault(name, started.get(name.rpartition(".")[0], 0))
-    order = sorted(editable, key=started.__getitem__)
-    kept: dict[str, EditableLayer] = {}
-    for name in order:
-        if calls[name] == 0:
-            refused[name] = "the forward pass does not call it (its weight may be used directly)"
-        elif calls[name] > 1:
-            refused[name] = f"used {calls[name]} times in one forward pass"
-        elif name in wrong:
-            refused[name] = wrong[name]
-        else:
-            kept[name] = editable[name]
+    seen = watch(model, editable, check_inputs("example", example)[:2])
+    order = sorted(editable, key=seen.started.__getitem__)
+    kept = {
+        name: replace(editable[name], axis=seen.axes[name])
+        for name in order
+        if name not in seen.refused
+    }
+    refused.update({name: seen.refused[name] for name in order if name in seen.refused})
+    begun = sorted(seen.started, key=seen.started.__getitem__)
     upstream = {
-        name: tuple(sorted((m for m in started if started[m] < started[name]), key=started.get))  # type: ignore[arg-type]
+        name: tuple(part for part in begun if seen.started[part] < seen.started[name])
         for name in kept
     }
     return LayerCatalog(kept, refused, upstream)
@@ -358,8 +324,12 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
     if ".quantized" in family and hasattr(module, "weight"):
         return "quantised: its weight is packed integers; edit the float model, then quantise"
     if not isinstance(module, nn.Conv2d | nn.Linear):
-        if any(p.ndim > 1 for p in module.parameters(recurse=False) if not _lazy(p)):
-            return f"{type(module).__name__}: only Conv2d and Linear have the key/value form"
+        own = module.named_parameters(recurse=False)
+        if weights := [name for name, p in own if not _lazy(p) and p.ndim > 1]:
+            return (
+                f"{type(module).__name__}: only Conv2d and Linear have the key/value form, not its "
+                f"{', '.join(weights)}"
+            )
         return None
     if any(_lazy(p) for p in module.parameters(recurse=False)):
         return "lazy: run the model once so that its weight gets a shape"
@@ -382,21 +352,3 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
 
 def _lazy(parameter: Tensor) -> bool:
     return bool(nn.parameter.is_lazy(parameter))
-
-
-def _mismatch(layer: EditableLayer, inputs: Tensor, output: Tensor) -> str | None:
-    """Why the layer's output is not ``W k + b`` at every position; None where it is."""
-    expected_ndim = 4 if isinstance(layer.module, nn.Conv2d) else None
-    if expected_ndim and inputs.ndim != expected_ndim:
-        return f"its input has shape {tuple(inputs.shape)}, not N × C × H × W"
-    values = layer.keys(inputs, samples=inputs.shape[0]).values()
-    if layer.module.bias is not None:
-        bias = layer.module.bias.detach().to(values.dtype)
-        values = values + bias.reshape(1, layer.groups, -1, 1)
-    if values.numel() != output.numel():
-        return "its output has another shape than W k + b (a subclass with a forward of its own?)"
-    actual = layer.positions(output, samples=inputs.shape[0])
-    tolerance = max(1e-3, 8 * torch.finfo(output.dtype).eps) * float(values.abs().max() + 1e-12)
-    if values.shape != actual.shape or float((values - actual).abs().max()) > tolerance:
-        return "its output is not W k + b (a hook or a subclass with a forward of its own?)"
-    return None

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import rectify_widgets as rw
+from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.yardstick import Yardstick
 from tests.engine.traces import corrupted, images
 
@@ -63,3 +65,21 @@ SHORT: dict[str, Call] = {
     "transplant": lambda _: rw.transplant(PAIRS, REFERENCE, seed=3),
 }  # fmt: skip
 CALLS = {**LONG, **SHORT}
+
+
+def comparable(result: object) -> object:
+    """All figures of a result, without times and models."""
+    if isinstance(result, rw.LayerCatalog):
+        return list(result.editable), dict(result.refused), dict(result.upstream)
+    if isinstance(result, rw.KeyStatistics):
+        return [(n, s.total.tolist(), s.positions, s.fingerprint) for n, s in result.items()]
+    if isinstance(result, rw.Localization):
+        return list(result.scores.items()), result.order, dict(result.refused)
+    if isinstance(result, rw.RankOneEdit):
+        return result.layer, result.delta.tolist(), result.solved_for
+    if isinstance(result, rw.Rectification):
+        steps = [replace(step, seconds=0.0) for step in result.steps]
+        edits = [comparable(edit) for edit in result.edits]
+        state = {n: t.tolist() for n, t in unwrap(result.model).state_dict().items()}
+        return steps, edits, state, result.gap_before, result.gap_after, str(result.diagnosis)
+    return repr(result)

@@ -11,7 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.engine.inspection import inspecting, unwrap
 from rectify_widgets.engine.outputs import Adapted
-from tests.engine.calls import CALLS, INPUTS, PAIRS, REFERENCE
+from tests.engine.calls import CALLS, INPUTS, PAIRS, REFERENCE, comparable
 from tests.engine.traces import Tiny, images, untouched
 
 # --- answers -------------------------------------------------------------------------------------
@@ -224,24 +224,6 @@ def test_every_call_gives_what_it_gives_for_the_plain_model(call: str, wrap: str
     assert comparable(CALLS[call](WRAPPED[wrap]())) == comparable(CALLS[call](Tiny()))
 
 
-def comparable(result: object) -> object:
-    """All figures of a result, without times and models."""
-    if isinstance(result, rw.LayerCatalog):
-        return list(result.editable), dict(result.refused), dict(result.upstream)
-    if isinstance(result, rw.KeyStatistics):
-        return [(n, s.total.tolist(), s.positions, s.fingerprint) for n, s in result.items()]
-    if isinstance(result, rw.Localization):
-        return list(result.scores.items()), result.order, dict(result.refused)
-    if isinstance(result, rw.RankOneEdit):
-        return result.layer, result.delta.tolist(), result.solved_for
-    if isinstance(result, rw.Rectification):
-        steps = [replace(step, seconds=0.0) for step in result.steps]
-        edits = [comparable(edit) for edit in result.edits]
-        state = {n: t.tolist() for n, t in unwrap(result.model).state_dict().items()}
-        return steps, edits, state, result.gap_before, result.gap_after, str(result.diagnosis)
-    return repr(result)
-
-
 def test_layers_are_those_of_the_model_itself() -> None:
     for wrap in WRAPPED.values():
         model = wrap()
@@ -270,7 +252,7 @@ def test_saved_edits_fit_the_model_itself_and_the_adapted_one(wrap: str, tmp_pat
     model = WRAPPED[wrap]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = CALLS["rectify"](model)
-    assert len(result.edits) >= 2
+    assert len(result.edits) >= 1
     assert isinstance(result.model, Adapted)
     assert type(result.model.module) is Answers
     assert torch.equal(result.model(REFERENCE), CALLS["rectify"](Tiny()).model(REFERENCE))
