@@ -133,7 +133,7 @@ def test_the_edit_rows_compare_residuals() -> None:
     for row in measured.rows[:2]:
         own, other = (float(word.rstrip(";")) for word in row.note.split()[1:4:2])
         assert 0 <= own <= other
-    assert "products taken once" in measured.rows[1].note
+    assert "products of keys once" in measured.rows[1].note
     for cost in measured.costs:
         assert 0 < cost.least.multiply_adds < cost.done
 
