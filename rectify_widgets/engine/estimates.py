@@ -22,6 +22,7 @@ from rectify_widgets.engine.memory import (
     parts,
     told,
 )
+from rectify_widgets.engine.replay import ROOM
 from rectify_widgets.engine.scene import counts_of
 from rectify_widgets.engine.statistics import BATCH
 
@@ -114,7 +115,12 @@ def estimate_memory(
         phases["looking at the layers, solving"] = max(
             look_peak(sizes, counts, group) for group in groups
         )
-        phases["trying edits"] = 2 * counts.references * sizes.sample + counts.chunk * sizes.forward
+        shared = counts.references * sum(size.outputs for size in sizes.layers.values())
+        phases["trying edits"] = (
+            2 * counts.references * sizes.sample
+            + counts.chunk * sizes.forward
+            + (2 * min(ROOM, shared) if limit is None else 0)
+        )
     if call == "rectify":
         phases = {name: size + sizes.weights for name, size in phases.items()}
     taken = {

@@ -15,13 +15,17 @@ corruption, so no label is needed:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.inspection import predict_all
+from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.replay import Replay
 
 WEIGHT = 2.0
 """What a point of disturbance weighs against a point of gap."""
@@ -69,8 +73,8 @@ class Judge:
         validation: tuple[Tensor, Tensor] | None = None,
         monitor: Monitor | None = None,
     ) -> None:
-        self._references = references
-        self._carriers = carriers
+        self._inputs = {"corrupted": carriers, "clean": references}
+        self._replays: dict[str, Replay] = {}
         scores = predict_all(model, references, monitor=monitor)
         self._original = scores.softmax(dim=1)
         self._answers = scores.argmax(dim=1)
@@ -79,32 +83,67 @@ class Judge:
             self._groups, self._start = self._answers, torch.zeros_like(self._answers).float()
         else:
             inputs, labels = validation
+            self._inputs["validation"] = inputs
             self._groups = labels
             answers = predict_all(model, inputs, monitor=monitor).argmax(dim=1)
             self._start = -(answers == labels).float()
 
-    def measure(self, model: nn.Module, monitor: Monitor | None = None) -> Verdict:
-        """Measure ``model``; the monitor is told, and asked between batches."""
+    @contextmanager
+    def sharing(
+        self, model: nn.Module, layers: Sequence[EditableLayer], monitor: Monitor
+    ) -> Iterator[None]:
+        """Measure edits of these layers, one at a time, without running what comes before them.
+
+        Within the block nothing but the edited layer may differ from the model as it is now.  What
+        is measured is the same.
+        """
+        try:
+            for kind, inputs in self._inputs.items():
+                self._replays[kind] = Replay(model, inputs, layers, monitor=monitor)
+            yield
+        finally:
+            self._replays.clear()
+
+    def measure(
+        self, model: nn.Module, monitor: Monitor | None = None, edited: str | None = None
+    ) -> Verdict:
+        """Measure ``model``; the monitor is told, and asked between batches.
+
+        ``edited`` names the layer that is being tried, where work is shared.
+        """
         if monitor is not None:
             monitor.report(0.0, "measuring the gap")
-        gap = self._gap(model, monitor)
+        gap = self._gap(model, monitor, edited)
         if monitor is not None:
             monitor.report(0.5, "measuring the degradation")
-        return self._finish(model, gap, monitor)
+        return self._finish(model, gap, monitor, edited)
 
     def measure_below(
-        self, model: nn.Module, bar: float, monitor: Monitor | None = None
+        self,
+        model: nn.Module,
+        bar: float,
+        monitor: Monitor | None = None,
+        edited: str | None = None,
     ) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""
-        gap = self._gap(model, monitor)
-        return None if gap >= bar else self._finish(model, gap, monitor)
+        gap = self._gap(model, monitor, edited)
+        return None if gap >= bar else self._finish(model, gap, monitor, edited)
 
-    def _gap(self, model: nn.Module, monitor: Monitor | None) -> float:
-        return self._distance(predict_all(model, self._carriers, monitor=monitor))
+    def _predict(
+        self, model: nn.Module, kind: str, monitor: Monitor | None, edited: str | None
+    ) -> Tensor:
+        if edited is not None and kind in self._replays:
+            return self._replays[kind].scores(model, edited, monitor)
+        return predict_all(model, self._inputs[kind], monitor=monitor)
 
-    def _finish(self, model: nn.Module, gap: float, monitor: Monitor | None) -> Verdict:
-        scores = predict_all(model, self._references, monitor=monitor)
-        losses = self._losses(model, scores, monitor) - self._start
+    def _gap(self, model: nn.Module, monitor: Monitor | None, edited: str | None) -> float:
+        return self._distance(self._predict(model, "corrupted", monitor, edited))
+
+    def _finish(
+        self, model: nn.Module, gap: float, monitor: Monitor | None, edited: str | None
+    ) -> Verdict:
+        scores = self._predict(model, "clean", monitor, edited)
+        losses = self._losses(model, scores, monitor, edited) - self._start
         worst, sufferer = self._worst(losses)
         return Verdict(
             gap=gap,
@@ -119,11 +158,13 @@ class Judge:
         distance = 0.5 * change.sum(dim=1).mean()
         return float(distance) if bool(torch.isfinite(distance)) else 1.0
 
-    def _losses(self, model: nn.Module, scores: Tensor, monitor: Monitor | None) -> Tensor:
+    def _losses(
+        self, model: nn.Module, scores: Tensor, monitor: Monitor | None, edited: str | None
+    ) -> Tensor:
         """Cost of each sample's present prediction; compared with that at the start."""
         if self._validation is not None:
-            inputs, labels = self._validation
-            return -(predict_all(model, inputs, monitor=monitor).argmax(dim=1) == labels).float()
+            answers = self._predict(model, "validation", monitor, edited).argmax(dim=1)
+            return -(answers == self._validation[1]).float()
         rows = torch.arange(len(scores), device=scores.device)
         kept = self._original[rows, scores.argmax(dim=1)]
         return self._original[rows, self._answers] - kept

@@ -210,21 +210,23 @@ class Rounds:
         """Try the shortlist on the judging references and keep the best edit, if one is good."""
         model = self.scene.model
         best: tuple[Candidate, Verdict, int] | None = None
-        for position, candidate in enumerate(shortlist):
-            monitor.report(
-                position / len(shortlist), f"round {number}: trying {candidate.layer.name}"
-            )
-            bar = (best[1] if best else self.now).objective
-            began = time.perf_counter()
-            with trying(candidate):
-                verdict = self._judge.measure_below(model, bar, monitor)
-            reason = self._objection(verdict, bar)
-            seconds = time.perf_counter() - began
-            self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
-            if verdict is not None and reason is None:
-                if best is not None:
-                    self._overrule(best[2], candidate)
-                best = (candidate, verdict, len(self.steps) - 1)
+        # What is shared takes memory, which a limit may not leave.
+        layers = [] if self.scene.limit else [candidate.layer for candidate in shortlist]
+        with self._judge.sharing(model, layers, monitor):
+            for position, candidate in enumerate(shortlist):
+                name = candidate.layer.name
+                monitor.report(position / len(shortlist), f"round {number}: trying {name}")
+                bar = (best[1] if best else self.now).objective
+                began = time.perf_counter()
+                with trying(candidate):
+                    verdict = self._judge.measure_below(model, bar, monitor, name)
+                reason = self._objection(verdict, bar)
+                seconds = time.perf_counter() - began
+                self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
+                if verdict is not None and reason is None:
+                    if best is not None:
+                        self._overrule(best[2], candidate)
+                    best = (candidate, verdict, len(self.steps) - 1)
         monitor.report(1.0, f"round {number}: done")
         if best is None:
             return False
