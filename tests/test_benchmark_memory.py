@@ -40,7 +40,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(**changes: object) -> argparse.Namespace:
-    given = {"only": None, "device": "cpu", "threads": 1, "references": 16, "most_memory": 1.5}
+    given = {
+        "only": None,
+        "device": "cpu",
+        "threads": 1,
+        "references": 16,
+        "most_memory": 1.5,
+        "share": None,
+    }
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -63,8 +70,18 @@ def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
     assert [row["foretold of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
     assert [row["within 25 %"] for row in table.rows] == ["yes", "yes", "no"]
     assert [row["real MB"] for row in table.rows] == ["125", "80", "79"]
-    assert jobs[0] == Job(SMALL, "collect", 16, threads=1, limit=1_500_000_000)
+    assert jobs[0] == Job(SMALL, "collect", 16, threads=1, bound=1_500_000_000)
     assert [job.call for job in jobs] == list(memory.CALLS)
+
+
+def test_calls_with_a_limit_stand_beside_those_without() -> None:
+    def run(job: Job) -> Peak:
+        limit = None if job.share is None else round(job.share * 10**8)
+        return Peak(1.0, 10**8, limit or 10**8, limit)
+
+    table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.5), Monitor(), run)
+    assert [row["memory_limit MB"] for row in table.rows] == ["", "50"]
+    assert [row["foretold MB"] for row in table.rows] == ["100", "50"]
 
 
 def test_networks_and_calls_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,21 +136,24 @@ def test_the_corruption_is_made_to_change_the_scores() -> None:
 def test_every_call_is_made(
     call: str, workers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
+    made: list[tuple[str, object]] = []
     for name, owner in (("collect", rw.KeyStatistics), ("localize", memory), ("rectify", memory)):
         real = getattr(owner, name)
 
         def spy(
             *arguments: object, name: str = name, real: object = real, **given: object
         ) -> object:
-            made.append(name)
+            made.append((name, given["memory_limit"]))
             return real(*arguments, **given)  # type: ignore[operator]
 
         monkeypatch.setattr(owner, name, spy)
-    peak = memory.perform(Job(SMALL, call, 6, workers=workers, threads=1))
-    assert made == [call]
+    job = Job(SMALL, call, 6, workers=workers, threads=1)
+    peak = memory.perform(job)
     assert peak.seconds > 0
     assert peak.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
+    limited = memory.perform(replace(job, share=2.0))
+    assert limited.limit == 2 * peak.foretold
+    assert made == [(call, None), (call, limited.limit)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
@@ -150,11 +170,11 @@ def test_the_peak_is_what_was_held_for_a_moment() -> None:
 
 def bounded(job: Job) -> Peak:
     """What a process answers that takes 16 MB, and then more than its limit."""
-    assert job.limit is not None
-    memory._bound(job.limit)
+    assert job.bound is not None
+    memory._bound(job.bound)
     held = torch.ones(4 * 2**20)
     try:
-        torch.ones(job.limit)
+        torch.ones(job.bound)
     except RuntimeError:
         return Peak(float(os.getpid()), held.nbytes, 0)
     return Peak(0.0, 0, 0)
@@ -162,7 +182,7 @@ def bounded(job: Job) -> Peak:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts what is held elsewhere")
 def test_a_job_has_a_process_of_its_own_and_keeps_to_its_limit() -> None:
-    peak = memory.in_process(Job(SMALL, "collect", 1, limit=3 * 2**30), bounded)
+    peak = memory.in_process(Job(SMALL, "collect", 1, bound=3 * 2**30), bounded)
     assert peak.bytes == 16 * 2**20
     assert peak.seconds not in {0.0, float(os.getpid())}
 

@@ -202,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--references", type=int, default=16, metavar="N", help="of memory (default: %(default)s)")
     add("--most-memory", type=float, default=12.0, metavar="GB", help="a process of the memory "
         "benchmark may take (default: %(default)s)")  # fmt: skip
+    add("--share", type=float, metavar="X", help="measure memory also with a memory_limit of this "
+        "share of the foretold peak")  # fmt: skip
     return parser
 
 

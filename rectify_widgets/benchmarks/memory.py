@@ -53,7 +53,8 @@ class Job:
         references: how many.
         workers: of the loader that the references come from; None gives a tensor.
         device, threads: where, and with how many threads.
-        limit: bytes of memory that the process may take at most; None for no bound.
+        bound: bytes of memory that the process may take at most; None for no bound.
+        share: of the foretold peak that the call gets as its ``memory_limit``; None for no limit.
     """
 
     network: str
@@ -62,7 +63,8 @@ class Job:
     workers: int | None = None
     device: str = "cpu"
     threads: int = 2
-    limit: int | None = None
+    bound: int | None = None
+    share: float | None = None
 
     @property
     def side(self) -> int:
@@ -78,6 +80,8 @@ class Peak:
     bytes: int
     foretold: int
     """What `estimate_memory` says of it."""
+    limit: int | None = None
+    """The ``memory_limit`` that it was given."""
 
 
 class Drawn(Dataset[Tensor]):
@@ -141,8 +145,8 @@ def react(model: nn.Module, pairs: SamplePairs) -> None:
 
 def perform(job: Job) -> Peak:
     """Make the call in this process, which should be a fresh one."""
-    if job.limit is not None:
-        _bound(job.limit)
+    if job.bound is not None:
+        _bound(job.bound)
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     model = build(job.network).to(device)
@@ -157,10 +161,19 @@ def perform(job: Job) -> Peak:
         else DataLoader(images, batch_size=64, num_workers=job.workers)
     )
     react(model, pairs)  # the first pass, which loads libraries and plans
+
+    def estimate(limit: int | None) -> int:
+        return estimate_memory(
+            model, clean.shape[1:], call=job.call, references=job.references, memory_limit=limit
+        ).peak
+
+    limit = None if job.share is None else round(job.share * estimate(None))
     calls: dict[str, Callable[[], object]] = {
-        "collect": lambda: KeyStatistics.collect(model, reference),
-        "localize": lambda: localize(model, pairs, reference=reference),
-        "rectify": lambda: rectify(model, pairs, reference=reference, target_gap=0.0, max_rounds=1),
+        "collect": lambda: KeyStatistics.collect(model, reference, memory_limit=limit),
+        "localize": lambda: localize(model, pairs, reference=reference, memory_limit=limit),
+        "rectify": lambda: rectify(
+            model, pairs, reference=reference, target_gap=0.0, max_rounds=1, memory_limit=limit
+        ),
     }
     before = _reset(device)
     began = time.perf_counter()
@@ -168,10 +181,7 @@ def perform(job: Job) -> Peak:
     seconds = time.perf_counter() - began
     highest = _highest(device)
     del kept
-    foretold = estimate_memory(
-        model, clean.shape[1:], call=job.call, references=job.references
-    ).peak
-    return Peak(seconds, highest - before, foretold)
+    return Peak(seconds, highest - before, estimate(limit), limit)
 
 
 def in_process(job: Job, work: Callable[[Job], Peak] = perform) -> Peak:
@@ -244,10 +254,11 @@ def measure_memory(
         f"{describe(torch.device(device))}.  Untrained networks, one pair, {options.references} "
         "references; MB beyond what the process held before the call, each in a fresh process.",
     )
+    shares = (None, options.share) if options.share else (None,)
     jobs = [
         Job(name, call, options.references, device=device, threads=options.threads,
-            limit=round(options.most_memory * GIGA))
-        for name in chosen for call in calls
+            bound=round(options.most_memory * GIGA), share=share)
+        for name in chosen for call in calls for share in shares
     ]  # fmt: skip
     for place, job in enumerate(jobs):
         monitor.report(place / len(jobs), f"{job.network}, {job.call}")
@@ -256,6 +267,7 @@ def measure_memory(
             network=job.network,
             call=job.call,
             **{
+                "memory_limit MB": "" if peak.limit is None else number(peak.limit / MEGA),
                 "foretold MB": number(peak.foretold / MEGA),
                 "real MB": number(peak.bytes / MEGA),
                 "foretold of real": f"{peak.foretold / peak.bytes:.2f}",
