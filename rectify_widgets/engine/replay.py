@@ -9,7 +9,7 @@ really looks at: a block's output and what goes round it, not all that happened 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,6 +104,17 @@ class Replay:
                     self._plans[layer.name] = plan
         self._kept: list[dict[int, Any]] = []
         wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
+        with suppress(torch.OutOfMemoryError):  # then what is kept so far must do
+            self._keep(model, calls, wanted, room, monitor)
+
+    def _keep(
+        self,
+        model: nn.Module,
+        calls: list[_Call],
+        wanted: frozenset[int],
+        room: int,
+        monitor: Monitor,
+    ) -> None:
         for chunk in self._chunks if wanted else ():
             monitor.check()
             kept = _answers(model, calls, wanted, chunk)
@@ -115,18 +126,22 @@ class Replay:
     def scores(self, model: nn.Module, edited: str, monitor: Monitor | None = None) -> Tensor:
         """Scores with the model as it is now, which differs in the edited layer alone."""
         plan = self._plans.get(edited)
-        if plan is None:
-            return predict_all(model, self._inputs, monitor=monitor)
+        kept = self._kept if plan is not None else []
         found = []
-        for number, chunk in enumerate(self._chunks):
+        for chunk, answers in zip(self._chunks, kept, strict=False):
+            assert plan is not None  # noqa: S101 - nothing is kept without one
             if monitor is not None:
                 monitor.check()
-            if number >= len(self._kept):
-                scores = predict(model, chunk)
-            else:
-                with _answering(plan, self._kept[number]):
+            try:
+                with _answering(plan, answers):
                     scores = predict(model, chunk)
+            except torch.OutOfMemoryError:
+                self._kept.clear()
+                break
             found.append(scores.to(working_dtype(scores.dtype)))
+        rest = self._inputs[sum(map(len, found)) :]
+        if len(rest):
+            found.append(predict_all(model, rest, len(self._chunks[0]), monitor))
         return torch.cat(found)
 
 

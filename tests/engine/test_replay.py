@@ -246,3 +246,28 @@ def test_a_judge_measures_the_same_with_less_work(labelled: bool) -> None:
             assert model.count.calls == 0  # type: ignore[union-attr]
         judge.measure(module, edited=layers[0].name)
         assert model.count.calls > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("when", ["keeping", "going on"])
+def test_where_memory_runs_out_less_is_kept(when: str) -> None:
+    class Short(Awkward):
+        most = 100
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    model = make(Short)
+    x = images(7)
+    with inspecting(model) as module:
+        layers = list(editable_layers(module, x))
+        if when == "keeping":
+            model.most = 2  # type: ignore[assignment]
+        replay = Replay(module, x, layers, monitor=Monitor())
+        assert bool(replay._kept) == (when == "going on")
+        model.most = 2  # type: ignore[assignment]
+        with edited(layers[2].module):
+            found = replay.scores(module, "third")
+            assert not replay._kept
+            assert torch.equal(found, predict_all(module, x))
