@@ -136,6 +136,10 @@ class Probe:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def only(self, rows: slice) -> Probe:
+        """Some of the samples."""
+        return Probe(self.corrupted[rows], self.clean[rows], self.labels[rows])
+
 
 @dataclass(frozen=True)
 class Observation:

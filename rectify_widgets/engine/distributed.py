@@ -15,6 +15,7 @@ ten minutes with NCCL, thirty with gloo, where nothing is given).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ class Ranks:
         """Every ``size``-th item from this rank's own on, of a sequence that all ranks have."""
         return items[self.rank :: self.size]
 
+    def rows(self, count: int) -> tuple[slice, int]:
+        """This rank's rows of ``count`` that all have, and how many they are.
+
+        Where there are none, the first row serves, so that there is something to work on; it is
+        not counted.
+        """
+        own = len(range(self.rank, count, self.size))
+        return (slice(self.rank, count, self.size) if own else slice(0, 1)), own
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; every rank calls it with one shape."""
         if not self.several:
@@ -56,6 +66,10 @@ class Ranks:
         total = tensor.to(_device(tensor), copy=True).contiguous()
         distributed.all_reduce(total)
         return total.to(tensor.device)
+
+    def add(self, number: int) -> int:
+        """The sum of a whole number over all ranks."""
+        return int(self.sum(torch.tensor(number)))
 
     def mean(self, values: Tensor, count: int) -> Tensor:
         """The mean over all samples, from each rank's mean over ``count`` of its own."""
@@ -76,6 +90,18 @@ class Ranks:
         stop = int(ends[self.rank])
         everything[stop - len(rows) : stop] = rows
         return self.sum(everything)
+
+    def check_same(self, argument: str, told: str, what: str) -> None:
+        """Refuse what should be the same on every rank and is not.
+
+        Raises:
+            ValueError: on every rank.
+        """
+        number = int(hashlib.blake2b(told.encode(), digest_size=6).hexdigest(), 16)
+        if self.add(number) != self.size * number:
+            raise ValueError(
+                f"{argument}: {what} differ from rank to rank, want the same on every one"
+            )
 
     @contextmanager
     def together(self) -> Iterator[None]:

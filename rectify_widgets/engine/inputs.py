@@ -74,7 +74,7 @@ def batches(
     count = 0
     for batch in _stream(inputs, batch_size, ranks, whole=whole):
         found = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
-        like = _shape_of(found)
+        like = found
         count += 1
         yield found
     if not count and (whole or not ranks.several):
@@ -113,7 +113,7 @@ def labelled(
     for batch in _stream(data, batch_size, ranks):
         inputs = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
         labels = _joined(argument, batch, _label_of)
-        like = _shape_of(inputs)
+        like = inputs
         count += 1
         yield inputs, check_labels(f"{argument}: its labels", labels, count=len(inputs))
     if not count and not ranks.several:
@@ -223,11 +223,6 @@ class _EveryNth(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self._sampler), self._ranks.rank, None, self._ranks.size)
-
-
-def _shape_of(batch: Tensor) -> Tensor:
-    """An empty batch of the same sample shape, so that the batch itself is not kept."""
-    return batch.new_empty(0, *batch.shape[1:])
 
 
 def _joined(argument: str, batch: object, part: Callable[[str, object], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rectify_widgets.engine.candidates import (
     layer_keys,
     observe,
 )
+from rectify_widgets.engine.distributed import Ranks
 from rectify_widgets.engine.editing import DIRECTIONS
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.layers import EditableLayer
@@ -87,7 +88,7 @@ class Collected:
                 chunk = collect_chunk(scene.sizes, wanted, BATCH, scene.limit)
             newer = collect(
                 scene.model, self._source, scene.catalog, wanted, chunk=chunk, seed=self._seed,
-                monitor=monitor,
+                monitor=monitor, ranks=scene.ranks,
             )  # fmt: skip
             if not keep:
                 return newer
@@ -128,6 +129,9 @@ def look_at_layers(
 ) -> Looked:
     """Candidate edits of every layer of the scene.
 
+    Where several ranks make the call, each looks at its own samples of the probe, and predictions
+    are averaged before anything is chosen, so that all choose alike.
+
     Args:
         scene: model, layers and references.
         collected: their statistics.
@@ -140,21 +144,30 @@ def look_at_layers(
         clock: times the stages ``"statistics"``, ``"sweep"`` and ``"solving"``.
     """
     found = Looked()
+    ranks = scene.ranks
+    rows, counted = ranks.rows(len(probe))
+    probe = probe.only(rows)
     parts = scene.parts()
     for number, layers in enumerate(parts):
         share = monitor.part(number / len(parts), (number + 1) / len(parts))
         with clock("statistics"):
             statistics = collected.of(layers, share.part(0.0, 0.5))
-        with clock("sweep"):
-            seen = observe(scene.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8))
-            found.completeness |= completeness(seen)
-            if projection:
-                found.projection |= projected(scene, layers, statistics, steps, share.silent())
-        with clock("solving"):
-            found.options |= _solve(
-                scene.model, layers, statistics, seen, sources, share.part(0.8, 1.0),
-                directions, ridges,
-            )  # fmt: skip
+        with ranks.together():
+            with clock("sweep"):
+                seen = observe(
+                    scene.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
+                )
+                projections = {}
+                if projection:
+                    projections = projected(scene, layers, statistics, steps, share.silent())
+            with clock("solving"):
+                options = _solve(
+                    scene.model, layers, statistics, seen, sources, share.part(0.8, 1.0),
+                    directions, ridges,
+                )  # fmt: skip
+        found.completeness |= completeness(seen, ranks, counted)
+        found.projection |= _agreed(projections, ranks)
+        found.options |= _ranked(options, ranks, counted)
         del seen  # before the next part is looked at
     return found
 
@@ -189,8 +202,34 @@ def _solve(
                 directions=directions, ridges=ridges,
             )
         ]  # fmt: skip
-        options[name] = sorted(found, key=lambda candidate: -candidate.score)
+        options[name] = found
     return options
+
+
+def _ranked(
+    options: Mapping[str, list[Candidate]], ranks: Ranks, counted: int
+) -> dict[str, list[Candidate]]:
+    """Each layer's best edit first, by what is predicted from all ranks' samples."""
+    if ranks.several:
+        found = [candidate for each in options.values() for candidate in each]
+        own = torch.tensor([[one.share, one.cost] for one in found], dtype=torch.float64)
+        told = iter(ranks.mean(own, counted).tolist())
+        options = {
+            name: [
+                replace(one, share=share, cost=cost)
+                for one, (share, cost) in zip(each, told, strict=False)
+            ]
+            for name, each in options.items()
+        }
+    return {
+        name: sorted(each, key=lambda candidate: -candidate.score) for name, each in options.items()
+    }
+
+
+def _agreed(scores: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+    """The same scores on all ranks, to the last bit."""
+    own = torch.tensor(list(scores.values()), dtype=torch.float64)
+    return dict(zip(scores, ranks.mean(own, 1).tolist(), strict=True))
 
 
 def projected(
@@ -220,13 +259,15 @@ def projected(
     return scores
 
 
-def completeness(seen: Observation) -> dict[str, float]:
+def completeness(seen: Observation, ranks: Ranks, counted: int) -> dict[str, float]:
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
-    errors = {}
+    errors = []
     for name, gradients in seen.path_gradients.items():
         change = (seen.clean[name] - seen.corrupted[name]).values()
         total = (change * gradients).sum(dim=(1, 2, 3))
-        errors[name] = float(
-            (total - seen.gap).abs().mean() / seen.gap.abs().mean().clamp_min(1e-9)
-        )
-    return errors
+        errors.append((total - seen.gap).abs().mean())
+    *means, gap = ranks.mean(torch.stack([*errors, seen.gap.abs().mean()]), counted)
+    return {
+        name: float(error / gap.clamp_min(1e-9))
+        for name, error in zip(seen.path_gradients, means, strict=True)
+    }

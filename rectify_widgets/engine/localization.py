@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 
 from rectify_widgets.engine.candidates import (
@@ -17,6 +18,7 @@ from rectify_widgets.engine.candidates import (
     trying,
 )
 from rectify_widgets.engine.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.distributed import check_distributed
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.editing import DIRECTIONS
 from rectify_widgets.engine.inputs import Inputs
@@ -53,6 +55,7 @@ def localize(
     trials: int = TRIALS,
     memory_limit: int | None = None,
     seed: int = 0,
+    distributed: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Localization:
@@ -78,6 +81,9 @@ def localize(
         memory_limit: bytes to keep to, see `estimate_memory`: layers are then looked at in parts,
             with the same result.
         seed: which references are looked at.
+        distributed: share statistics, sweep and trials out over the processes of
+            ``torch.distributed``, every one of which makes this call; see
+            `rectify_widgets.engine.distributed`.
         progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
     Raises:
@@ -90,15 +96,18 @@ def localize(
     check_int("steps", steps, low=1)
     check_int("trials", trials, low=0)
     check_int("seed", seed, low=0)
+    ranks = check_distributed(distributed)
     monitor = Monitor(progress, cancel)
     with inspecting(model) as module:
-        scene = look(
-            module, pairs, reference, statistics=statistics, layers=layers,
-            memory_limit=memory_limit, seed=seed, monitor=monitor,
-        )  # fmt: skip
+        with ranks.together():
+            scene = look(
+                module, pairs, reference, statistics=statistics, layers=layers,
+                memory_limit=memory_limit, seed=seed, monitor=monitor, ranks=ranks,
+            )  # fmt: skip
+            collected = Collected(scene, reference, statistics, seed)
+            probe, sources = scene.probe(module, seed, monitor), scene.sources(seed)
         looked = look_at_layers(
-            scene, Collected(scene, reference, statistics, seed),
-            scene.probe(module, seed, monitor), scene.sources(seed), monitor.part(0.0, 0.8),
+            scene, collected, probe, sources, monitor.part(0.0, 0.8),
             directions=grid[0], ridges=grid[1], steps=steps, projection=method == "projection",
         )  # fmt: skip
         options = looked.options
@@ -155,7 +164,8 @@ def layer_scores(
     scores = dict.fromkeys(options, 0.0)
     trial = Trial(scene, len(scene.references), monitor)
     for number, (name, found) in enumerate(options.items()):
-        monitor.report(number / len(options), f"trying {name}")
+        with scene.ranks.together():
+            monitor.report(number / len(options), f"trying {name}")
         measured = {candidate: trial.closed(candidate) for candidate in different(found)}
         if measured:
             best = max(measured, key=lambda candidate: measured[candidate])
@@ -165,20 +175,30 @@ def layer_scores(
 
 
 class Trial:
-    """Applies an edit, measures on up to ``count`` references, and takes it back."""
+    """Applies an edit, measures on up to ``count`` references, and takes it back.
+
+    Several ranks measure on their own share of the references each.
+    """
 
     def __init__(self, scene: Scene, count: int, monitor: Monitor) -> None:
-        self._model = scene.model
-        self._monitor = monitor.silent()
-        references, carriers = scene.references[:count], scene.carriers[:count]
-        self._judge = Judge(scene.model, references, carriers, None, self._monitor)
-        self._start = self._judge.measure(scene.model, self._monitor).objective
+        self._model, self._ranks, self._monitor = scene.model, scene.ranks, monitor.silent()
+        rows, self._counted = scene.ranks.rows(min(count, len(scene.references)))
+        with self._ranks.together():
+            self._judge = Judge(
+                scene.model, scene.references[rows], scene.carriers[rows], None, self._monitor
+            )
+        self._start = self._objective()
 
     def closed(self, candidate: Candidate) -> float:
         """Share of the gap that the edit closes, less what it disturbs."""
         with trying(candidate):
-            after = self._judge.measure(self._model, self._monitor).objective
+            after = self._objective()
         return (self._start - after) / max(self._start, 1e-6)
+
+    def _objective(self) -> float:
+        with self._ranks.together():
+            found = self._judge.measure(self._model, self._monitor).objective
+        return float(self._ranks.mean(torch.tensor(found, dtype=torch.float64), self._counted))
 
 
 def _verified(
@@ -200,7 +220,8 @@ def _verified(
     for number, candidate in enumerate(queue[:trials]):
         if candidate.score + MARGIN < best:
             break
-        monitor.report(number / trials, f"trying {candidate.layer.name}")
+        with scene.ranks.together():
+            monitor.report(number / trials, f"trying {candidate.layer.name}")
         scores[candidate] = trial.closed(candidate)
         tried.append(candidate)
         best = max(best, scores[candidate])

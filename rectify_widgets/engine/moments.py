@@ -92,7 +92,11 @@ class MomentSum:
         """The sum so far, ``G × K × K``."""
         if self._shifted is not None:
             return self._shifted.total()
-        assert self._upper is not None  # noqa: S101 - asked after the first batch
+        if self._upper is None:  # there was nothing to add
+            weight = self._layer.module.weight.detach()
+            size = self._layer.key_size if self._key_space == "patch" else weight.shape[1]
+            precise = working_dtype(weight.dtype)
+            return weight.new_zeros(self._layer.groups, size, size, dtype=precise)
         return self._upper.triu() + self._upper.triu(1).mT
 
     def _sample(self, available: int, size: int, batch: int) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.attribution import margin
 from rectify_widgets.engine.candidates import Probe, runner_up
 from rectify_widgets.engine.checks import check_labels, check_number
+from rectify_widgets.engine.distributed import ALONE, Ranks
 from rectify_widgets.engine.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.inspection import (
     chunk_size,
@@ -58,6 +59,8 @@ class Scene:
     """Bytes to keep to."""
     sizes: Sizes | None = None
     """What the model's passes take; known where there is a limit."""
+    ranks: Ranks = ALONE
+    """Who makes the call too, each with the same scene."""
 
     @property
     def labels(self) -> Tensor:
@@ -141,6 +144,7 @@ def look(
     memory_limit: int | None = None,
     seed: int = 0,
     monitor: Monitor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Scene:
     """Check the input of a call and put the scene together.
 
@@ -156,6 +160,7 @@ def look(
         memory_limit: bytes to keep to, or None.
         seed: which references, and which pair's corruption goes onto which.
         monitor: asked between batches, if there is one.
+        ranks: who makes the call too; all of them get the same scene.
     """
     pairs = check_pairs(pairs)
     if statistics is not None and not isinstance(statistics, KeyStatistics):
@@ -173,7 +178,7 @@ def look(
             stacklevel=3,
         )
     if reference is not None:
-        references = _take(reference, limit, seed).to(pairs.clean)
+        references = _take(reference, limit, seed, ranks).to(pairs.clean)
         if references.shape[1:] == pairs.clean.shape:
             raise ValueError(
                 f"pairs: got samples of shape {tuple(pairs.clean.shape[1:])} for references of "
@@ -210,6 +215,7 @@ def look(
         answers=answers,
         given=reference is not None,
         limit=memory_limit,
+        ranks=ranks,
         sizes=None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1]),
     )
     scene.parts()  # says now if the limit is too low
@@ -231,12 +237,12 @@ def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
     )
 
 
-def _take(reference: Inputs, limit: int, seed: int) -> Tensor:
+def _take(reference: Inputs, limit: int, seed: int, ranks: Ranks) -> Tensor:
     """Up to ``limit`` references: at random from a tensor, the first of anything else."""
     total = count_inputs(reference)
     if isinstance(reference, Tensor) and total is not None and total > limit:
         reference = reference[_shuffle(total, seed)[:limit].to(reference.device)]
-    return gather("reference", reference, limit)
+    return gather("reference", reference, limit, ranks)
 
 
 def _shuffle(count: int, seed: int) -> Tensor:

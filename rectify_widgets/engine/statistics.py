@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.distributed import ALONE, Ranks, check_distributed
 from rectify_widgets.engine.files import read_tensors, write_tensors
 from rectify_widgets.engine.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.inspection import (
@@ -106,6 +107,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         batch_size: int = BATCH,
         memory_limit: int | None = None,
         seed: int = 0,
+        distributed: bool = False,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> KeyStatistics:
@@ -122,6 +124,8 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
                 unless memory is short (a loader brings its own).
             memory_limit: bytes to keep to, see `estimate_memory`; the sums are the same.
             seed: of the sampling of positions.
+            distributed: share the references out over the processes of ``torch.distributed``, every
+                one of which makes this call; see `rectify_widgets.engine.distributed`.
             progress, cancel: hooks, see `rectify_widgets.engine.progress`.
 
         Raises:
@@ -134,20 +138,22 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         if positions is not None:
             check_int("positions", positions, low=1)
         monitor = Monitor(progress, cancel)
-        example = next(batches("reference", reference, batch_size))
-        catalog = editable_layers(model, example)
-        several = isinstance(layers, Iterable) and not isinstance(layers, str)
-        chosen = catalog.select("layers", list(layers or ()) if several else layers)
         limit = check_limit(memory_limit)
-        chunk = None
-        if limit is not None:
-            with inspecting(model) as module:
-                like = example[:1].to(device=model_device(module), dtype=model_dtype(module))
-                sizes = measure_sizes(module, chosen, like)
-            chunk = collect_chunk(sizes, chosen, len(example), limit)
+        ranks = check_distributed(distributed)
+        with ranks.together():
+            example = next(batches("reference", reference, batch_size))
+            catalog = editable_layers(model, example)
+            several = isinstance(layers, Iterable) and not isinstance(layers, str)
+            chosen = catalog.select("layers", list(layers or ()) if several else layers)
+            chunk = None
+            if limit is not None:
+                with inspecting(model) as module:
+                    like = example[:1].to(device=model_device(module), dtype=model_dtype(module))
+                    sizes = measure_sizes(module, chosen, like)
+                chunk = collect_chunk(sizes, chosen, len(example), limit)
         return collect(
             model, reference, catalog, chosen, key_space=key_space, positions=positions,
-            batch_size=batch_size, chunk=chunk, seed=seed, monitor=monitor,
+            batch_size=batch_size, chunk=chunk, seed=seed, monitor=monitor, ranks=ranks,
         )  # fmt: skip
 
     def merge(self, other: KeyStatistics) -> KeyStatistics:
@@ -254,6 +260,7 @@ def collect(
     chunk: int | None = None,
     seed: int,
     monitor: Monitor,
+    ranks: Ranks = ALONE,
 ) -> KeyStatistics:
     """The streaming pass behind `KeyStatistics.collect`, on layers that are already found.
 
@@ -271,19 +278,20 @@ def collect(
 
     def once(module: nn.Module, chunk: int | None) -> int:
         nonlocal samples, number
-        done = number = 0
+        done, number = 0, ranks.rank
         for name, layer in chosen.items():
             sums[name] = MomentSum(
                 layer, key_space, positions=positions, expected=expected, seed=seed
             )
         device, dtype = model_device(module), model_dtype(module)
-        for batch in batches("reference", reference, batch_size):
+        for batch in batches("reference", reference, batch_size, ranks=ranks):
             for piece in batch.split(chunk or len(batch)):
-                monitor.report(done / total_inputs if total_inputs else 0.0, "collecting keys")
+                share = done * ranks.size / total_inputs if total_inputs else 0.0
+                monitor.report(share, "collecting keys")
                 samples = len(piece)
                 predict(module, piece.to(device=device, dtype=dtype))
                 done += samples
-            number += 1
+            number += ranks.size
         return done
 
     def fitting(module: nn.Module, chunk: int | None) -> int:
@@ -297,22 +305,23 @@ def collect(
         torch.cuda.empty_cache()  # not while the error is handled, whose frames hold tensors
         return fitting(module, chunk)
 
-    with inspecting(model) as module:
+    with ranks.together(), inspecting(model) as module:
         found = fingerprints(module, catalog, chosen)
         with capturing({name: layer.module for name, layer in chosen.items()}, add):
             done = fitting(module, chunk)
-    monitor.report(1.0, "collected keys")
+        monitor.report(1.0, "collected keys")
+    ranks.check_same("model", " ".join(found.values()), "its weights")
     layers = {}
     for name in chosen:
-        total = sums[name].total()
-        layers[name] = LayerStatistics(total, sums.pop(name).count, found[name])
+        total = ranks.sum(sums[name].total())
+        layers[name] = LayerStatistics(total, ranks.add(sums.pop(name).count), found[name])
         # Any number of a key that is not finite makes its square on the diagonal so.
         if not bool(torch.isfinite(total.diagonal(dim1=1, dim2=2)).all()):
             raise ValueError(
                 f"model: the inputs of layer {name!r} are NaN or infinite on the references; "
                 "want a model with finite activations"
             )
-    return KeyStatistics(layers, key_space=key_space, references=done)
+    return KeyStatistics(layers, key_space=key_space, references=ranks.add(done))
 
 
 def fingerprints(model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine import localization
 from rectify_widgets.engine.attribution import sweep
+from rectify_widgets.engine.distributed import ALONE
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.layers import EditableLayer, editable_layers
@@ -120,6 +123,9 @@ class Rehearsal:
             def __init__(self, *_: object) -> None:
                 pass
 
+            def sharing(self, _: object) -> AbstractContextManager[None]:
+                return nullcontext()
+
             def closed(self, candidate: Any) -> float:
                 tried.append(candidate.layer.name)
                 return edits[candidate.layer.name][1]
@@ -131,7 +137,7 @@ class Rehearsal:
 
     def scores(self, trials: int) -> dict[str, float]:
         self.tried.clear()
-        scene: Any = None
+        scene: Any = SimpleNamespace(ranks=ALONE)
         return localization._verified(scene, self.options, trials, Monitor())
 
 
