@@ -6,7 +6,8 @@ Imports torch only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -166,7 +167,9 @@ def layer_scores(
     for number, (name, found) in enumerate(options.items()):
         with scene.ranks.together():
             monitor.report(number / len(options), f"trying {name}")
-        measured = {candidate: trial.closed(candidate) for candidate in different(found)}
+        few = different(found)
+        with trial.sharing(few):
+            measured = {candidate: trial.closed(candidate) for candidate in few}
         if measured:
             best = max(measured, key=lambda candidate: measured[candidate])
             scores[name] = measured[best]
@@ -187,17 +190,28 @@ class Trial:
             self._judge = Judge(
                 scene.model, scene.references[rows], scene.carriers[rows], None, self._monitor
             )
+        self._shares = scene.limit is None  # what is shared takes memory
         self._start = self._objective()
+
+    @contextmanager
+    def sharing(self, candidates: Iterable[Candidate]) -> Iterator[None]:
+        """Try these edits without running what comes before their layers again and again."""
+        layers = [candidate.layer for candidate in candidates] if self._shares else []
+        with ExitStack() as stack:
+            with self._ranks.together():
+                shared = self._judge.sharing(self._model, layers, self._monitor)
+                stack.enter_context(shared)
+            yield
 
     def closed(self, candidate: Candidate) -> float:
         """Share of the gap that the edit closes, less what it disturbs."""
         with trying(candidate):
-            after = self._objective()
+            after = self._objective(candidate.layer.name)
         return (self._start - after) / max(self._start, 1e-6)
 
-    def _objective(self) -> float:
+    def _objective(self, edited: str | None = None) -> float:
         with self._ranks.together():
-            found = self._judge.measure(self._model, self._monitor).objective
+            found = self._judge.measure(self._model, self._monitor, edited).objective
         return float(self._ranks.mean(torch.tensor(found, dtype=torch.float64), self._counted))
 
 
@@ -217,14 +231,15 @@ def _verified(
     scores = {candidate: candidate.score for candidate in queue}
     queue.sort(key=lambda candidate: -candidate.score)
     best, tried = -math.inf, list[Candidate]()
-    for number, candidate in enumerate(queue[:trials]):
-        if candidate.score + MARGIN < best:
-            break
-        with scene.ranks.together():
-            monitor.report(number / trials, f"trying {candidate.layer.name}")
-        scores[candidate] = trial.closed(candidate)
-        tried.append(candidate)
-        best = max(best, scores[candidate])
+    with trial.sharing(queue[:trials]):
+        for number, candidate in enumerate(queue[:trials]):
+            if candidate.score + MARGIN < best:
+                break
+            with scene.ranks.together():
+                monitor.report(number / trials, f"trying {candidate.layer.name}")
+            scores[candidate] = trial.closed(candidate)
+            tried.append(candidate)
+            best = max(best, scores[candidate])
     promised = sum(max(candidate.score, 0.0) for candidate in tried)
     held = sum(max(scores[candidate], 0.0) for candidate in tried)
     for candidate in queue[len(tried) :]:
