@@ -9,7 +9,7 @@ pass for each further part.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,26 +169,30 @@ def fixed(sizes: Sizes, counts: Counts) -> int:
     return data + passing
 
 
-def look_peak(sizes: Sizes, counts: Counts, names: Iterable[str]) -> int:
+def look_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
     """Bytes of one look at these layers, at most."""
     some = [sizes.layers[name] for name in names]
     solving = max((size.moment for size in some), default=0) * FACTORS
     return fixed(sizes, counts) + sum(held(size, counts) for size in some) + solving
 
 
-def collect_peak(sizes: Sizes, names: Iterable[str], chunk: int) -> int:
+def collect_peak(sizes: Sizes, names: Collection[str], chunk: int) -> int:
     """Bytes of collecting the statistics of these layers, so many samples in a pass, at most."""
-    some = [sizes.layers[name] for name in names]
-    largest = max((size.moment for size in some), default=0)
-    return sum(size.moment for size in some) + max(chunk * _passing(sizes, names), 2 * largest)
+    return _summed(sizes, names) + chunk * _passing(sizes, names)
 
 
-def _passing(sizes: Sizes, names: Iterable[str]) -> int:
+def _summed(sizes: Sizes, names: Collection[str]) -> int:
+    """Bytes of the second moments, and of putting the largest one together."""
+    moments = [sizes.layers[name].moment for name in names]
+    return sum(moments) + 2 * max(moments, default=0)
+
+
+def _passing(sizes: Sizes, names: Collection[str]) -> int:
     """Bytes that one sample takes on its way through the statistics."""
     return sizes.forward + 2 * max(sizes.layers[name].unfolded for name in names)
 
 
-def collect_chunk(sizes: Sizes, names: Iterable[str], batch: int, limit: int | None) -> int:
+def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int | None) -> int:
     """Samples in one pass of the statistics: as many as fit, at least one, a batch at most.
 
     Raises:
@@ -196,15 +200,13 @@ def collect_chunk(sizes: Sizes, names: Iterable[str], batch: int, limit: int | N
     """
     if limit is None:
         return batch
-    names = list(names)
     needed = collect_peak(sizes, names, 1)
     if needed > limit:
         raise ValueError(
             f"memory_limit: got {told(limit)}, want at least {told(needed)} for the second moments "
             f"of {len(names)} layers; give more, or fewer layers"
         )
-    room = limit - sum(sizes.layers[name].moment for name in names)
-    return max(1, min(batch, room // _passing(sizes, names)))
+    return max(1, min(batch, (limit - _summed(sizes, names)) // _passing(sizes, names)))
 
 
 def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None) -> list[list[str]]:

@@ -97,7 +97,7 @@ class MomentSum:
             size = self._layer.key_size if self._key_space == "patch" else weight.shape[1]
             precise = working_dtype(weight.dtype)
             return weight.new_zeros(self._layer.groups, size, size, dtype=precise)
-        return self._upper.triu() + self._upper.triu(1).mT
+        return self._upper.triu_() + self._upper.triu(1).mT
 
     def _sample(self, available: int, size: int, batch: int) -> Tensor | None:
         """Positions to take from each input of this batch; None for all."""
