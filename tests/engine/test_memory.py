@@ -23,6 +23,7 @@ from rectify_widgets.engine.memory import (
     _Live,
     collect_chunk,
     collect_peak,
+    held,
     look_peak,
     measure_sizes,
     parts,
@@ -80,6 +81,12 @@ def test_sizes_are_those_of_the_network() -> None:
     assert sizes.forward == 4 * (3 * 36 + 2 * 8 * 36)
     # The gradients of both layers' outputs at least are alive together with the inputs' way.
     assert sizes.sweep >= sizes.forward + 4 * (8 * 36 + 5)
+
+
+def test_what_a_look_keeps() -> None:
+    """Keys of 8 probe samples and 10 to solve from, twice; two gradients of each probe sample."""
+    size = LayerSize(inputs=10, outputs=20, moment=7, unfolded=5)
+    assert held(size, COUNTS) == 2 * (8 + 10) * 10 + 2 * 8 * 20 + 7
 
 
 # --- the layers in parts -------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""Statistics that are collected when they are asked for, and kept as long as they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import rectify_widgets as rw
+from rectify_widgets.engine import layerwise
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.layerwise import Collected
+from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.scene import look
+from rectify_widgets.engine.statistics import collect
+from tests.engine.models import images, make
+from tests.engine.test_editing import patched
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The layers of each pass over the references."""
+    seen: list[list[str]] = []
+
+    def counted(model: Any, reference: Any, catalog: Any, chosen: Any, **options: Any) -> Any:
+        seen.append(list(chosen))
+        return collect(model, reference, catalog, chosen, **options)
+
+    monkeypatch.setattr(layerwise, "collect", counted)
+    return seen
+
+
+def test_only_what_is_stale_is_collected_anew(asked: list[list[str]]) -> None:
+    model = make("residual").double()
+    with inspecting(model) as module:
+        scene = look(module, patched(), images(20).double())
+        collected = Collected(scene, None, None, 0)
+        first = collected.of(scene.layers, Monitor())
+        assert asked == [list(scene.layers)]
+        assert collected.of(scene.layers, Monitor()) is first
+        assert len(asked) == 1
+        some = list(scene.layers)[-2:]
+        collected.forget(some)
+        again = collected.of(scene.layers, Monitor())
+        assert asked[1:] == [some]
+        for name in scene.layers:
+            assert (again[name] is first[name]) == (name not in some)
+            torch.testing.assert_close(again[name].total, first[name].total)
+
+
+def test_parts_are_not_kept(asked: list[list[str]]) -> None:
+    model = make("residual").double()
+    with inspecting(model) as module:
+        scene = look(module, patched(), images(20).double())
+        collected = Collected(scene, None, None, 0)
+        name = next(iter(scene.layers))
+        for _ in range(2):
+            found = collected.of({name: scene.layers[name]}, Monitor())
+            assert list(found) == [name]
+        assert asked == [[name], [name]]
+
+
+def test_given_statistics_are_taken_and_checked(asked: list[list[str]]) -> None:
+    model = make("residual").double()
+    reference = images(20).double()
+    known = rw.KeyStatistics.collect(model, reference)
+    channels = rw.KeyStatistics.collect(model, reference, key_space="channel")
+    asked.clear()
+    with inspecting(model) as module:
+        scene = look(module, patched(), reference)
+        assert Collected(scene, None, known, 0).of(scene.layers, Monitor()) is known
+        assert not asked
+        with pytest.raises(ValueError, match="want 'patch' keys"):
+            Collected(scene, None, channels, 0)
+        with torch.no_grad():
+            next(iter(scene.layers.values())).module.weight.mul_(2)
+        with pytest.raises(ValueError, match="stale"):
+            Collected(scene, None, known, 0)
