@@ -60,17 +60,21 @@ class Pair(nn.Module):
         return x * 2, x - 1
 
 
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.5, training=True)
+
+
 class Noisy(nn.Module):
-    """Draws random numbers both before and behind its layers."""
+    """Draws random numbers before and behind a layer: who leaves out the first gets others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(243, 8), nn.Linear(8, 4)
-        self.noise = nn.Dropout(0.5)
+        self.noise = Draws()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.noise(functional.relu(self.first(x.flatten(1))))
-        y = functional.dropout(y, 0.5, training=True)
         scores: Tensor = functional.dropout(self.second(y), 0.5, training=True)
         return scores
 
