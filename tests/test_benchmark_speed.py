@@ -116,6 +116,9 @@ def test_work_of_second_moments_and_factors() -> None:
 def test_what_is_done_is_counted() -> None:
     a, b = torch.eye(6), torch.rand(6, 2)
     assert speed_limits.executed(lambda: a @ b) == 6 * 6 * 2
+    assert speed_limits.executed(lambda: torch.zeros(6, 2).addmm_(a, b)) == 6 * 6 * 2
+    many = torch.zeros(3, 6, 2).baddbmm_
+    assert speed_limits.executed(lambda: many(a.expand(3, 6, 6), b.expand(3, 6, 2))) == 3 * 72
     assert speed_limits.executed(lambda: torch.linalg.cholesky_ex(a)) == 6**3 / 6
     assert speed_limits.executed(lambda: torch.cholesky_solve(b, a)) == 2 * 6 * 6 * 2
     triangular = lambda: torch.linalg.solve_triangular(a, b, upper=False)  # noqa: E731

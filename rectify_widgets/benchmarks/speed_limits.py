@@ -103,6 +103,8 @@ def executed(task: Callable[[], object]) -> float:
     """Multiply-adds that the task does: products, convolutions, factorisations and their solves."""
     aten = torch.ops.aten
     own = {
+        aten.addmm_: _added,
+        aten.baddbmm_: _added,
         aten.linalg_cholesky_ex: _cholesky,
         aten.cholesky_solve: _solve,
         aten.linalg_solve_triangular: _triangular,
@@ -111,6 +113,10 @@ def executed(task: Callable[[], object]) -> float:
     with counter:
         task()
     return counter.get_total_flops() / 2
+
+
+def _added(_: Any, one: Any, other: Any, *__: object, **___: object) -> int:
+    return int(2 * prod(one) * other[-1])
 
 
 def _cholesky(shape: Any, *_: object, **__: object) -> int:
