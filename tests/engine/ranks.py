@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from rectify_widgets.engine import candidates, judging, layerwise, localization
 from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.metrics import evaluate
 from rectify_widgets.engine.pairs import SamplePairs
@@ -135,7 +137,9 @@ CALLS: dict[str, Call] = {
     "localize by projection": lambda stage, d: located(
         stage, stage.reference[:21], method="projection", distributed=d
     ),
-    "localize from one": lambda stage, d: located(stage, stage.reference[:1], distributed=d),
+    "localize from one": lambda stage, d: located(
+        stage, stage.reference[:1], trials=0, distributed=d
+    ),
     "localize with statistics": lambda stage, d: located(
         stage, stage.reference[:21], distributed=d,
         statistics=KeyStatistics.collect(stage.model, stage.reference),
@@ -209,6 +213,26 @@ FAILURES: dict[str, Callable[[Stage], Any]] = {
 """Calls that fail on the second rank, or on both; what each rank raises is left behind."""
 
 
+def seen_by(stage: Stage) -> dict[str, int]:
+    """How many inputs of each kind of work this rank has itself in one `localize`."""
+    counts = {"swept": 0, "judged": 0}
+
+    def observed(model: nn.Module, layers: Any, probe: Any, **options: Any) -> Any:
+        counts["swept"] += len(probe)
+        return candidates.observe(model, layers, probe, **options)
+
+    def judged(model: nn.Module, references: Tensor, *rest: Any) -> Any:
+        counts["judged"] += len(references)
+        return judging.Judge(model, references, *rest)
+
+    with (
+        patch.object(layerwise, "observe", observed),
+        patch.object(localization, "Judge", judged),
+    ):
+        located(stage, stage.reference[:101], distributed=True)
+    return counts
+
+
 def what_is_raised(fail: Callable[[Stage], Any], stage: Stage) -> str:
     """Kind and message of the error."""
     try:
@@ -228,6 +252,8 @@ def main(folder: Path) -> None:
         found = call(stage_of(folder, rank), True)
         save_file(found, folder / f"{name}.{rank}.safetensors")
     raised = {name: what_is_raised(fail, stage_of(folder, rank)) for name, fail in FAILURES.items()}
+    seen = json.dumps(seen_by(stage_of(folder, rank)))
+    (folder / f"seen.{rank}.json").write_text(seen, encoding="utf-8")
     (folder / f"raised.{rank}.json").write_text(json.dumps(raised), encoding="utf-8")
     distributed.destroy_process_group()
 

@@ -57,6 +57,11 @@ def test_ranks_get_what_one_process_gets(folder: Path, call: str) -> None:
     same(found[0], alone, rtol=2e-4, atol=2e-5)
 
 
+def test_each_rank_has_its_share_of_the_work(folder: Path) -> None:
+    seen = [json.loads((folder / f"seen.{rank}.json").read_text("utf-8")) for rank in range(2)]
+    assert seen == [{"swept": 16, "judged": 51}, {"swept": 16, "judged": 50}]
+
+
 RAISED = {
     "collect fails": (
         "RuntimeError: distributed: another rank failed",
