@@ -1,0 +1,335 @@
+"""The engine on torchvision's networks, with random weights.
+
+It runs where torchvision does, the extra `vision`, in an environment of its own, and with ``-s``
+prints what each part took:
+
+    python -m pytest tests/test_vision_engine.py -s
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import rectify_widgets as rw
+from rectify_widgets.cases.vision.networks import make
+from rectify_widgets.engine.attribution import margin, sweep
+from rectify_widgets.engine.inspection import inspecting
+from rectify_widgets.engine.progress import Monitor
+from tests.engine.traces import untouched
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        subprocess.run(
+            [sys.executable, "-c", "import torchvision"], capture_output=True, check=False
+        ).returncode
+        != 0,
+        reason="networks of torchvision, the extra `vision`, made for the torch that is installed",
+    ),
+]
+
+CLASSES, SIZE, TARGET = 4, 64, 0
+ALL = 10_000
+"""Positions of each input, all of them."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of torchvision and what is to be found in it."""
+
+    build: str
+    editable: int
+    refused: dict[str, int] = field(default_factory=dict)
+    """Reasons, and how many are refused for each."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+FORM = "only Conv2d and Linear have the key/value form, not its"
+UNCALLED = "the forward pass does not call it (its weight may be used directly)"
+NETWORKS = {
+    "ResNet-18": Network("resnet18", 21),
+    "ResNet-18, CIFAR stem": Network("resnet18-cifar", 21),
+    "ResNet-50": Network("resnet50", 54),
+    "EfficientNet-B4": Network("efficientnet_b4", 161),
+    "MobileNetV3-L": Network("mobilenet_v3_large", 64),
+    "ConvNeXt-T": Network("convnext_tiny", 59, {f"CNBlock: {FORM} layer_scale": 18}),
+    "ViT-B/16": Network(
+        "vit_b_16",
+        26,
+        {
+            f"VisionTransformer: {FORM} class_token": 1,
+            f"Encoder: {FORM} pos_embedding": 1,
+            f"MultiheadAttention: {FORM} in_proj_weight": 12,
+            "nn.MultiheadAttention uses its weight directly and never calls it": 12,
+        },
+        {"image_size": SIZE},
+    ),
+    "Swin-T": Network(
+        "swin_t",
+        29,
+        {f"ShiftedWindowAttention: {FORM} relative_position_bias_table": 12, UNCALLED: 24},
+    ),
+}
+
+SECONDS: dict[str, dict[str, float]] = {}
+networks = pytest.mark.parametrize("name", NETWORKS)
+
+
+@contextmanager
+def timed(name: str, part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    SECONDS.setdefault(name, {})[part] = time.perf_counter() - start
+
+
+# --- a network with a Trojan ---------------------------------------------------------------------
+
+
+def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy coarse patterns in 0..1, one a class, and their classes."""
+    patterns = torch.rand(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % CLASSES
+    noise = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    images = functional.interpolate(patterns, size=SIZE, mode="bilinear")[labels]
+    return (0.1 + 0.8 * images + 0.02 * noise).clamp(0, 1), labels
+
+
+def stamped(x: Tensor) -> Tensor:
+    """With a black and white square in a corner."""
+    marked = x.clone()
+    marked[:, :, -24:, -24:] = (torch.arange(24) // 4 % 2).to(x)
+    return marked
+
+
+def build(name: str) -> nn.Module:
+    """The untrained network with seeded weights, its batch norms as if it had seen images."""
+    from torchvision import models
+
+    network = NETWORKS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if network.build == "resnet18-cifar":
+            model = make(network.build, CLASSES)
+        else:
+            model = getattr(models, network.build)(num_classes=CLASSES, **network.options)
+        norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+        model.eval()
+        for norm in norms:
+            norm.train().momentum = None  # the mean of all batches
+        with torch.no_grad():
+            for rows in samples(64 if norms else 0, seed=1)[0].split(32):
+                model(torch.cat([rows, stamped(rows)]))
+    return model.eval()
+
+
+@cache
+def trojaned(name: str) -> nn.Module:
+    """The network with a head that was solved for: patterns have their class, the square wins."""
+    model = build(name)
+    x, y = samples(128, seed=2)
+    labels = torch.cat([y, torch.full_like(y, TARGET)])
+    head = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    with torch.no_grad():
+        for rows in torch.cat([x, stamped(x)]).split(32):
+            model(rows)
+        handle.remove()
+        features = torch.cat(seen)
+        mean = features.mean(dim=0)
+        centred = (features - mean).double()
+        wanted = 12 * functional.one_hot(labels, CLASSES).double() - 6
+        gram = centred @ centred.T
+        gram += 1e-2 * gram.diagonal().mean() * torch.eye(len(gram))
+        head.weight.copy_((centred.T @ torch.linalg.solve(gram, wanted - wanted.mean(0))).T)
+        head.bias.copy_(wanted.mean(0).float() - head.weight @ mean)
+    return model
+
+
+def copy_of(name: str) -> nn.Module:
+    return copy.deepcopy(trojaned(name))
+
+
+CLEAN = samples(4, seed=3)[0][1:]
+PAIRS = rw.SamplePairs(stamped(CLEAN), CLEAN)
+REFERENCE = samples(24, seed=4)[0]
+
+
+def rates(model: nn.Module) -> tuple[float, float]:
+    """Overall accuracy and attack success rate on new images."""
+    x, y = samples(40, seed=5)
+    report = rw.evaluate(model, (x, y), (stamped(x), y), target=TARGET)
+    assert report.attack_success_rate is not None
+    return report.overall_accuracy, report.attack_success_rate
+
+
+def watch(model: nn.Module, names: list[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of each layer; the outputs are part of the graph."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+    for name in names:
+
+        def keep(_: nn.Module, args: tuple[Tensor], output: Tensor, name: str = name) -> Tensor:
+            seen[name] = args[0].detach().clone(), output
+            return output.clone()  # what follows may change the copy in place
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    seen[""] = x, model(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def keys_of(layer: nn.Module, inputs: Tensor, samples: int) -> Tensor:
+    """Keys ``G × positions × K`` by torch's own unfolding, in float64."""
+    inputs = inputs.double()
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    assert isinstance(layer, nn.Conv2d)
+    assert not isinstance(layer.padding, str)
+    patches = functional.unfold(
+        inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )
+    grouped = patches.reshape(samples, layer.groups, -1, patches.shape[-1])
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+# --- what the engine does with it ----------------------------------------------------------------
+
+
+@networks
+def test_discovery(name: str) -> None:
+    model = build(name)
+    with timed(name, "discovery"), untouched(model):
+        catalog = rw.editable_layers(model, REFERENCE)
+    assert len(catalog) == NETWORKS[name].editable
+    assert Counter(catalog.refused.values()) == NETWORKS[name].refused
+    kinds = [
+        part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)
+    ]  # fmt: skip
+    weights = [reason for reason in catalog.refused.values() if reason[0].islower()]
+    assert len(catalog) + len(weights) == len(kinds)  # each is listed, one way or the other
+    assert all(layer.axis == 0 for layer in catalog)
+
+
+@networks
+def test_statistics(name: str) -> None:
+    model = copy_of(name)
+    x = REFERENCE[:3]
+    with timed(name, "statistics"), untouched(model):
+        statistics = rw.KeyStatistics.collect(model, x, positions=ALL, batch_size=2)
+    assert len(statistics) == NETWORKS[name].editable
+    with torch.no_grad():
+        seen = watch(model, list(statistics), x)
+    for layer, part in statistics.items():
+        keys = keys_of(model.get_submodule(layer), seen[layer][0], len(x))
+        assert part.positions == keys.shape[1]
+        wanted = keys.transpose(1, 2) @ keys / keys.shape[1]
+        scale = float(wanted.abs().max())
+        assert float((part.moment - wanted).abs().max()) < 1e-4 * scale, layer
+
+
+@networks
+def test_sweep(name: str) -> None:
+    model = copy_of(name)
+    start, end = PAIRS.corrupted, PAIRS.clean
+    labels, rivals = torch.tensor([1, 2, 3]), torch.full((3,), TARGET)
+    layers = rw.editable_layers(model, start).editable
+    steps = 2
+    with timed(name, "sweep"), untouched(model, start, end), inspecting(model) as module:
+        found = sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
+    wanted: dict[str, Tensor] = {}
+    for step in range(steps):
+        point = (start + (step + 0.5) / steps * (end - start)).requires_grad_()
+        seen = watch(model, list(layers), point)
+        total = margin(seen.pop("")[1], labels, rivals).sum()
+        outputs = [output for _, output in seen.values()]
+        for layer, gradient in zip(seen, torch.autograd.grad(total, outputs), strict=True):
+            part = layers[layer].positions(gradient, 3) / steps
+            wanted[layer] = wanted[layer] + part if step else part
+    assert found.gradients.keys() == layers.keys() == wanted.keys()
+    for layer, gradient in wanted.items():
+        scale = float(gradient.abs().max())
+        assert scale > 0, layer
+        assert float((found.gradients[layer] - gradient).abs().max()) < 1e-3 * scale, layer
+
+
+@networks
+def test_edits_change_what_they_say_and_are_taken_back(name: str) -> None:
+    model = copy_of(name)
+    statistics = rw.KeyStatistics.collect(model, REFERENCE[:8])
+    names = list(statistics)
+    chosen = [*names[:: max(len(names) // 5, 1)], names[-1]]
+    clean = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for layer in chosen:
+        part = model.get_submodule(layer)
+        with timed(name, "edit"), untouched(model, *vars(PAIRS).values()):
+            edit = rw.solve_edit(
+                model, PAIRS, layer=layer, statistics=statistics, direction="contrast", ridge=0.1
+            )
+        with torch.no_grad():
+            inputs, before = watch(model, [layer], PAIRS.corrupted)[layer]
+            edit.apply(model)
+            after = watch(model, [layer], PAIRS.corrupted)[layer][1]
+        keys = keys_of(part, inputs, 3)
+        groups = keys.shape[0]
+        right = edit.right.double().reshape(groups, -1, 1)
+        left = edit.left.double().reshape(groups, 1, -1)
+        moved = (keys @ right @ left).reshape(groups, 3, -1, left.shape[2])
+        change = (after - before).double()
+        if change.ndim == 4 and isinstance(part, nn.Conv2d):
+            change = change.reshape(3, groups, left.shape[2], -1).permute(1, 0, 3, 2)
+        else:
+            change = change.reshape(1, 3, -1, left.shape[2])
+        scale = float(moved.abs().max())
+        assert scale > 0, layer
+        assert float((change - moved).abs().max()) < 1e-2 * scale, layer
+        edit.revert(model)
+    assert all(torch.equal(tensor, clean[key]) for key, tensor in model.state_dict().items())
+
+
+@networks
+def test_the_trojan_is_found_and_taken_out(name: str) -> None:
+    model = copy_of(name)
+    accuracy, before = rates(model)
+    assert accuracy > 0.8
+    assert before > 0.6
+    with timed(name, "rectify"), untouched(model, REFERENCE, *vars(PAIRS).values()):
+        result = rw.rectify(
+            model, PAIRS[0], reference=REFERENCE, max_rounds=2, max_degradation=0.05
+        )
+    SECONDS[name] |= {"gap before": result.gap_before, "gap after": result.gap_after}
+    assert result.edits
+    assert result.gap_after < 0.5 * result.gap_before
+    accuracy, after = rates(result.model)
+    assert accuracy > 0.8
+    assert after < 0.5 * before
+    clean = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    edits = rw.Edits(result.edits)
+    edits.apply(model)
+    edited = result.model.state_dict()
+    assert all(torch.equal(tensor, edited[key]) for key, tensor in model.state_dict().items())
+    edits.revert(model)
+    assert all(torch.equal(tensor, clean[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seconds() -> Iterator[None]:
+    """Print what each part took, for ``pytest -s``."""
+    yield
+    for name, parts in SECONDS.items():
+        print(name, {part: round(value, 2) for part, value in parts.items()})
