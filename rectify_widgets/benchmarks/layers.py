@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectify_widgets.benchmarks.tables import spearman
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.engine.attribution import sweep
+from rectify_widgets.engine.attribution import STEPS, sweep
 from rectify_widgets.engine.candidates import (
     Candidate,
     effect,
@@ -25,7 +25,7 @@ from rectify_widgets.engine.candidates import (
 from rectify_widgets.engine.editing import Unreached, closed_form, key_sums
 from rectify_widgets.engine.inspection import inspecting, predict_all
 from rectify_widgets.engine.layers import Keys
-from rectify_widgets.engine.layerwise import STEPS, Collected, Looked, look_at_layers
+from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.localization import VERIFY, layer_scores
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.scene import Scene, look

@@ -16,8 +16,8 @@ import argparse
 from dataclasses import dataclass, replace
 
 from rectify_widgets.benchmarks.tables import Table
+from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.candidates import RIDGES
-from rectify_widgets.engine.layerwise import STEPS
 from rectify_widgets.engine.localization import TRIALS, VERIFY
 from rectify_widgets.engine.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
 from rectify_widgets.engine.scene import MAX_REFERENCES, PROBE

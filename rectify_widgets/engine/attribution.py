@@ -20,6 +20,9 @@ from rectify_widgets.engine.inspection import capturing, chunk_size, in_chunks, 
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.progress import Monitor
 
+STEPS = 8
+"""Midpoints of the path in one sweep."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -46,7 +49,7 @@ def sweep(
     labels: Tensor,
     rivals: Tensor,
     *,
-    steps: int = 8,
+    steps: int = STEPS,
     batch_size: int | None = None,
     monitor: Monitor,
 ) -> Sweep:
@@ -58,19 +61,19 @@ def sweep(
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
         labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
         steps: midpoints of the path.
-        batch_size: samples in one pass; None takes what is prompt to cancel, 64 at most.
+        batch_size: points in one pass; None takes what is prompt to cancel.
         monitor: progress and cancellation.
     """
+    most = batch_size or chunk_size(start, start.device)
 
     def look(rows: slice) -> tuple[dict[str, Tensor], Tensor]:
         share = monitor.part(rows.start / len(start), rows.stop / len(start))
         some = start[rows], end[rows], labels[rows], rivals[rows]
-        averages = path_average(model, layers, *some, steps, share)
+        averages = path_average(model, layers, *some, steps, most, share)
         before, after = (margin(predict(model, x), *some[2:]) for x in some[:2])
         return averages, (after - before).float()
 
-    size = batch_size or min(64, chunk_size(start, start.device))
-    parts, gaps = zip(*in_chunks(len(start), size, look), strict=True)
+    parts, gaps = zip(*in_chunks(len(start), min(most, 64), look), strict=True)
     reached = [name for name in layers if all(name in part for part in parts)]
     gradients = {name: torch.cat([part[name] for part in parts]) for name in reached}
     return Sweep(gradients, torch.cat(gaps))
@@ -84,10 +87,12 @@ def path_average(
     labels: Tensor,
     rivals: Tensor,
     steps: int,
+    most: int,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
-    """The averages of one chunk by layer; see `sweep`."""
+    """The averages of one chunk by layer, ``most`` points of the path in one pass; see `sweep`."""
     sums: dict[str, Tensor] = {}
+    edges: dict[str, GradientEdge] = {}
 
     def watch(name: str, _: Tensor, output: Tensor) -> None:
         # The edge stands for the layer's own output even where what follows changes the tensor in
@@ -96,20 +101,32 @@ def path_average(
             edges[name] = get_gradient_edge(output)
 
     modules = {name: layer.module for name, layer in layers.items()}
-    for step in range(steps):
-        monitor.report(step / steps, "following gradients through every layer")
-        at = (step + 0.5) / steps
-        point = (start + at * (end - start)).detach()
-        edges: dict[str, GradientEdge] = {}
+    # Several steps in one pass, where one alone would leave the machine waiting.
+    together = max(1, most // len(start))
+    places = (torch.arange(steps, device=start.device) + 0.5).to(start) / steps
+
+    def look(rows: slice) -> dict[str, Tensor]:
+        monitor.report(rows.start / steps, "following gradients through every layer")
+        at = places[rows].reshape(-1, 1, *[1] * (start.ndim - 1))
+        count = len(at)
+        point = (start + at * (end - start)).flatten(0, 1).detach()
+        edges.clear()
         with torch.enable_grad(), capturing(modules, watch):
             point.requires_grad_(True)
-            total = margin(predict(model, point), labels, rivals).sum()
+            scores = predict(model, point)
+            total = margin(scores, labels.repeat(count), rivals.repeat(count)).sum()
         if not edges or not total.requires_grad:
             return {}
         # Unused: layers behind which the model stops the gradient.
         found = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
+        parts = {}
         for name, gradient in zip(edges, found, strict=True):
             if gradient is not None:
-                part = layers[name].positions(gradient, samples=len(start))
-                sums[name] = part.clone() if name not in sums else sums[name].add_(part)
+                part = layers[name].positions(gradient, samples=len(point))
+                parts[name] = part.unflatten(0, (count, -1)).sum(dim=0)
+        return parts
+
+    for parts in in_chunks(steps, together, look):
+        for name, part in parts.items():
+            sums[name] = part if name not in sums else sums[name].add_(part)
     return {name: total / steps for name, total in sums.items()}

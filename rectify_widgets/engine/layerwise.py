@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.candidates import (
     RIDGES,
     Candidate,
@@ -31,9 +32,6 @@ from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.scene import Scene
 from rectify_widgets.engine.solver import DenseSolver
 from rectify_widgets.engine.statistics import BATCH, KeyStatistics, collect
-
-STEPS = 8
-"""Midpoints of the path in one sweep."""
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """Times a stage of the work while its block runs."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.candidates import (
     RIDGES,
     Candidate,
@@ -25,7 +26,7 @@ from rectify_widgets.engine.editing import DIRECTIONS
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.judging import Judge
-from rectify_widgets.engine.layerwise import STEPS, Collected, Looked, look_at_layers
+from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.scene import Scene, look

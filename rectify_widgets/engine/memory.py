@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rectify_widgets.engine.attribution import path_average
+from rectify_widgets.engine.attribution import STEPS, path_average
 from rectify_widgets.engine.checks import check_int
 from rectify_widgets.engine.inspection import capturing, predict, working_dtype
 from rectify_widgets.engine.layers import EditableLayer, pad
@@ -130,7 +130,7 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
         scores = predict(model, example)
     labels = torch.zeros(1, dtype=torch.long, device=scores.device)
     with whole:
-        path_average(model, layers, example, example, labels, labels + 1, 1, Monitor())
+        path_average(model, layers, example, example, labels, labels + 1, 1, 1, Monitor())
     return Sizes(
         layers=found,
         sample=example.numel() * example.element_size(),
@@ -165,7 +165,8 @@ def held(size: LayerSize, counts: Counts) -> int:
 def fixed(sizes: Sizes, counts: Counts) -> int:
     """Bytes that one look takes whatever the layers: references, carriers, and one pass."""
     data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
-    passing = max(min(counts.chunk, counts.probe) * sizes.sweep, counts.chunk * sizes.forward)
+    swept = min(counts.chunk, counts.probe * STEPS)
+    passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
     return data + passing
 
 

@@ -178,7 +178,7 @@ def test_rectify_in_parts_gives_the_same(trojan: Toy) -> None:
     options: dict[str, Any] = {"reference": trojan.reference, "max_rounds": 2, "target_gap": 0.0}
     count = len(trojan.reference)
     about: dict[str, Any] = {"input_shape": trojan.reference.shape[1:], "references": count}
-    limit = round(0.7 * rw.estimate_memory(trojan.model, **about, call="localize").peak)
+    limit = round(0.85 * rw.estimate_memory(trojan.model, **about, call="localize").peak)
     assert rw.estimate_memory(trojan.model, **about, memory_limit=limit).passes >= 2
     whole = rw.rectify(trojan.model, trojan.pairs[:1], **options)
     some = rw.rectify(trojan.model, trojan.pairs[:1], **options, memory_limit=limit)
