@@ -237,4 +237,6 @@ def pose(
     ):
         module(pair.corrupted)
         module(pair.clean)
-    return Problem(layer, *seen, {space: one[name].moment for space, one in known.items()})
+    corrupted, clean = seen
+    moments = {space: one[name].moment for space, one in known.items()}
+    return Problem(layer, corrupted, clean, moments)

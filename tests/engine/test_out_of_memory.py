@@ -34,8 +34,14 @@ class Small(Tiny):
 
 
 def test_chunks_shrink_until_they_fit() -> None:
-    model, asked = Small(3), []
-    monitor = Monitor(None, lambda: bool(asked.append(1)))
+    model = Small(3)
+    asked: list[int] = []
+
+    def ask() -> bool:
+        asked.append(1)
+        return False
+
+    monitor = Monitor(None, ask)
     with inspecting(model) as module:
         scores = predict_all(module, images(11), batch_size=8, monitor=monitor)
     assert model.seen == [8, 4, 2, 2, 2, 2, 2, 1]
