@@ -6,6 +6,7 @@ The two commands are tried elsewhere: `.ci/run` takes the test command from the 
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +23,13 @@ def readme(repository: Path) -> str:
 
 
 def blocks(readme: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+    found = re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+    return [textwrap.dedent(block) for block in found]
 
 
 def test_two_commands_set_up_everything(readme: str) -> None:
-    commands = blocks(readme, "bash")
+    *commands, several = blocks(readme, "bash")
+    assert several.startswith("torchrun "), "what starts several processes sets nothing up"
     assert len(commands) == 2
     for command in commands:
         assert command.count("\n") == 1, "one line to copy"
@@ -37,7 +41,7 @@ def test_example_is_short_and_runs(
 ) -> None:
     import rectify_widgets as rw
 
-    example, _ = blocks(readme, "python")
+    example, _, _ = blocks(readme, "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 10
 
@@ -58,6 +62,37 @@ def test_example_is_short_and_runs(
     assert (tmp_path / "fix.safetensors").stat().st_size > 0
 
 
+def test_the_example_of_several_processes_runs_in_one(
+    readme: str, monkeypatch: pytest.MonkeyPatch, free_tcp_port: int
+) -> None:
+    import rectify_widgets as rw
+
+    _, example, _ = blocks(readme, "python")
+    on_a_cpu = re.sub(r"torch\.cuda\.set_device\(.*\)\n", "", example)
+    on_a_cpu = on_a_cpu.replace(".cuda()", "").replace('"nccl"', '"gloo"')
+    assert on_a_cpu.count("distributed=True") == 3
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_tcp_port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    case = rw.cases.load("trojan")
+    given = {
+        "model": case.model,
+        "pairs": case.pairs[:1],
+        "loader": DataLoader(TensorDataset(case.reference[:64]), batch_size=32),
+        "test": tuple(part[:100] for part in case.clean),
+        "triggered": tuple(part[:100] for part in case.corrupted),
+    }
+    try:
+        exec(compile(on_a_cpu, "mend.py", "exec"), given)  # noqa: S102  # our own README
+    finally:
+        torch.distributed.destroy_process_group()
+    assert isinstance(given["report"], rw.Report)
+
+
 PROJECT = """
 import torch
 
@@ -73,7 +108,7 @@ network, training_images = case.model, case.reference[:128]
 def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
     import rectify_widgets as rw
 
-    _, example = blocks(readme, "python")
+    _, _, example = blocks(readme, "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 13, "an import more than a dozen"
     (tmp_path / "my_project.py").write_text(PROJECT, encoding="utf-8")
