@@ -78,6 +78,13 @@ def test_the_machine_is_as_fast_as_its_best_run() -> None:
     assert machine.least_seconds(machine.multiply_adds, 3 * machine.bytes) == 3.0
 
 
+def test_a_disturbed_run_does_not_slow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"product": (Span(0.0, 8.0), Span(0.0, 2.0)), "triad": (Span(0.0, 4.0), Span(0.0, 5.0))}
+    monkeypatch.setattr(Clock, "turns", lambda *_, **__: list(runs.values()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert Machine.measure(Clock(CPU), side=10, length=100) == Machine(1000 / 2.0, 1200 / 4.0)
+
+
 def test_processor_time_is_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert Clock(CPU).cost((Span(9.0, 4.0), Span(9.0, 8.0), Span(9.0, 12.0))) == 2.0
