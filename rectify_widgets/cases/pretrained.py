@@ -107,6 +107,10 @@ def photographs(side: int = SIDE) -> Labelled:
 def scenes(side: int = SIDE) -> Tensor:
     """15 more photographs, ``15 × 3 × side × side`` in [0, 1], without labels.
 
+    In the order of `SCENES`: an astronaut, bricks, a man with a camera, a cat, a cup of coffee,
+    coins, grass, gravel, galaxies, the moon, a motorcycle, a rocket, a pagoda, a dahlia and an
+    officer.  All may be shown; the pagoda and the dahlia with the names that scikit-learn gives.
+
     Args:
         side: see `photographs`.
 
