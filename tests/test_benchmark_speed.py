@@ -14,7 +14,7 @@ from torch import nn
 from rectify_widgets.benchmarks import __main__ as command
 from rectify_widgets.benchmarks import speed, speed_bench, speed_limits, speed_timing
 from rectify_widgets.benchmarks.speed_timing import Clock, Growth, Machine, Ratio, Span
-from rectify_widgets.benchmarks.tables import Table
+from rectify_widgets.benchmarks.tables import Cell, Table
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.statistics import KeyStatistics
 from tests.speed_fakes import CPU, Ticking, bench, spans, tiny
@@ -201,6 +201,22 @@ def test_nothing_is_written_without_a_folder(tmp_path: Path) -> None:
     tables = speed.measure_speed(bench(), ["sweep"], None, Monitor())
     assert [len(table.rows) for table in tables] == [1, 1]
     assert not list(tmp_path.iterdir())
+
+
+def test_profiles_and_references_have_tables_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def profile(task: str, _: object) -> list[dict[str, Cell]]:
+        if task == "late" and not (tmp_path / "speed-profile.md").exists():
+            pytest.fail("what is profiled already is not kept")
+        return [{"row": "profile", "task": task}]
+
+    monkeypatch.setattr(speed, "PROFILES", {"early": None, "late": None})
+    monkeypatch.setattr(speed, "profile", profile)
+    monkeypatch.setattr(speed, "measure_references", lambda _: [{"row": "references", "n": 1}])
+    one, other = speed.measure_speed(bench(), ["profile", "references"], tmp_path, Monitor())
+    assert (one.name, other.name) == ("speed references", "speed profile")
+    assert [row["task"] for row in other.rows] == ["early", "late"]
 
 
 def test_an_unknown_row_is_named() -> None:

@@ -130,6 +130,7 @@ def test_the_edit_rows_compare_residuals() -> None:
     ]  # fmt: skip
     assert [cost.task for cost in measured.costs] == [row.what for row in measured.rows]
     assert [row.target for row in measured.rows] == [200.0, 200.0, None]
+    assert all(row.faster for row in measured.rows)
     for row in measured.rows[:2]:
         own, other = (float(word.rstrip(";")) for word in row.note.split()[1:4:2])
         assert 0 <= own <= other
@@ -168,7 +169,7 @@ def test_the_optimiser_goes_where_the_closed_form_is(space: str) -> None:
     few, many = (posed.residual(posed.descend(solved, steps)) for steps in (2, 600))
     assert best <= many < few
     assert many == pytest.approx(best, rel=0.02)
-    assert posed.residual(replace(solved, left=torch.zeros_like(solved.left))) == 1.0
+    assert posed.residual(posed.descend(solved, 0)) == 1.0
 
 
 def test_the_depth_rows_tell_growth(monkeypatch: pytest.MonkeyPatch) -> None:

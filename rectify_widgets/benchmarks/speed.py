@@ -65,9 +65,10 @@ def measure_speed(
     for number_, name in enumerate(names):
         monitor.report(number_ / len(names), name)
         if name == PROFILE:
-            replace(
-                tables[PROFILE], out, [row for task in PROFILES for row in profile(task, bench)]
-            )
+            rows: list[dict[str, Cell]] = []
+            for task in PROFILES:
+                rows += profile(task, bench)
+                replace(tables[PROFILE], out, rows)
         elif name == REFERENCES:
             replace(tables[REFERENCES], out, measure_references(bench))
         else:

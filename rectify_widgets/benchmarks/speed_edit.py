@@ -106,7 +106,7 @@ class Problem:
         layer = self.layer
         corrupted, clean = (layer.pixels(x, 1) for x in (self.corrupted, self.clean))
         weights = (corrupted - clean).norm(dim=2)
-        source = torch.einsum("ngp,ngkp->gk", weights / weights.sum(), corrupted)
+        source = torch.einsum("ngp,ngkp->gk", weights, corrupted)
         solver = DenseSolver(layer.name, self.moments["channel"])
         right = solver.solve(source.unsqueeze(1), RIDGE)[:, 0]
         missing = layer.keys(self.clean, 1) - layer.keys(self.corrupted, 1)

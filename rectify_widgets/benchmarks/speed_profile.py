@@ -24,6 +24,8 @@ from rectify_widgets.engine.statistics import KeyStatistics
 
 TOP = 6
 """Operators of each task."""
+ROUNDS = 2
+"""Of the rectification; the others are like the second."""
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -63,7 +65,7 @@ def _solving(bench: Bench) -> Callable[[], object]:
 def _rectify(bench: Bench) -> Callable[[], object]:
     trojan = bench.trojan()
     references = trojan.references[: bench.sizes.repaired]
-    return lambda: rectify(trojan.model, trojan.pairs[0], reference=references)
+    return lambda: rectify(trojan.model, trojan.pairs[0], reference=references, max_rounds=ROUNDS)
 
 
 PROFILES: dict[str, Callable[[Bench], Callable[[], object]]] = {
