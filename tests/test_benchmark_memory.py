@@ -64,7 +64,7 @@ def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
 
     def run(job: Job) -> Peak:
         jobs.append(job)
-        return Peak(2.0, real[job.call] * 10**6, 100 * 10**6)
+        return Peak(2.0, 1.0, real[job.call] * 10**6, 100 * 10**6)
 
     table = memory.measure_memory(options(only=[SMALL]), Monitor(), run)
     assert [row["foretold of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
@@ -77,7 +77,7 @@ def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
 def test_calls_with_a_limit_stand_beside_those_without() -> None:
     def run(job: Job) -> Peak:
         limit = None if job.share is None else round(job.share * 10**8)
-        return Peak(1.0, 10**8, limit or 10**8, limit)
+        return Peak(1.0, 1.0, 10**8, limit or 10**8, limit)
 
     table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.5), Monitor(), run)
     assert [row["memory_limit MB"] for row in table.rows] == ["", "50"]
@@ -92,7 +92,7 @@ def test_networks_and_calls_may_be_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def run(job: Job) -> Peak:
             seen.append((job.network, job.call))
-            return Peak(1.0, 1, 1)
+            return Peak(1.0, 1.0, 1, 1)
 
         memory.measure_memory(options(only=list(only)), Monitor(), run)
         return seen
@@ -150,6 +150,7 @@ def test_every_call_is_made(
     job = Job(SMALL, call, 6, workers=workers, threads=1)
     peak = memory.perform(job)
     assert peak.seconds > 0
+    assert peak.processor > 0
     assert peak.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
     limited = memory.perform(replace(job, share=2.0))
     assert limited.limit == 2 * peak.foretold
@@ -176,8 +177,8 @@ def bounded(job: Job) -> Peak:
     try:
         torch.ones(job.bound)
     except RuntimeError:
-        return Peak(float(os.getpid()), held.nbytes, 0)
-    return Peak(0.0, 0, 0)
+        return Peak(float(os.getpid()), 1.0, held.nbytes, 0)
+    return Peak(0.0, 0.0, 0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts what is held elsewhere")
@@ -192,7 +193,7 @@ def test_growth_with_references() -> None:
 
     def run(job: Job) -> Peak:
         jobs.append(job)
-        return Peak(0.5 * job.references, 10**8 + job.references * 10**5, 1)
+        return Peak(9.0, 0.5 * job.references, 10**8 + job.references * 10**5, 1)
 
     bench = Bench(
         Clock(torch.device("cpu")), threads=1, workers=3, sizes=replace(Sizes(), streamed=10)
@@ -200,7 +201,8 @@ def test_growth_with_references() -> None:
     rows = speed_references.measure_references(bench, run)
     assert [job.references for job in jobs] == [10, 40, 160]
     assert {(job.workers, job.threads, job.call) for job in jobs} == {(3, 1, "collect")}
-    assert [row["seconds, times"] for row in rows] == ["1×", "4×", "16×"]
+    assert [row["processor, times"] for row in rows] == ["1×", "4×", "16×"]
     assert [row["peak MB"] for row in rows] == ["101", "104", "116"]
     assert [row["peak, times"] for row in rows] == ["1×", "1.03×", "1.15×"]
-    assert {row["seconds a reference"] for row in rows} == {"0.5"}
+    assert {row["processor ms a reference"] for row in rows} == {"500"}
+    assert {row["seconds"] for row in rows} == {"9"}

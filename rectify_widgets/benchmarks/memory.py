@@ -77,6 +77,8 @@ class Peak:
     """What the call took: seconds, and bytes at its peak above those held before."""
 
     seconds: float
+    processor: float
+    """Seconds of processor time, of all threads of this process together."""
     bytes: int
     foretold: int
     """What `estimate_memory` says of it."""
@@ -176,12 +178,12 @@ def perform(job: Job) -> Peak:
         ),
     }
     before = _reset(device)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     kept = calls[job.call]()
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - busy
     highest = _highest(device)
     del kept
-    return Peak(seconds, highest - before, estimate(limit), limit)
+    return Peak(seconds, processor, highest - before, estimate(limit), limit)
 
 
 def in_process(job: Job, work: Callable[[Job], Peak] = perform) -> Peak:

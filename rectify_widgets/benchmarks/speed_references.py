@@ -37,8 +37,9 @@ def measure_references(
                 "references": count,
                 "times": f"{times}×",
                 "seconds": number(peak.seconds),
-                "seconds, times": f"{number(peak.seconds / base.seconds)}×",
-                "seconds a reference": number(peak.seconds / count),
+                "processor seconds": number(peak.processor),
+                "processor, times": f"{number(peak.processor / base.processor)}×",
+                "processor ms a reference": number(1000 * peak.processor / count),
                 "peak MB": number(peak.bytes / MEGA),
                 "peak, times": f"{number(peak.bytes / base.bytes)}×",
             }
