@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from rectify_widgets.benchmarks.tables import spearman
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.engine.attribution import STEPS, sweep
+from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.candidates import (
     Candidate,
     effect,
-    layer_keys,
-    runner_up,
+    observe,
     trying,
 )
 from rectify_widgets.engine.editing import Unreached, closed_form, key_sums
@@ -121,19 +120,14 @@ def _restored(
 def projections(scene: Scene, statistics: KeyStatistics) -> dict[str, dict[str, float]]:
     """The paper's score on the pair, and what could make it independent of activation scale."""
     model, probe = scene.model, scene.pair_probe()
-    rivals = runner_up(predict_all(model, probe.corrupted), probe.labels)
-    path = sweep(
-        model, scene.layers, probe.corrupted, probe.clean, probe.labels, rivals,
-        steps=STEPS, monitor=Monitor(),
-    )  # fmt: skip
-    corrupted = layer_keys(model, scene.layers, probe.corrupted)
-    clean = layer_keys(model, scene.layers, probe.clean)
+    seen = observe(model, scene.layers, probe, steps=STEPS, monitor=Monitor())
+    corrupted, clean = seen.corrupted, seen.clean
     result: dict[str, dict[str, float]] = {
         method: dict.fromkeys(scene.layers, 0.0)
         for method in METHODS
         if method.startswith("projection")
     }
-    for name, gradients in path.gradients.items():
+    for name, gradients in seen.path_gradients.items():
         solver = DenseSolver(name, statistics[name].moment)
         attributions = (clean[name] - corrupted[name]).values() * gradients
         summed = corrupted[name].gather(attributions)
@@ -146,7 +140,7 @@ def projections(scene: Scene, statistics: KeyStatistics) -> dict[str, dict[str, 
             projected, attributions, corrupted[name], solver
         )
         result["projection, signed"][name] = _signed(
-            corrupted[name], clean[name], solver, gradients, float(path.gap.mean())
+            corrupted[name], clean[name], solver, gradients, float(seen.gap.mean())
         )
     return result
 

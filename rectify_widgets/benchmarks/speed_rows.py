@@ -51,10 +51,7 @@ def measure_sweep(bench: Bench) -> Measured:
     with inspecting(model) as module:
 
         def at_once() -> dict[str, Tensor]:
-            found = sweep(
-                module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor()
-            )
-            return dict(found.gradients)
+            return sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
 
         with torch.enable_grad():
             mine, other = bench.clock.turns([at_once, layer_by_layer], bench.repeats)
@@ -76,7 +73,7 @@ def measure_sweep(bench: Bench) -> Measured:
         note=f"{count} inputs, {steps} steps; largest relative difference {largest:.0e}",
     )
     # A pass back to the inputs of the layers has as many products as the one before it.
-    least = forward_work(model, start) * (2 * steps + 2)
+    least = forward_work(model, start) * (2 * steps)
     return Measured([row], [Cost(row.what, bench.clock.cost(mine), least, done)])
 
 

@@ -10,7 +10,6 @@ distribution over the path), at a fraction of the passes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +21,6 @@ from rectify_widgets.engine.progress import Monitor
 
 STEPS = 8
 """Midpoints of the path in one sweep."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What one sweep found, for ``N`` samples."""
-
-    gradients: Mapping[str, Tensor]
-    """Path-averaged gradient of the margin by layer, ``N × G × O/G × P``; layers that the gradient
-    does not reach are missing."""
-    gap: Tensor
-    """Margin at the end of the path minus margin at its start, ``N``."""
 
 
 def margin(scores: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
@@ -52,8 +40,10 @@ def sweep(
     steps: int = STEPS,
     batch_size: int | None = None,
     monitor: Monitor,
-) -> Sweep:
-    """Average each layer's gradient over ``steps`` midpoints between ``start`` and ``end``.
+) -> dict[str, Tensor]:
+    """Each layer's gradient of the margin, averaged over midpoints between ``start`` and ``end``.
+
+    By layer ``N × G × O/G × P``; layers that the gradient does not reach are missing.
 
     Args:
         model: in evaluation mode, see `rectify_widgets.engine.inspection.inspecting`.
@@ -66,17 +56,14 @@ def sweep(
     """
     most = batch_size or chunk_size(start, start.device)
 
-    def look(rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+    def look(rows: slice) -> dict[str, Tensor]:
         share = monitor.part(rows.start / len(start), rows.stop / len(start))
         some = start[rows], end[rows], labels[rows], rivals[rows]
-        averages = path_average(model, layers, *some, steps, most, share)
-        before, after = (margin(predict(model, x), *some[2:]) for x in some[:2])
-        return averages, (after - before).float()
+        return path_average(model, layers, *some, steps, most, share)
 
-    parts, gaps = zip(*in_chunks(len(start), min(most, 64), look), strict=True)
+    parts = list(in_chunks(len(start), min(most, 64), look))
     reached = [name for name in layers if all(name in part for part in parts)]
-    gradients = {name: torch.cat([part[name] for part in parts]) for name in reached}
-    return Sweep(gradients, torch.cat(gaps))
+    return {name: torch.cat([part[name] for part in parts]) for name in reached}
 
 
 def path_average(

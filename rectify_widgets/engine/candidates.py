@@ -28,7 +28,7 @@ from rectify_widgets.engine.inspection import (
     chunk_size,
     in_chunks,
     predict,
-    predict_all,
+    working_dtype,
 )
 from rectify_widgets.engine.layers import EditableLayer, Keys
 from rectify_widgets.engine.progress import Monitor
@@ -157,8 +157,20 @@ def layer_keys(
     model: nn.Module, layers: Mapping[str, EditableLayer], inputs: Tensor
 ) -> dict[str, Keys]:
     """Each layer's keys on ``inputs``, as they were before anything changed them in place."""
+    return keys_and_scores(model, layers, inputs)[0]
 
-    def look(rows: slice) -> dict[str, Keys]:
+
+def keys_and_scores(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    inputs: Tensor,
+    monitor: Monitor | None = None,
+) -> tuple[dict[str, Keys], Tensor]:
+    """See `layer_keys`, and the scores that the same passes give, in float32 or better."""
+
+    def look(rows: slice) -> tuple[dict[str, Keys], Tensor]:
+        if monitor is not None:
+            monitor.check()
         seen: dict[str, Keys] = {}
 
         def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
@@ -166,15 +178,18 @@ def layer_keys(
             seen[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
 
         with capturing({name: layer.module for name, layer in layers.items()}, keep):
-            predict(model, inputs[rows])
-        return seen
+            scores = predict(model, inputs[rows])
+        return seen, scores.to(working_dtype(scores.dtype))
 
-    parts = list(in_chunks(len(inputs), chunk_size(inputs, inputs.device), look))
-    return {
+    parts, scores = zip(
+        *in_chunks(len(inputs), chunk_size(inputs, inputs.device), look), strict=True
+    )
+    keys = {
         name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
         for name, layer in layers.items()
         if name in parts[0]
     }
+    return keys, torch.cat(scores)
 
 
 def runner_up(scores: Tensor, labels: Tensor) -> Tensor:
@@ -193,25 +208,24 @@ def observe(
     monitor: Monitor,
 ) -> Observation:
     """One sweep along the path of the probe and one at its clean end."""
-    rivals = runner_up(predict_all(model, probe.corrupted, monitor=monitor), probe.labels)
-    path = sweep(
-        model, layers, probe.corrupted, probe.clean, probe.labels, rivals,
-        steps=steps, monitor=monitor.part(0.0, 0.8),
-    )  # fmt: skip
-    clean_scores = predict_all(model, probe.clean, monitor=monitor)
-    seconds = runner_up(clean_scores, probe.labels)
-    still = sweep(
-        model, layers, probe.clean, probe.clean, probe.labels, seconds,
-        steps=1, monitor=monitor.part(0.8, 1.0),
-    )  # fmt: skip
+    labels = probe.labels
+    corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
+    clean, after = keys_and_scores(model, layers, probe.clean, monitor)
+    rivals, seconds = runner_up(before, labels), runner_up(after, labels)
     return Observation(
-        corrupted=layer_keys(model, layers, probe.corrupted),
-        clean=layer_keys(model, layers, probe.clean),
-        path_gradients=path.gradients,
-        clean_gradients=still.gradients,
-        gap=path.gap,
-        clean_margin=margin(clean_scores, probe.labels, seconds),
-    )
+        corrupted=corrupted,
+        clean=clean,
+        path_gradients=sweep(
+            model, layers, probe.corrupted, probe.clean, labels, rivals,
+            steps=steps, monitor=monitor.part(0.0, 0.8),
+        ),
+        clean_gradients=sweep(
+            model, layers, probe.clean, probe.clean, labels, seconds,
+            steps=1, monitor=monitor.part(0.8, 1.0),
+        ),
+        gap=margin(after, labels, rivals) - margin(before, labels, rivals),
+        clean_margin=margin(after, labels, seconds),
+    )  # fmt: skip
 
 
 def candidates(

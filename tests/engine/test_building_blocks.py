@@ -141,7 +141,7 @@ def test_sweep(block: str) -> None:
     layers = rw.editable_layers(model, start).editable
     with untouched(model, start, end), inspecting(model) as module:
         found = sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
-    assert list(found.gradients) == BLOCKS[block].editable
+    assert list(found) == BLOCKS[block].editable
     for name, layer in layers.items():
         total: Tensor | float = 0.0
         for step in range(steps):
@@ -150,7 +150,7 @@ def test_sweep(block: str) -> None:
             total = total + layer.positions(gradient, 3) / steps
         assert isinstance(total, Tensor)
         assert float(total.abs().max()) > 0, name
-        torch.testing.assert_close(found.gradients[name], total, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found[name], total, rtol=1e-6, atol=1e-9)
 
 
 def gradient_at(model: nn.Module, name: str, x: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:

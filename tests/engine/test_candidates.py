@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rectify_widgets.engine import candidates as looking
 from rectify_widgets.engine.attribution import margin, sweep
 from rectify_widgets.engine.candidates import (
     Candidate,
@@ -15,6 +16,7 @@ from rectify_widgets.engine.candidates import (
     candidates,
     different,
     effect,
+    keys_and_scores,
     layer_keys,
     observe,
     runner_up,
@@ -68,7 +70,7 @@ def test_effect_is_the_slope_of_the_margin(network: str) -> None:
             keys = layer_keys(module, layers, x)[name]
             predicted = effect(
                 candidate.left.unsqueeze(1), candidate.right.unsqueeze(1),
-                still.gradients[name], keys,
+                still[name], keys,
             )[:, 0]  # fmt: skip
             changed = copy.deepcopy(module)
             margins = []
@@ -99,6 +101,29 @@ def test_every_direction_and_ridge_of_every_layer(network: str) -> None:
             assert -1 <= candidate.share <= 1.2
             assert 0 <= candidate.cost <= 1
             assert candidate.score == candidate.share - candidate.cost
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_what_is_observed_of_margins_is_the_models_own(
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunk is not None:
+        monkeypatch.setattr(looking, "chunk_size", lambda *_: chunk)
+    model, reference = make("residual").double(), patched(5, seed=11)
+    with inspecting(model) as module:
+        before, after = (module(x) for x in (reference.corrupted, reference.clean))
+        labels = after.argmax(dim=1)
+        probe = Probe(reference.corrupted, reference.clean, labels)
+        layers = editable_layers(model, reference.clean).editable
+        seen = observe(module, layers, probe, steps=1, monitor=Monitor())
+        torch.testing.assert_close(keys_and_scores(module, layers, reference.clean)[1], after)
+    for row, label in enumerate(labels.tolist()):
+        others = [number for number in range(after.shape[1]) if number != label]
+        rival = max(others, key=lambda number: float(before[row, number]))
+        gained = (after - before)[row, label] - (after - before)[row, rival]
+        assert float(seen.gap[row]) == pytest.approx(float(gained))
+        least = min(float(after[row, label] - after[row, number]) for number in others)
+        assert float(seen.clean_margin[row]) == pytest.approx(least)
 
 
 def test_share_and_cost_are_of_margins() -> None:

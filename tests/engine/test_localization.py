@@ -187,7 +187,7 @@ def test_projection_is_the_papers_formula(trojan: Toy) -> None:
     with inspecting(model) as module:
         gradients = sweep(
             module, layers, start, end, labels, scores.argmax(dim=1), steps=4, monitor=Monitor()
-        ).gradients
+        )
     for name, layer in layers.items():
         dirty, clean = (
             oracles.keys(layer.module, oracles.layer_input(model, name, x), 1) for x in (start, end)
