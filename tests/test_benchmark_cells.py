@@ -245,46 +245,6 @@ def test_a_failure_is_a_result(toy: Case, monkeypatch: pytest.MonkeyPatch) -> No
     assert "figures" not in found
 
 
-def test_peak_memory_sees_what_was_given_back() -> None:
-    if not cells.RESET.exists():
-        pytest.skip("this system does not tell")
-    sizes = []
-    for megabytes in (0, 64, 0, 128):
-        with cells.peak_memory() as peak:
-            held = torch.ones(megabytes, 2**18)
-            del held
-        assert peak.bytes is not None
-        sizes.append(peak.bytes / 2**20)
-    assert sizes[0] < 16
-    assert 60 < sizes[1] < 90
-    assert sizes[2] < 16
-    assert 120 < sizes[3] < 160
-
-
-def test_peak_memory_is_not_hidden_by_what_was_freed_before() -> None:
-    if not cells.RESET.exists():
-        pytest.skip("this system does not tell")
-
-    def many() -> list[Tensor]:
-        return [torch.ones(2**13) for _ in range(2**11)]  # 64 MiB in pieces of 32 KiB
-
-    earlier = many()
-    pinned = earlier[-1]  # what lies below it stays with the C library
-    del earlier
-    with cells.peak_memory() as peak:
-        many()
-    assert pinned.sum() == 2**13
-    assert peak.bytes is not None
-    assert peak.bytes > 50 * 2**20
-
-
-def test_peak_memory_is_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(cells, "RESET", tmp_path / "nowhere" / "clear_refs")
-    with cells.peak_memory() as peak:
-        pass
-    assert peak.bytes is None
-
-
 def test_fingerprints_tell_networks_and_pairs_apart(toy: Case) -> None:
     other = fakes.case()
     assert fingerprint(other) == fingerprint(toy)

@@ -1,25 +1,21 @@
 """Measuring one cell of the comparison: the repair, its figures, its time and its memory.
 
-Imports the engine, the cases, the baselines and this folder's plan, layers and sources.
+Imports the engine, the cases, the baselines and this folder's plan, layers and peaks.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.benchmarks.layers import rank_layers
+from rectify_widgets.benchmarks.peaks import peak_memory
 from rectify_widgets.benchmarks.plan import (
     BEFORE,
     EVERYWHERE,
@@ -34,15 +30,6 @@ from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.places import find_places
 from rectify_widgets.engine.rectification import rectify
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-@dataclass
-class Peak:
-    """The most resident memory beyond what was there, in bytes; None where nobody can tell."""
-
-    bytes: int | None = None
 
 
 def measure(case: Case, cell: Cell, options: Mapping[str, Any] | None) -> Record:
@@ -128,32 +115,3 @@ def _peer(
         "stopped": None,
         "tried": len(made.tried),
     }
-
-
-@contextmanager
-def peak_memory() -> Iterator[Peak]:
-    """Measure what a block takes at most beyond what was resident before; Linux alone can.
-
-    What earlier work freed but did not hand back to the system is handed back first, where the C
-    library knows how: it would hide what the block takes.
-    """
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    peak = Peak()
-    try:
-        RESET.write_text("5", encoding="ascii")
-        before = _status("VmRSS")
-    except (OSError, ValueError):
-        yield peak
-        return
-    yield peak
-    peak.bytes = max(_status("VmHWM") - before, 0)
-
-
-def _status(name: str) -> int:
-    """A line of the process's status, in bytes."""
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError(f"{STATUS} has no line {name}")

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from rectify_widgets.benchmarks.peaks import check_peaks, peak_memory
 from rectify_widgets.benchmarks.speed_networks import network
 from rectify_widgets.benchmarks.speed_timing import describe, number
 from rectify_widgets.benchmarks.tables import Table
@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Peak:
+class Spent:
     """What the call took: seconds, and bytes at its peak above those held before."""
 
     seconds: float
@@ -145,12 +145,13 @@ def react(model: nn.Module, pairs: SamplePairs) -> None:
         last.weight *= REACTION / float(spread)
 
 
-def perform(job: Job) -> Peak:
+def perform(job: Job) -> Spent:
     """Make the call in this process, which should be a fresh one."""
+    device = torch.device(job.device)
+    check_peaks(device)
     if job.bound is not None:
         _bound(job.bound)
     torch.set_num_threads(job.threads)
-    device = torch.device(job.device)
     model = build(job.network).to(device)
     clean = Drawn(2, job.side)[1][None].to(device)
     corrupted = clean.clone()
@@ -177,16 +178,15 @@ def perform(job: Job) -> Peak:
             model, pairs, reference=reference, target_gap=0.0, max_rounds=1, memory_limit=limit
         ),
     }
-    before = _reset(device)
-    began, busy = time.perf_counter(), time.process_time()
-    kept = calls[job.call]()
-    seconds, processor = time.perf_counter() - began, time.process_time() - busy
-    highest = _highest(device)
-    del kept
-    return Peak(seconds, processor, highest - before, estimate(limit), limit)
+    with peak_memory(device) as peak:
+        began, busy = time.perf_counter(), time.process_time()
+        calls[job.call]()
+        seconds, processor = time.perf_counter() - began, time.process_time() - busy
+    assert peak.bytes is not None  # noqa: S101 - `check_peaks` has checked it
+    return Spent(seconds, processor, peak.bytes, estimate(limit), limit)
 
 
-def in_process(job: Job, work: Callable[[Job], Peak] = perform) -> Peak:
+def in_process(job: Job, work: Callable[[Job], Spent] = perform) -> Spent:
     """Make the call, or do other ``work``, in a fresh process.
 
     Raises:
@@ -203,41 +203,8 @@ def _bound(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _reset(device: torch.device) -> int:
-    """Forget the peak so far; answers the bytes held now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")  # sets VmHWM to VmRSS
-    return _status("VmRSS")
-
-
-def _highest(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """A figure of this process in bytes, from Linux; elsewhere its peak since it began."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith(name + ":"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"no {name} in {path}")
-
-
 def measure_memory(
-    options: argparse.Namespace, monitor: Monitor, run: Callable[[Job], Peak] = in_process
+    options: argparse.Namespace, monitor: Monitor, run: Callable[[Job], Spent] = in_process
 ) -> Table:
     """A row for each network and call: the real peak against what was foretold.
 
@@ -264,19 +231,19 @@ def measure_memory(
     ]  # fmt: skip
     for place, job in enumerate(jobs):
         monitor.report(place / len(jobs), f"{job.network}, {job.call}")
-        peak = run(job)
+        spent = run(job)
         table.add(
             network=job.network,
             call=job.call,
             **{
-                "memory_limit MB": "" if peak.limit is None else number(peak.limit / MEGA),
-                "foretold MB": number(peak.foretold / MEGA),
-                "real MB": number(peak.bytes / MEGA),
-                "foretold of real": f"{peak.foretold / peak.bytes:.2f}",
+                "memory_limit MB": "" if spent.limit is None else number(spent.limit / MEGA),
+                "foretold MB": number(spent.foretold / MEGA),
+                "real MB": number(spent.bytes / MEGA),
+                "foretold of real": f"{spent.foretold / spent.bytes:.2f}",
                 f"within {100 * TOLERANCE:.0f} %": (
-                    "yes" if abs(peak.foretold / peak.bytes - 1) <= TOLERANCE else "no"
+                    "yes" if abs(spent.foretold / spent.bytes - 1) <= TOLERANCE else "no"
                 ),
-                "seconds": number(peak.seconds),
+                "seconds": number(spent.seconds),
             },
         )
     return table
