@@ -9,10 +9,12 @@ from html import escape
 import torch
 from torch import nn
 
+from rectify_widgets.engine.candidates import RIDGES
 from rectify_widgets.engine.checks import check_choice, check_int
 from rectify_widgets.engine.inspection import inspecting, model_device, model_dtype
 from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.memory import (
+    FACTOR_ROOM,
     check_limit,
     collect_chunk,
     collect_peak,
@@ -116,13 +118,17 @@ def estimate_memory(
             look_peak(sizes, counts, group) for group in groups
         )
         shared = counts.references * sum(size.outputs for size in sizes.layers.values())
+        moments = sum(size.moment for size in sizes.layers.values())
         phases["trying edits"] = (
             2 * counts.references * sizes.sample
             + counts.chunk * sizes.forward
-            + (2 * min(ROOM, shared) if limit is None else 0)
+            + (2 * min(ROOM, shared) + moments if limit is None else 0)
         )
     if call == "rectify":
-        phases = {name: size + sizes.weights for name, size in phases.items()}
+        kept = sizes.weights
+        if limit is None:
+            kept += min(FACTOR_ROOM, len(RIDGES) * moments)
+        phases = {name: size + kept for name, size in phases.items()}
     taken = {
         name: held(size, counts) if call != "collect" else size.moment
         for name, size in sizes.layers.items()

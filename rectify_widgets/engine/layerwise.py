@@ -48,6 +48,7 @@ class Collected:
         reference: what to collect from; None takes the scene's references.
         statistics: known ones, which are checked against the model.
         seed: of the sampling of positions.
+        room: bytes of factors that `factors` may keep.
 
     Raises:
         ValueError: statistics in another key space, missing or stale.
@@ -59,6 +60,7 @@ class Collected:
         reference: Inputs | None,
         statistics: KeyStatistics | None,
         seed: int,
+        room: int = 0,
     ) -> None:
         if statistics is not None:
             if statistics.key_space != "patch":
@@ -72,6 +74,9 @@ class Collected:
         self._kept: KeyStatistics | None = None
         self._stale: set[str] = set(scene.layers)
         self._seed = seed
+        self._room = room
+        self._factors: dict[str, dict[float, Tensor]] = {}
+        self._reserved: dict[str, int] = {}
 
     def of(self, layers: Mapping[str, EditableLayer], monitor: Monitor) -> KeyStatistics:
         """Statistics of these layers at least."""
@@ -95,9 +100,23 @@ class Collected:
         assert self._kept is not None  # noqa: S101 - all layers are stale at first
         return self._kept
 
+    def factors(self, name: str, size: int) -> dict[float, Tensor]:
+        """Where the factors of a layer's second moment belong, by ridge; ``size`` bytes in all.
+
+        What is put there is there the next time, if there is room, until the layer is forgotten.
+        """
+        if name not in self._factors:
+            if sum(self._reserved.values()) + size > self._room:
+                return {}
+            self._factors[name], self._reserved[name] = {}, size
+        return self._factors[name]
+
     def forget(self, names: Iterable[str]) -> None:
         """Collect these anew when they are asked for again."""
         self._stale.update(names)
+        for name in names:
+            self._factors.pop(name, None)
+            self._reserved.pop(name, None)
 
 
 @dataclass
@@ -160,8 +179,8 @@ def look_at_layers(
                     projections = projected(scene, layers, statistics, steps, share.silent())
             with clock("solving"):
                 options = _solve(
-                    scene.model, layers, statistics, seen, sources, share.part(0.8, 1.0),
-                    directions, ridges,
+                    scene.model, layers, statistics, collected, seen, sources,
+                    share.part(0.8, 1.0), directions, ridges,
                 )  # fmt: skip
         found.completeness |= completeness(seen, ranks, counted)
         found.projection |= _agreed(projections, ranks)
@@ -174,6 +193,7 @@ def _solve(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     statistics: KeyStatistics,
+    collected: Collected,
     seen: Observation,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
@@ -188,7 +208,9 @@ def _solve(
     for number, (name, layer) in enumerate(layers.items()):
         monitor.report(number / len(layers), f"solving {name}")
         try:
-            solver = DenseSolver(name, statistics[name].moment)
+            moment = statistics[name].moment
+            known = collected.factors(name, len(ridges) * moment.nbytes)
+            solver = DenseSolver(name, moment, known)
         except ValueError:  # a layer whose inputs are zero on all references
             options[name] = []
             continue

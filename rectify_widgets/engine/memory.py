@@ -27,6 +27,8 @@ from rectify_widgets.engine.progress import Monitor
 FACTORS = 6
 """Matrices of the size of a second moment that solving one layer holds besides it: a scaled copy,
 one factor for each of four ridges, and the one that is being made."""
+FACTOR_ROOM = 2**30
+"""Bytes of such factors that a rectification keeps from round to round, where memory has no limit."""
 
 
 @dataclass(frozen=True)

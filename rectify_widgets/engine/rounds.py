@@ -26,6 +26,7 @@ from rectify_widgets.engine.history import Step
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.localization import layer_scores
+from rectify_widgets.engine.memory import FACTOR_ROOM
 from rectify_widgets.engine.progress import Cancelled, Monitor
 from rectify_widgets.engine.scene import Scene
 
@@ -142,7 +143,8 @@ class Rounds:
         self.solving, self.judging = self.scene.halves(rows, self._seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
-        self._collected = Collected(self.solving, None, None, self._seed)
+        room = 0 if self.scene.limit else FACTOR_ROOM
+        self._collected = Collected(self.solving, None, None, self._seed, room)
         with self._clock("evaluation"):
             self._judge = Judge(
                 self.scene.model, judged.references, judged.carriers, self._validation, monitor

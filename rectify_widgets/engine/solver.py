@@ -49,13 +49,21 @@ def _scale(argument: str, name: str, diagonal: Tensor) -> Tensor:
 
 
 class DenseSolver:
-    """Cholesky factorisation of the second moment ``G × K × K``, kept for each ridge."""
+    """Cholesky factorisation of the second moment ``G × K × K``, kept for each ridge.
 
-    def __init__(self, name: str, moment: Tensor) -> None:
+    Args:
+        name: the layer, for messages.
+        moment: its second moment.
+        factors: those that are known of it, by ridge; new ones are added.
+    """
+
+    def __init__(
+        self, name: str, moment: Tensor, factors: dict[float, Tensor] | None = None
+    ) -> None:
         self._name = name
         self._moment = moment
         self._scale = _scale("statistics", name, moment.diagonal(dim1=1, dim2=2))
-        self._factors: dict[float, Tensor] = {}
+        self._factors = {} if factors is None else factors
 
     def solve(self, right: Tensor, ridge: float) -> Tensor:
         """See `Solver.solve`; statistics from a file may lie on another device than ``right``."""

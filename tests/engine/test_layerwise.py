@@ -13,6 +13,7 @@ from rectify_widgets.engine.inspection import inspecting
 from rectify_widgets.engine.layerwise import Collected
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.scene import look
+from rectify_widgets.engine.solver import DenseSolver
 from rectify_widgets.engine.statistics import collect
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
@@ -47,6 +48,30 @@ def test_only_what_is_stale_is_collected_anew(asked: list[list[str]]) -> None:
         for name in scene.layers:
             assert (again[name] is first[name]) == (name not in some)
             torch.testing.assert_close(again[name].total, first[name].total)
+
+
+def test_factors_are_kept_while_there_is_room_and_they_hold() -> None:
+    model = make("residual").double()
+    with inspecting(model) as module:
+        scene = look(module, patched(), images(20).double())
+        known = Collected(scene, None, None, 0).of(scene.layers, Monitor())
+        first, second, third = list(scene.layers)[:3]
+        collected = Collected(scene, None, None, 0, room=100)
+        right = torch.rand_like(known[first].total[:, :2])
+        wanted = DenseSolver(first, known[first].moment).solve(right, 0.1)
+        DenseSolver(first, known[first].moment, collected.factors(first, 60)).solve(right, 0.1)
+        again = collected.factors(first, 60)
+        assert list(again) == [0.1]
+        # Taken as they are: of no other second moment would they be the factors.
+        reused = DenseSolver(first, 7 * known[first].moment, again)
+        assert torch.equal(reused.solve(right, 0.1), wanted)
+        collected.factors(second, 41)[0.1] = right  # 101 bytes
+        assert not collected.factors(second, 41)
+        collected.factors(third, 40)[0.1] = right
+        assert collected.factors(third, 40)
+        collected.forget([first, second])
+        assert not collected.factors(first, 60)
+        assert collected.factors(third, 40)
 
 
 def test_parts_are_not_kept(asked: list[list[str]]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from rectify_widgets.engine import rounds
 from rectify_widgets.engine.editing import Edits, load_edits
 from rectify_widgets.engine.history import STEP_COLUMNS, Rectification
 from rectify_widgets.engine.layers import editable_layers
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.solver import DenseSolver
 from rectify_widgets.engine.solving import solve_edit
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_layer_catalog import LAYERS
@@ -293,3 +295,30 @@ def test_labels_may_be_given(trojan: Toy) -> None:
     options: dict[str, Any] = {"reference": trojan.reference[:40], "max_rounds": 1}
     one, other = (rectify(trojan.model, p, **options) for p in (pair, labelled))
     assert same(one.model, bits(other.model))
+
+
+def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+    real = DenseSolver._factorise
+
+    def counted(self: DenseSolver, ridge: float) -> torch.Tensor:
+        made.append(ridge)
+        return real(self, ridge)
+
+    monkeypatch.setattr(DenseSolver, "_factorise", counted)
+    first = run(trojan, target_gap=0.0, max_rounds=1)
+    one = len(made)
+    some = run(trojan, target_gap=0.0, max_rounds=2)
+    both = len(made) - one
+    assert [edit.layer for edit in first.edits] == [edit.layer for edit in some.edits[:1]]
+    catalog = editable_layers(trojan.model, trojan.pairs.clean)
+    after = catalog.after(some.edits[0].layer)
+    ridges = len(set(made))
+    assert len(after) < len(catalog.editable)
+    assert both == one + ridges * len(after)
+    monkeypatch.setattr(rounds, "FACTOR_ROOM", 0)
+    made.clear()
+    whole = run(trojan, target_gap=0.0, max_rounds=2)
+    assert len(made) == one + ridges * len(catalog.editable)
+    for mine, other in zip(some.edits, whole.edits, strict=True):
+        assert torch.equal(mine.delta, other.delta)
