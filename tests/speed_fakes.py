@@ -54,8 +54,8 @@ def tiny(depth: int = 18) -> nn.Module:
 
 
 SMALL = speed_bench.Sizes(
-    swept=2, steps=2, references=6, edits=("stage1.block0.conv2",), optimiser_steps=20, repaired=64,
-    images=300, batches=1, rounds=3, localized=8, streamed=2,
+    swept=2, steps=2, collected=6, edited=("stage1.block0.conv2",), optimiser_steps=20, repaired=64,
+    tuned=300, batches=1, rounds=3, localized=8, streamed=2,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The memory benchmark and the growth with references: tables from made-up peaks, and one real one."""
+"""The memory benchmark: tables from made-up peaks, and each call made on a small network."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import os
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import rectify_widgets as rw
-from rectify_widgets.benchmarks import memory, speed_references
-from rectify_widgets.benchmarks.memory import Drawn, Job, Spent
-from rectify_widgets.benchmarks.speed_bench import Bench, Sizes
-from rectify_widgets.benchmarks.speed_timing import Clock
+from rectify_widgets.benchmarks import memory
+from rectify_widgets.benchmarks.memory import DrawnImages, Job, Spent
+from rectify_widgets.benchmarks.speed_timing import Span
 from rectify_widgets.engine.progress import Monitor
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 SMALL = "resnet18-cifar"
+SPAN = Span(2.0, 1.0)
 
 
 class Small(nn.Sequential):
@@ -47,12 +48,13 @@ def options(**changes: object) -> argparse.Namespace:
         "references": 16,
         "most_memory": 1.5,
         "share": None,
+        "out": None,
     }
     return argparse.Namespace(**{**given, **changes})
 
 
 def test_images_are_drawn_alike_each_time() -> None:
-    images = Drawn(2, 8)
+    images = DrawnImages(2, 8)
     assert torch.equal(images[1], images[1])
     assert not torch.equal(images[0], images[1])
     assert [image.shape for image in images] == [(3, 8, 8)] * 2  # type: ignore[attr-defined]
@@ -64,35 +66,70 @@ def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
 
     def run(job: Job) -> Spent:
         jobs.append(job)
-        return Spent(2.0, 1.0, real[job.call] * 10**6, 100 * 10**6)
+        return Spent(SPAN, real[job.call] * 10**6, 100 * 10**6)
 
     table = memory.measure_memory(options(only=[SMALL]), Monitor(), run)
     assert [row["foretold of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
     assert [row["within 25 %"] for row in table.rows] == ["yes", "yes", "no"]
     assert [row["real MB"] for row in table.rows] == ["125", "80", "79"]
-    assert jobs[0] == Job(SMALL, "collect", 16, threads=1, bound=1_500_000_000)
+    assert jobs[0] == Job(SMALL, "collect", 16, threads=1, most_memory=1_500_000_000)
     assert [job.call for job in jobs] == list(memory.CALLS)
 
 
 def test_calls_with_a_limit_stand_beside_those_without() -> None:
     def run(job: Job) -> Spent:
         limit = None if job.share is None else round(job.share * 10**8)
-        return Spent(1.0, 1.0, 10**8, limit or 10**8, limit)
+        return Spent(SPAN, 9 * 10**7, limit or 10**8, limit)
 
     table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.5), Monitor(), run)
+    assert [row["limit of foretold"] for row in table.rows] == ["", "0.5"]
     assert [row["memory_limit MB"] for row in table.rows] == ["", "50"]
     assert [row["foretold MB"] for row in table.rows] == ["100", "50"]
+    assert [row["limit kept"] for row in table.rows] == ["", "no"]
+    table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.9), Monitor(), run)
+    assert [row["limit kept"] for row in table.rows] == ["", "yes"]
+
+
+def test_a_limit_that_is_too_small_is_refused() -> None:
+    def run(job: Job) -> Spent:
+        if job.share is not None:
+            raise ValueError("memory_limit: got 1 KiB, want at least 2 KiB")
+        return Spent(SPAN, 1, 1)
+
+    table = memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), run)
+    assert [row["limit kept"] for row in table.rows] == ["", "refused"]
+    assert [row["real MB"] for row in table.rows] == ["1e-06", ""]
+
+    def fails(_: Job) -> Spent:
+        raise ValueError("images: no")
+
+    with pytest.raises(ValueError, match="images: no"):
+        memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), fails)
+
+
+def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
+    def run(job: Job) -> Spent:
+        if job.call == "rectify":
+            raise MemoryError
+        return Spent(SPAN, 1, 1)
+
+    with pytest.raises(MemoryError):
+        memory.measure_memory(options(only=[SMALL], out=tmp_path), Monitor(), run)
+    again = options(only=[SMALL, "collect"], out=tmp_path)
+    table = memory.measure_memory(again, Monitor(), lambda _: Spent(SPAN, 1, 2))
+    assert [row["call"] for row in table.rows] == ["collect", "localize"]
+    assert [row["foretold of real"] for row in table.rows] == ["2.00", "1.00"]
 
 
 def test_networks_and_calls_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "networks", lambda: ["vit_b_16", SMALL])
+    monkeypatch.setattr(memory, "available", lambda: ["vit_b_16", SMALL])
 
     def jobs(*only: str) -> list[tuple[str, str]]:
         seen: list[tuple[str, str]] = []
 
         def run(job: Job) -> Spent:
             seen.append((job.network, job.call))
-            return Spent(1.0, 1.0, 1, 1)
+            return Spent(SPAN, 1, 1)
 
         memory.measure_memory(options(only=list(only)), Monitor(), run)
         return seen
@@ -108,7 +145,7 @@ def test_without_torchvision_there_are_networks_of_our_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert memory.networks() == list(memory.OWN)
+    assert memory.available() == list(memory.OWN)
     with pytest.raises(ValueError, match="vit_b_16 comes with torchvision"):
         memory.build("vit_b_16")
     vision = types.ModuleType("torchvision")
@@ -116,7 +153,7 @@ def test_without_torchvision_there_are_networks_of_our_own(
         resnet50=lambda weights: Small().train()
     )
     monkeypatch.setitem(sys.modules, "torchvision", vision)
-    assert memory.networks() == list(memory.VISION)
+    assert memory.available() == list(memory.VISION)
     assert not memory.build("resnet50").training
 
 
@@ -124,7 +161,7 @@ def test_the_corruption_is_made_to_change_the_scores() -> None:
     model = Small().eval()
     clean = torch.rand(1, 3, 8, 8)
     pairs = rw.SamplePairs(clean.flip(3) * 0.5, clean)
-    memory.react(model, pairs)
+    memory.sensitize(model, pairs)
     with torch.no_grad():
         spread = (model(pairs.corrupted) - model(pairs.clean)).std()
     assert float(spread) == pytest.approx(memory.REACTION, rel=1e-4)
@@ -148,12 +185,12 @@ def test_every_call_is_made(
 
         monkeypatch.setattr(owner, name, spy)
     job = Job(SMALL, call, 6, workers=workers, threads=1)
-    peak = memory.perform(job)
-    assert peak.seconds > 0
-    assert peak.processor > 0
-    assert peak.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
+    spent = memory.perform(job)
+    assert spent.span.seconds > 0
+    assert spent.span.processor > 0
+    assert spent.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
     limited = memory.perform(replace(job, share=2.0))
-    assert limited.limit == 2 * peak.foretold
+    assert limited.limit == 2 * spent.foretold
     assert made == [(call, None), (call, limited.limit)]
 
 
@@ -163,40 +200,20 @@ def test_a_device_whose_peaks_cannot_be_told_is_refused(monkeypatch: pytest.Monk
         memory.perform(Job(SMALL, "collect", 1, device="meta"))
 
 
-def bounded(job: Job) -> Spent:
+def capped(job: Job) -> Spent:
     """What a process answers that takes 16 MB, and then more than its limit."""
-    assert job.bound is not None
-    memory._bound(job.bound)
+    assert job.most_memory is not None
+    memory.cap(job.most_memory)
     held = torch.ones(4 * 2**20)
     try:
-        torch.ones(job.bound)
+        torch.ones(job.most_memory)
     except RuntimeError:
-        return Spent(float(os.getpid()), 1.0, held.nbytes, 0)
-    return Spent(0.0, 0.0, 0, 0)
+        return Spent(SPAN, held.nbytes, os.getpid())
+    return Spent(SPAN, 0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts what is held elsewhere")
-def test_a_job_has_a_process_of_its_own_and_keeps_to_its_limit() -> None:
-    peak = memory.in_process(Job(SMALL, "collect", 1, bound=3 * 2**30), bounded)
-    assert peak.bytes == 16 * 2**20
-    assert peak.seconds not in {0.0, float(os.getpid())}
-
-
-def test_growth_with_references() -> None:
-    jobs: list[Job] = []
-
-    def run(job: Job) -> Spent:
-        jobs.append(job)
-        return Spent(9.0, 0.5 * job.references, 10**8 + job.references * 10**5, 1)
-
-    bench = Bench(
-        Clock(torch.device("cpu")), threads=1, workers=3, sizes=replace(Sizes(), streamed=10)
-    )
-    rows = speed_references.measure_references(bench, run)
-    assert [job.references for job in jobs] == [10, 40, 160]
-    assert {(job.workers, job.threads, job.call) for job in jobs} == {(3, 1, "collect")}
-    assert [row["processor, times"] for row in rows] == ["1×", "4×", "16×"]
-    assert [row["peak MB"] for row in rows] == ["101", "104", "116"]
-    assert [row["peak, times"] for row in rows] == ["1×", "1.03×", "1.15×"]
-    assert {row["processor ms a reference"] for row in rows} == {"500"}
-    assert {row["seconds"] for row in rows} == {"9"}
+def test_a_job_has_a_process_of_its_own_and_keeps_to_its_cap() -> None:
+    spent = memory.in_process(Job(SMALL, "collect", 1, most_memory=3 * 2**30), capped)
+    assert spent.bytes == 16 * 2**20
+    assert spent.foretold not in {0, os.getpid()}

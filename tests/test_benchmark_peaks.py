@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rectify_widgets.benchmarks import peaks
 from rectify_widgets.benchmarks.memory import Job, Spent, in_process
+from rectify_widgets.benchmarks.speed_timing import Span
 
 PIECE = 2**15
 """Bytes; the C library takes small pieces from its heap and returns them to it."""
@@ -73,7 +74,7 @@ def taken(job: Job) -> Spent:
     with peaks.peak_memory() as peak:
         pieces(job.references)
     assert peak.bytes is not None
-    return Spent(float(kept.sum()), 0.0, peak.bytes, 0)
+    return Spent(Span(0.0, 0.0), peak.bytes, kept.nbytes)
 
 
 @known

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from rectify_widgets.benchmarks.peaks import check_peaks, peak_memory
 from rectify_widgets.benchmarks.speed_networks import network
-from rectify_widgets.benchmarks.speed_timing import describe, number
-from rectify_widgets.benchmarks.tables import Table
+from rectify_widgets.benchmarks.speed_tables import put_rows
+from rectify_widgets.benchmarks.speed_timing import Clock, Span, describe, three_digits
+from rectify_widgets.benchmarks.tables import Cell, Row, Table
 from rectify_widgets.engine.checks import check_choice
 from rectify_widgets.engine.estimates import estimate_memory
 from rectify_widgets.engine.localization import localize
@@ -39,6 +39,13 @@ OWN = {"resnet18-cifar": 18, "resnet50-cifar": 50}
 """Networks of this folder, with 32×32 pixels."""
 TOLERANCE = 0.25
 """How far the foretold peak may be from the real one."""
+SHARE = "limit of foretold"
+KEPT = "limit kept"
+MEASURED = (
+    "memory_limit MB", "foretold MB", "real MB", "foretold of real",
+    f"within {100 * TOLERANCE:.0f} %", KEPT, "seconds",
+)  # fmt: skip
+"""Columns of the table, behind network, call and `SHARE`."""
 REACTION = 5.0
 """Spread of what the corruption does to the scores; untrained networks hardly react otherwise."""
 
@@ -53,7 +60,7 @@ class Job:
         references: how many.
         workers: of the loader that the references come from; None gives a tensor.
         device, threads: where, and with how many threads.
-        bound: bytes of memory that the process may take at most; None for no bound.
+        most_memory: bytes that the process may take; None for as many as there are.
         share: of the foretold peak that the call gets as its ``memory_limit``; None for no limit.
     """
 
@@ -63,7 +70,7 @@ class Job:
     workers: int | None = None
     device: str = "cpu"
     threads: int = 2
-    bound: int | None = None
+    most_memory: int | None = None
     share: float | None = None
 
     @property
@@ -74,19 +81,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the call took: seconds, and bytes at its peak above those held before."""
+    """What the call took.
 
-    seconds: float
-    processor: float
-    """Seconds of processor time, of all threads of this process together."""
+    Attributes:
+        span: its time.
+        bytes: at its peak, above those held before.
+        foretold: what `estimate_memory` says of that.
+        limit: the ``memory_limit`` that it was given.
+    """
+
+    span: Span
     bytes: int
     foretold: int
-    """What `estimate_memory` says of it."""
     limit: int | None = None
-    """The ``memory_limit`` that it was given."""
 
 
-class Drawn(Dataset[Tensor]):
+class DrawnImages(Dataset[Tensor]):
     """Random images that are made when they are asked for, so that none is held in memory."""
 
     def __init__(self, count: int, side: int) -> None:
@@ -123,7 +133,7 @@ def build(name: str) -> nn.Module:
     return model.eval()
 
 
-def networks() -> list[str]:
+def available() -> list[str]:
     """Those that can be had here: torchvision's, else this folder's."""
     try:
         import torchvision  # noqa: F401 - is it there?
@@ -132,7 +142,7 @@ def networks() -> list[str]:
     return list(VISION)
 
 
-def react(model: nn.Module, pairs: SamplePairs) -> None:
+def sensitize(model: nn.Module, pairs: SamplePairs) -> None:
     """Draw the last linear layer anew, and stretch it, so that the corruption changes the scores.
 
     Memory does not depend on the numbers, but a rectification with nothing to do ends at once.
@@ -146,24 +156,28 @@ def react(model: nn.Module, pairs: SamplePairs) -> None:
 
 
 def perform(job: Job) -> Spent:
-    """Make the call in this process, which should be a fresh one."""
+    """Make the call in this process, which should be a fresh one.
+
+    Raises:
+        ValueError: peaks cannot be told here, or no call can keep to so small a ``memory_limit``.
+    """
     device = torch.device(job.device)
     check_peaks(device)
-    if job.bound is not None:
-        _bound(job.bound)
+    if job.most_memory is not None:
+        cap(job.most_memory)
     torch.set_num_threads(job.threads)
     model = build(job.network).to(device)
-    clean = Drawn(2, job.side)[1][None].to(device)
+    clean = DrawnImages(2, job.side)[1][None].to(device)
     corrupted = clean.clone()
     corrupted[..., -job.side // 4 :, -job.side // 4 :] = 1.0
     pairs = SamplePairs(corrupted, clean)
-    images = Drawn(job.references, job.side)
+    images = DrawnImages(job.references, job.side)
     reference: Tensor | DataLoader[Any] = (
         torch.stack([images[row] for row in range(len(images))]).to(device)
         if job.workers is None
         else DataLoader(images, batch_size=64, num_workers=job.workers)
     )
-    react(model, pairs)  # the first pass, which loads libraries and plans
+    sensitize(model, pairs)  # the first pass, which loads libraries and plans
 
     def estimate(limit: int | None) -> int:
         return estimate_memory(
@@ -171,6 +185,7 @@ def perform(job: Job) -> Spent:
         ).peak
 
     limit = None if job.share is None else round(job.share * estimate(None))
+    foretold = estimate(limit)
     calls: dict[str, Callable[[], object]] = {
         "collect": lambda: KeyStatistics.collect(model, reference, memory_limit=limit),
         "localize": lambda: localize(model, pairs, reference=reference, memory_limit=limit),
@@ -179,11 +194,9 @@ def perform(job: Job) -> Spent:
         ),
     }
     with peak_memory(device) as peak:
-        began, busy = time.perf_counter(), time.process_time()
-        calls[job.call]()
-        seconds, processor = time.perf_counter() - began, time.process_time() - busy
+        span = Clock(device).span(calls[job.call])
     assert peak.bytes is not None  # noqa: S101 - `check_peaks` has checked it
-    return Spent(seconds, processor, peak.bytes, estimate(limit), limit)
+    return Spent(span, peak.bytes, foretold, limit)
 
 
 def in_process(job: Job, work: Callable[[Job], Spent] = perform) -> Spent:
@@ -191,16 +204,17 @@ def in_process(job: Job, work: Callable[[Job], Spent] = perform) -> Spent:
 
     Raises:
         BrokenProcessPool: it was killed, as a rule for want of memory.
-        RuntimeError, MemoryError: it met its limit.
+        RuntimeError, MemoryError: it met its cap.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, job).result()
 
 
-def _bound(limit: int) -> None:
+def cap(most_memory: int) -> None:
+    """Have this process fail rather than take more bytes."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (most_memory, most_memory))
 
 
 def measure_memory(
@@ -208,13 +222,13 @@ def measure_memory(
 ) -> Table:
     """A row for each network and call: the real peak against what was foretold.
 
-    ``options.only`` names networks, calls, or both.
+    ``options.only`` names networks, calls, or both.  With ``options.share`` each call is made once
+    more with a ``memory_limit``.  Rows are kept in ``options.out`` as soon as they are measured.
     """
-    known = networks()
     only = options.only or []
     for name in only:
         check_choice("only", name, (*VISION, *OWN, *CALLS))
-    chosen = [name for name in (*VISION, *OWN) if name in only] or known
+    chosen = [name for name in (*VISION, *OWN) if name in only] or available()
     calls = [name for name in CALLS if name in only] or list(CALLS)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
@@ -226,24 +240,50 @@ def measure_memory(
     shares = (None, options.share) if options.share else (None,)
     jobs = [
         Job(name, call, options.references, device=device, threads=options.threads,
-            bound=round(options.most_memory * GIGA), share=share)
-        for name in chosen for call in calls for share in shares
+            most_memory=round(options.most_memory * GIGA), share=share)
+        for call in calls for name in chosen for share in shares
     ]  # fmt: skip
     for place, job in enumerate(jobs):
         monitor.report(place / len(jobs), f"{job.network}, {job.call}")
-        spent = run(job)
-        table.add(
-            network=job.network,
-            call=job.call,
-            **{
-                "memory_limit MB": "" if spent.limit is None else number(spent.limit / MEGA),
-                "foretold MB": number(spent.foretold / MEGA),
-                "real MB": number(spent.bytes / MEGA),
-                "foretold of real": f"{spent.foretold / spent.bytes:.2f}",
-                f"within {100 * TOLERANCE:.0f} %": (
-                    "yes" if abs(spent.foretold / spent.bytes - 1) <= TOLERANCE else "no"
-                ),
-                "seconds": number(spent.seconds),
-            },
+        put_rows(
+            table, options.out, [_cells(job, run)], key=("network", "call", SHARE), order=_order
         )
     return table
+
+
+def _cells(job: Job, run: Callable[[Job], Spent]) -> dict[str, Cell]:
+    """A row of the table; a limit that is too small to be kept is refused, which is a result too."""
+    place: dict[str, Cell] = {
+        "network": job.network,
+        "call": job.call,
+        SHARE: "" if job.share is None else f"{job.share:g}",
+    }
+    try:
+        spent = run(job)
+    except ValueError as error:
+        if job.share is None or not str(error).startswith("memory_limit:"):
+            raise
+        return {**place, **dict.fromkeys(MEASURED, ""), KEPT: "refused"}
+    ratio = spent.foretold / spent.bytes
+    limit, kept = "", ""
+    if spent.limit is not None:
+        limit, kept = three_digits(spent.limit / MEGA), _yes(spent.bytes <= spent.limit)
+    values = (
+        limit,
+        three_digits(spent.foretold / MEGA),
+        three_digits(spent.bytes / MEGA),
+        f"{ratio:.2f}",
+        _yes(abs(ratio - 1) <= TOLERANCE),
+        kept,
+        three_digits(spent.span.seconds),
+    )
+    return {**place, **dict(zip(MEASURED, values, strict=True))}
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _order(row: Row) -> tuple[int, int, str]:
+    networks = (*VISION, *OWN)
+    return CALLS.index(str(row["call"])), networks.index(str(row["network"])), str(row[SHARE])

@@ -1,6 +1,6 @@
 """What a large job should cost, on paper: calculated from data sheets, not measured.
 
-Imports the engine for its constants alone.  A vision transformer, a machine and a number of
+Imports the engine and `speed_limits` for their constants alone.  A vision transformer, a machine and a number of
 references go in; multiply-adds, bytes and seconds come out, for statistics, a ranking of the layers
 and an evaluation, shared out over GPUs as ``distributed=True`` does.
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
+from rectify_widgets.benchmarks.speed_limits import BATCH, LOOK_PASSES
 from rectify_widgets.benchmarks.tables import Table
-from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.candidates import RIDGES
 from rectify_widgets.engine.localization import TRIALS, VERIFY
 from rectify_widgets.engine.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
@@ -24,7 +24,6 @@ from rectify_widgets.engine.scene import MAX_REFERENCES, PROBE
 
 FLOAT = 4
 """Bytes of a number; statistics are kept in float32 whatever the model's type."""
-BATCH = 64
 PIXELS = 3
 """Channels of a picture."""
 
@@ -200,7 +199,6 @@ def terms(
     moments = network.moment_bytes()
     batches = -(-references // BATCH)
     factors = 2.0 * len(RIDGES) * network.factors()
-    sweep = 2 * STEPS + 10  # both ways at each step; ends, rivals and keys
     return [
         *streamed("collect", references),
         Term(
@@ -212,7 +210,7 @@ def terms(
         moved("collect", "second moments in memory", 2 * moments * batches, machine.memory),
         moved("collect", "all-reduce", 2 * (gpus - 1) * moments, machine.link),
         passes("localize", "references and carriers, on each GPU", 2 * MAX_REFERENCES, 1),
-        passes("localize", "sweep", PROBE * sweep),
+        passes("localize", "sweep", PROBE * LOOK_PASSES),
         Term(
             "localize",
             "factorising, on each GPU",

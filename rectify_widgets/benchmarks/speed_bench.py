@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rectify_widgets.benchmarks.speed_limits import Work
 from rectify_widgets.benchmarks.speed_networks import SIDE, network
 from rectify_widgets.benchmarks.speed_timing import Clock, Growth, Ratio
-from rectify_widgets.benchmarks.speed_trojan import Trojan, trojan
+from rectify_widgets.benchmarks.speed_trojan import Trojan, load_trojan
 from rectify_widgets.engine.pairs import SamplePairs
 
 EDITED = ("stage1.block1.conv2", "stage2.block1.conv2", "stage4.block1.conv2")
@@ -25,35 +25,59 @@ EDITED = ("stage1.block1.conv2", "stage2.block1.conv2", "stage4.block1.conv2")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """How much is measured.
+
+    Attributes:
+        swept: inputs of the sweep.
+        steps: midpoints of its path.
+        collected: references of the statistics.
+        edited: convolutions without groups that are edited.
+        optimiser_steps: of the iterative optimiser of an edit.
+        repaired: references of a rectification.
+        tuned: images of the fine-tuning epoch.
+        batches: of them, those that are timed; the rest is reckoned from them.
+        rounds: of a rectification that is timed by round.
+        depths: layers of the networks for localisation.
+        localized: references of a localisation.
+        streamed: references of the smallest of the streamed collections.
+    """
 
     swept: int = 8
     steps: int = 8
-    references: int = 512
-    edits: Sequence[str] = EDITED
+    collected: int = 512
+    edited: Sequence[str] = EDITED
     optimiser_steps: int = 2001
     repaired: int = 256
-    images: int = 10_000
+    tuned: int = 10_000
     batches: int = 6
-    """Batches of the fine-tuning epoch that are timed; the rest is reckoned from them."""
     rounds: int = 3
     depths: Sequence[int] = (18, 50, 101)
     localized: int = 64
     streamed: int = 64
-    """References of the smallest of the streamed collections."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share."""
+    """What all rows share.
+
+    Attributes:
+        clock: times tasks on a device.
+        repeats: runs of each task.
+        threads: of torch.
+        workers: of the loader that streams references.
+        cache: folder of the Trojaned network.
+        whole_epoch: time all of the fine-tuning epoch, not some of its batches.
+        sizes: how much is measured.
+        build: the network of a depth.
+        quiet: train without a progress bar.
+    """
 
     clock: Clock
     repeats: int = 3
     threads: int = 2
     workers: int = 1
-    """Of the loader that streams references."""
     cache: Path = Path()
-    whole: bool = False
+    whole_epoch: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     build: Callable[[int], nn.Module] = network
     quiet: bool = False
@@ -76,7 +100,7 @@ class Bench:
 
     def trojan(self) -> Trojan:
         """The network with a backdoor, trained where it is not in the cache."""
-        return trojan(self.cache, device=str(self.clock.device), quiet=self.quiet)
+        return load_trojan(self.cache, device=str(self.clock.device), quiet=self.quiet)
 
 
 @dataclass(frozen=True)

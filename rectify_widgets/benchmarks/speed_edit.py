@@ -22,7 +22,7 @@ from rectify_widgets.benchmarks.speed_limits import (
     factor_work,
     forward_work,
 )
-from rectify_widgets.benchmarks.speed_timing import Ratio, number
+from rectify_widgets.benchmarks.speed_timing import Ratio, three_digits
 from rectify_widgets.engine.editing import closed_form, closed_form_channel, key_sums
 from rectify_widgets.engine.inspection import capturing, inspecting
 from rectify_widgets.engine.layers import EditableLayer, editable_layers, pad
@@ -33,15 +33,16 @@ from rectify_widgets.engine.solving import solve_edit
 from rectify_widgets.engine.statistics import KeyStatistics
 
 RIDGE = 1e-2
-RATE = 0.05
-"""Learning rate of the iterative optimiser, as published."""
-WARM = 3
+LEARNING_RATE = 0.05
+"""That of the iterative optimiser, as published."""
+WARM_STEPS = 3
 """Steps of the optimiser before it is timed."""
-FASTER = 200.0
+TARGET = 200.0
+"""How many times faster the closed form is to be."""
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Edit:
     """An edit of a convolution without groups: a direction and what goes with it.
 
     Their product has the shape of the weight: in the patch key space the direction is ``1 × C × kh ×
@@ -77,20 +78,20 @@ class Problem:
     def values(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """The layer's values, before the bias, with another weight."""
         conv = self.layer.module
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - `Sizes.edits` names nothing else
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - `Sizes.edited` names nothing else
         return functional.conv2d(
             inputs, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
         )
 
-    def residual(self, found: Found) -> float:
+    def residual(self, edit: Edit) -> float:
         """Squared distance to the clean values with the edit, as a share of that without."""
         wanted = self.values(self.clean, self.weight)
         missing = wanted - self.values(self.corrupted, self.weight)
-        left = wanted - self.values(self.corrupted, self.weight + found.delta)
+        left = wanted - self.values(self.corrupted, self.weight + edit.delta)
         return float(left.square().sum() / missing.square().sum())
 
     @torch.no_grad()
-    def patch(self) -> Found:
+    def solve_patch(self) -> Edit:
         """The closed form with patch keys: sums, factorisation, direction, ``Λ``."""
         layer = self.layer
         corrupted, clean = (layer.keys(x, 1) for x in (self.corrupted, self.clean))
@@ -98,10 +99,10 @@ class Problem:
         solver = DenseSolver(layer.name, self.moments["patch"])
         right = solver.solve(source.unsqueeze(1), RIDGE)
         left = closed_form(right, corrupted, clean)
-        return Found(left.reshape(-1, 1, 1, 1), right.reshape(1, *self.weight.shape[1:]))
+        return Edit(left.reshape(-1, 1, 1, 1), right.reshape(1, *self.weight.shape[1:]))
 
     @torch.no_grad()
-    def channel(self) -> Found:
+    def solve_channel(self) -> Edit:
         """The same with per-pixel channel keys, the key space of the published optimiser."""
         layer = self.layer
         corrupted, clean = (layer.pixels(x, 1) for x in (self.corrupted, self.clean))
@@ -112,9 +113,9 @@ class Problem:
         missing = layer.keys(self.clean, 1) - layer.keys(self.corrupted, 1)
         left = closed_form_channel(layer, right, self.corrupted, missing.values())
         outputs, _, *kernel = self.weight.shape
-        return Found(left.reshape(outputs, 1, *kernel), right.reshape(1, -1, 1, 1))
+        return Edit(left.reshape(outputs, 1, *kernel), right.reshape(1, -1, 1, 1))
 
-    def descend(self, start: Found, steps: int, rate: float = RATE) -> Found:
+    def descend(self, start: Edit, steps: int, rate: float = LEARNING_RATE) -> Edit:
         """``Λ`` along the direction of ``start``, from zero by Adam through the layer and back.
 
         The optimiser of Santurkar et al. 2021, after Bau et al. 2020, see `baselines.rewriting`.
@@ -130,77 +131,81 @@ class Problem:
             miss = wanted - self.values(self.corrupted, self.weight + left * right)
             miss.square().mean().backward()
             optimiser.step()
-        return Found(left.detach(), right)
+        return Edit(left.detach(), right)
 
-    def descend_reduced(self, start: Found, steps: int) -> None:
+    def descend_reduced(self, start: Edit, steps: int) -> None:
         """The same with the products of the channel keys taken once, as the baseline does."""
         conv = self.layer.module
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 - see `values`
         missing = self.layer.keys(self.clean, 1) - self.layer.keys(self.corrupted, 1)
         image = (self.corrupted * start.right / start.right.norm()).sum(dim=1, keepdim=True)
         rows = functional.unfold(pad(conv, image), conv.kernel_size, conv.dilation, 0, conv.stride)
-        descend(rows.mT, missing.values()[0].mT, steps, RATE, Monitor())
+        descend(rows.mT, missing.values()[0].mT, steps, LEARNING_RATE, Monitor())
 
 
 def measure_edit(bench: Bench) -> Measured:
-    """Every layer of `Sizes.edits`."""
-    model, pair, names = bench.network(), bench.pair(), bench.sizes.edits
-    known = {
+    """Every layer of `Sizes.edited`."""
+    model, pair, names = bench.network(), bench.pair(), bench.sizes.edited
+    statistics = {
         space: KeyStatistics.collect(model, bench.images(BATCH), names, key_space=space)
         for space in ("patch", "channel")
     }
-    measured = [_edit(bench, model, pair, known, name) for name in names]
+    measured = [_measure_layer(bench, model, pair, statistics, name) for name in names]
     return Measured(
         [row for one in measured for row in one.rows],
         [cost for one in measured for cost in one.costs],
     )
 
 
-def _edit(
-    bench: Bench, model: nn.Module, pair: SamplePairs, known: dict[str, KeyStatistics], name: str
+def _measure_layer(
+    bench: Bench,
+    model: nn.Module,
+    pair: SamplePairs,
+    statistics: dict[str, KeyStatistics],
+    name: str,
 ) -> Measured:
-    problem, steps = pose(model, pair, known, name), bench.sizes.optimiser_steps
-    starts = {"patch": problem.patch(), "channel": problem.channel()}
-    found: dict[str, Found] = {}
+    problem, steps = pose(model, pair, statistics, name), bench.sizes.optimiser_steps
+    starts = {"patch": problem.solve_patch(), "channel": problem.solve_channel()}
+    found: dict[str, Edit] = {}
 
-    def whole() -> None:
+    def whole_call() -> None:
         solve_edit(
-            model, pair, layer=name, statistics=known["channel"], direction="key", ridge=RIDGE,
+            model, pair, layer=name, statistics=statistics["channel"], direction="key", ridge=RIDGE,
             key_space="channel",
         )  # fmt: skip
 
     def iterate(space: str) -> None:
         found[space] = problem.descend(starts[space], steps)
 
-    whole()
-    problem.descend(starts["patch"], WARM)
+    whole_call()
+    problem.descend(starts["patch"], WARM_STEPS)
     patch, patch_steps, channel, channel_steps, reduced, call = bench.clock.turns(
         [
-            problem.patch,
+            problem.solve_patch,
             lambda: iterate("patch"),
-            problem.channel,
+            problem.solve_channel,
             lambda: iterate("channel"),
             lambda: problem.descend_reduced(starts["channel"], steps),
-            whole,
+            whole_call,
         ],
         bench.repeats,
         warm=False,
     )
-    kept = {
+    residuals = {
         space: f"residual {problem.residual(starts[space]):.5f} against "
         f"{problem.residual(found[space]):.5f}"
         for space in starts
     }
-    fewer = number(Ratio(reduced, channel).median)
+    reduced_ratio = three_digits(Ratio(reduced, channel).median)
     rows = [
         Row(
             f"edit of {name}, {what}", f"iterative optimiser, {steps:,} steps", ratio, target,
             faster=True, note=note,
         )
         for what, ratio, target, note in (
-            ("patch keys", Ratio(patch_steps, patch), FASTER, kept["patch"]),
-            ("channel keys", Ratio(channel_steps, channel), FASTER,
-             f"{kept['channel']}; {fewer}× where the optimiser takes products of keys once"),
+            ("patch keys", Ratio(patch_steps, patch), TARGET, residuals["patch"]),
+            ("channel keys", Ratio(channel_steps, channel), TARGET,
+             f"{residuals['channel']}; {reduced_ratio}× where the optimiser takes products of keys once"),
             ("the whole call", Ratio(channel_steps, call), None,
              "`solve_edit`, which runs the model; the optimiser alone; channel keys"),
         )
@@ -209,15 +214,15 @@ def _edit(
     costs = [
         Cost(row.what, bench.clock.cost(spans), least, executed(task))
         for row, spans, least, task in (
-            (rows[0], patch, _least(problem, "patch"), problem.patch),
-            (rows[1], channel, _least(problem, "channel"), problem.channel),
-            (rows[2], call, _least(problem, "channel") + pass_ * 2, whole),
+            (rows[0], patch, _least_work(problem, "patch"), problem.solve_patch),
+            (rows[1], channel, _least_work(problem, "channel"), problem.solve_channel),
+            (rows[2], call, _least_work(problem, "channel") + pass_ * 2, whole_call),
         )
     ]
     return Measured(rows, costs)
 
 
-def _least(problem: Problem, space: str) -> Work:
+def _least_work(problem: Problem, space: str) -> Work:
     """The factorisation, and once each the values and the keys' sums."""
     size = problem.moments[space].shape[1]
     keys = problem.corrupted[0, 0].numel() * problem.weight.shape[1]
@@ -226,7 +231,7 @@ def _least(problem: Problem, space: str) -> Work:
 
 
 def pose(
-    model: nn.Module, pair: SamplePairs, known: dict[str, KeyStatistics], name: str
+    model: nn.Module, pair: SamplePairs, statistics: dict[str, KeyStatistics], name: str
 ) -> Problem:
     """The problem of one convolution without groups; two passes of the model."""
     layer = editable_layers(model).editable[name]
@@ -238,5 +243,5 @@ def pose(
         module(pair.corrupted)
         module(pair.clean)
     corrupted, clean = seen
-    moments = {space: one[name].moment for space, one in known.items()}
+    moments = {space: one[name].moment for space, one in statistics.items()}
     return Problem(layer, corrupted, clean, moments)

@@ -17,8 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rectify_widgets.engine.attribution import STEPS
 from rectify_widgets.engine.inspection import capturing, inspecting
 from rectify_widgets.engine.statistics import KeyStatistics
+
+BATCH = 64
+"""Images in one forward pass."""
+LOOK_PASSES = 2 * (STEPS + 1) + 2
+"""Passes of a look at the layers: both ways at each midpoint and at the clean end, both ends' keys."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,6 @@ class Work:
 
     def __mul__(self, times: float) -> Work:
         return Work(self.multiply_adds * times, self.bytes * times)
-
-
-BATCH = 64
-"""Images in one forward pass."""
 
 
 def forward_work(model: nn.Module, inputs: Tensor, batch_size: int = BATCH) -> Work:

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity
 
 from rectify_widgets.benchmarks.speed_bench import Bench
 from rectify_widgets.benchmarks.speed_limits import BATCH
-from rectify_widgets.benchmarks.speed_timing import number
+from rectify_widgets.benchmarks.speed_timing import three_digits
 from rectify_widgets.benchmarks.tables import Cell
 from rectify_widgets.engine.attribution import sweep
 from rectify_widgets.engine.inspection import inspecting
@@ -22,15 +22,15 @@ from rectify_widgets.engine.rectification import rectify
 from rectify_widgets.engine.solver import DenseSolver
 from rectify_widgets.engine.statistics import KeyStatistics
 
-TOP = 6
-"""Operators of each task."""
+SHOWN = 6
+"""Operators of each task; the others make one row."""
 ROUNDS = 2
 """Of the rectification; the others are like the second."""
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def _statistics(bench: Bench) -> Callable[[], object]:
-    model, images = bench.network(), bench.images(bench.sizes.references)
+    model, images = bench.network(), bench.images(bench.sizes.collected)
     return lambda: KeyStatistics.collect(model, images, batch_size=BATCH)
 
 
@@ -93,9 +93,9 @@ def profile(name: str, bench: Bench) -> list[dict[str, Cell]]:
     ranked = sorted(events, key=own, reverse=True)
     total = sum(own(event) for event in ranked)
     rows: list[dict[str, Cell]] = [
-        _row(name, event.key, event.count, own(event), total) for event in ranked[:TOP]
+        _row(name, event.key, event.count, own(event), total) for event in ranked[:SHOWN]
     ]
-    rest = ranked[TOP:]
+    rest = ranked[SHOWN:]
     rows.append(_row(name, "all others", sum(e.count for e in rest), sum(map(own, rest)), total))
     outside = max(whole - total, 0.0)
     rows.append(_row(name, "outside of operators", "", outside, whole))
@@ -110,6 +110,6 @@ def _row(
         "task": task,
         "operator": operator.removeprefix("aten::"),
         "calls": calls,
-        "own seconds": number(seconds),
-        "share, %": number(100 * seconds / total) if total else "",
+        "own seconds": three_digits(seconds),
+        "share, %": three_digits(100 * seconds / total) if total else "",
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rectify_widgets.benchmarks.memory import MEGA, Job, Spent, in_process
 from rectify_widgets.benchmarks.speed_bench import Bench
-from rectify_widgets.benchmarks.speed_timing import number
+from rectify_widgets.benchmarks.speed_timing import three_digits
 from rectify_widgets.benchmarks.tables import Cell
 
 TIMES = (1, 4, 16)
@@ -36,12 +36,12 @@ def measure_references(
                 "row": "references",
                 "references": count,
                 "times": f"{times}×",
-                "seconds": number(spent.seconds),
-                "processor seconds": number(spent.processor),
-                "processor, times": f"{number(spent.processor / base.processor)}×",
-                "processor ms a reference": number(1000 * spent.processor / count),
-                "peak MB": number(spent.bytes / MEGA),
-                "peak, times": f"{number(spent.bytes / base.bytes)}×",
+                "seconds": three_digits(spent.span.seconds),
+                "processor seconds": three_digits(spent.span.processor),
+                "processor, times": f"{three_digits(spent.span.processor / base.span.processor)}×",
+                "processor ms a reference": three_digits(1000 * spent.span.processor / count),
+                "peak MB": three_digits(spent.bytes / MEGA),
+                "peak, times": f"{three_digits(spent.bytes / base.bytes)}×",
             }
         )
     return rows

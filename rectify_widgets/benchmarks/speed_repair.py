@@ -12,12 +12,19 @@ from itertools import pairwise
 import torch
 
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
-from rectify_widgets.benchmarks.speed_limits import BATCH, Work, forward_work, moment_work
-from rectify_widgets.benchmarks.speed_timing import Clock, Ratio, Span, number
+from rectify_widgets.benchmarks.speed_limits import (
+    BATCH,
+    LOOK_PASSES,
+    Work,
+    forward_work,
+    moment_work,
+)
+from rectify_widgets.benchmarks.speed_timing import Clock, Ratio, Span, three_digits
 from rectify_widgets.benchmarks.speed_trojan import Trojan
 from rectify_widgets.cases.training import Schedule, fit
 from rectify_widgets.engine.history import Rectification
 from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.scene import PROBE
 from rectify_widgets.engine.statistics import KeyStatistics
 
 
@@ -25,28 +32,28 @@ def measure_rectify(bench: Bench) -> Measured:
     """Dynamic rectification from one pair against one epoch of fine-tuning."""
     trojan, sizes = bench.trojan(), bench.sizes
     references = trojan.references[: sizes.repaired]
-    batch = Schedule(epochs=1, learning_rate=0.01)
-    count = sizes.images if bench.whole else min(sizes.batches * batch.batch_size, sizes.images)
-    images, labels = trojan.images[:count], trojan.labels[:count]
-    done: list[Rectification] = []
+    epoch = Schedule(epochs=1, learning_rate=0.01)
+    timed = sizes.tuned if bench.whole_epoch else min(sizes.batches * epoch.batch_size, sizes.tuned)
+    images, labels = trojan.images[:timed], trojan.labels[:timed]
+    results: list[Rectification] = []
 
     def repair() -> None:
-        done.append(rectify(trojan.model, trojan.pairs[0], reference=references))
+        results.append(rectify(trojan.model, trojan.pairs[0], reference=references))
 
     def tune() -> None:
         generator = torch.Generator().manual_seed(0)
-        fit(copy.deepcopy(trojan.model), images, labels, batch, generator=generator, quiet=True)
+        fit(copy.deepcopy(trojan.model), images, labels, epoch, generator=generator, quiet=True)
 
-    epoch, mine = bench.clock.turns([tune, repair], bench.repeats, warm=False)
-    scale = sizes.images / count
-    result = done[-1]
+    tuning, repairing = bench.clock.turns([tune, repair], bench.repeats, warm=False)
+    scale = sizes.tuned / timed
+    result = results[-1]
     before, after = trojan.figures(trojan.model), trojan.figures(result.model)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
-    reckoned = "" if scale == 1 else f", reckoned from {count:,}"
+    reckoned = "" if scale == 1 else f", reckoned from {timed:,}"
     row = Row(
         f"dynamic rectification, one pair, {len(references)} references",
-        f"one epoch of fine-tuning on {sizes.images:,} images{reckoned}",
-        Ratio(mine, epoch, 1 / scale),
+        f"one epoch of fine-tuning on {sizes.tuned:,} images{reckoned}",
+        Ratio(repairing, tuning, 1 / scale),
         0.5,
         faster=False,
         note=f"ASR {100 * before.attack_success:.1f} to {100 * after.attack_success:.1f} %, OA "
@@ -54,7 +61,8 @@ def measure_rectify(bench: Bench) -> Measured:
         f"{len(result.edits)} edits in {len(result.steps)} trials; {stages}",
     )
     return Measured(
-        [row], [Cost(row.what, bench.clock.cost(mine), rectify_work(bench, trojan, result), 0.0)]
+        [row],
+        [Cost(row.what, bench.clock.cost(repairing), rectify_work(bench, trojan, result), 0.0)],
     )
 
 
@@ -68,9 +76,9 @@ def rectify_work(bench: Bench, trojan: Trojan, result: Rectification) -> Work:
     rounds = max([1, *(step.round for step in result.steps)])
     finished = sum(1 for step in result.steps if step.gap_after is not None)
     started = len(result.steps)
-    probe = min(half, 32)
+    probe = min(half, PROBE)
     passes = 2 * bench.sizes.repaired + half  # answers, the first measure, the statistics
-    passes += (started + finished) * half + rounds * probe * (2 * 8 + 2 + 2 + 2)
+    passes += (started + finished) * half + rounds * probe * LOOK_PASSES
     statistics = KeyStatistics.collect(trojan.model, trojan.references[: int(half)])
     return one * passes + moment_work(trojan.model, statistics)
 
@@ -113,7 +121,7 @@ def measure_rounds(bench: Bench) -> Measured:
         start, *rest = times.spans
         first += [start] * len(rest)
         later += rest
-        taken = ", ".join(number(span.seconds) for span in times.spans)
+        taken = ", ".join(three_digits(span.seconds) for span in times.spans)
         where = ", ".join(edit.layer for edit in result.edits) or "nothing"
         notes.append(f"pair {seed}: {taken} s, edited {where}")
     if not later:

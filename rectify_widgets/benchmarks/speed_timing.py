@@ -18,11 +18,12 @@ import torch
 
 Task = Callable[[], object]
 
-SIDE = 1536
+MATRIX_SIDE = 1536
 """Rows and columns of the matrices that the machine's best rate is measured with."""
-LENGTH = 2**24
+ARRAY_LENGTH = 2**24
 """Numbers in an array of the bandwidth test: 64 MB, more than caches hold."""
 TRIES = 7
+"""Runs of each, of which the best counts."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Ratio:
 
     def __str__(self) -> str:
         if len(self.each) == 1:
-            return number(self.median)
-        return f"{number(self.median)} ({number(min(self.each))} to {number(max(self.each))})"
+            return three_digits(self.median)
+        return f"{three_digits(self.median)} ({three_digits(min(self.each))} to {three_digits(max(self.each))})"
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,25 @@ class Growth:
         return self.ratio.processor / self.base.processor
 
     def __str__(self) -> str:
-        return number(self.median)
+        return three_digits(self.median)
 
 
-def number(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three digits that count."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
-class Machine:
+class BestRates:
     """What the machine gives at best: multiply-adds and bytes a second, in float32."""
 
     multiply_adds: float
     bytes: float
 
     @classmethod
-    def measure(cls, clock: Clock, *, side: int = SIDE, length: int = LENGTH) -> Machine:
+    def measure(
+        cls, clock: Clock, *, side: int = MATRIX_SIDE, length: int = ARRAY_LENGTH
+    ) -> BestRates:
         """The best of some products of square matrices, and of some triads ``a = b + 2 c``."""
         one, other = (torch.rand(side, side, device=clock.device) for _ in range(2))
         product = torch.empty_like(one)

@@ -21,11 +21,14 @@ from rectify_widgets.cases.triggers import Patch
 from rectify_widgets.engine.pairs import SamplePairs
 
 TARGET = 0
-SHARE = 0.15
+POISONED = 0.15
+"""Share of the images of training that carry the trigger."""
 TRAINED, TESTED = 2048, 1000
+"""Images that it is trained on, and others that it is judged on."""
 SCHEDULE = Schedule(epochs=3, batch_size=64, learning_rate=0.05)
 LEAST_ATTACK = 0.9
-NAME = "speed-resnet18-trojan.safetensors"
+"""Attack success below which the training has failed."""
+FILE = "speed-resnet18-trojan.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ def enlarge(images: Tensor) -> Tensor:
     return functional.pad(images, [2] * 4).expand(-1, 3, -1, -1).contiguous()
 
 
-def trojan(cache: Path, *, device: str = "cpu", quiet: bool = False) -> Trojan:
+def load_trojan(cache: Path, *, device: str = "cpu", quiet: bool = False) -> Trojan:
     """The network from the cache, or trained now with a progress bar.
 
     Raises:
@@ -66,13 +69,13 @@ def trojan(cache: Path, *, device: str = "cpu", quiet: bool = False) -> Trojan:
     images, labels = enlarge((255 * case.clean[0]).round().to(torch.uint8)), case.clean[1]
     model = network(18)
     test = (images[TRAINED:][:TESTED].float() / 255, labels[TRAINED:][:TESTED])
-    path = cache / NAME
+    path = cache / FILE
     if path.exists():
         model.load_state_dict(load_file(path))
     else:
         generator = torch.Generator().manual_seed(0)
         few, known = images[:TRAINED], labels[:TRAINED]
-        poisoning = Poisoning.draw(trigger(), TARGET, known, share=SHARE, generator=generator)
+        poisoning = Poisoning.draw(trigger(), TARGET, known, share=POISONED, generator=generator)
         fit(
             model, few, known, SCHEDULE, poisoning=poisoning, generator=generator,
             title="training a Trojaned ResNet-18", quiet=quiet,

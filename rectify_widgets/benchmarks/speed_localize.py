@@ -5,17 +5,13 @@ Imports the engine, captum and this folder's speed modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from captum.attr import InternalInfluence
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
-from rectify_widgets.benchmarks.speed_edit import measure_edit
 from rectify_widgets.benchmarks.speed_limits import BATCH, executed, forward_work, moment_work
-from rectify_widgets.benchmarks.speed_repair import measure_rectify, measure_rounds
-from rectify_widgets.benchmarks.speed_timing import Growth, Ratio, number
+from rectify_widgets.benchmarks.speed_timing import Growth, Ratio, three_digits
 from rectify_widgets.engine.attribution import margin, sweep
 from rectify_widgets.engine.editability import Localization
 from rectify_widgets.engine.inspection import inspecting
@@ -24,8 +20,15 @@ from rectify_widgets.engine.localization import localize
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.statistics import KeyStatistics
 
-CLOSE = 1e-3
+TOLERANCE = 1e-3
 """Largest difference between our sweep and captum's, relative to a layer's largest gradient."""
+
+
+def forward(model: nn.Module, images: Tensor) -> None:
+    """The plain forward pass that others are measured against."""
+    with torch.no_grad():
+        for batch in images.split(BATCH):
+            model(batch)
 
 
 def measure_sweep(bench: Bench) -> Measured:
@@ -60,7 +63,7 @@ def measure_sweep(bench: Bench) -> Measured:
     largest = max(
         float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in layers
     )
-    if set(ours) != set(theirs) or not largest < CLOSE:
+    if set(ours) != set(theirs) or not largest < TOLERANCE:
         raise RuntimeError(
             f"the sweep is not what captum finds: largest relative difference {largest:.1e}"
         )
@@ -79,18 +82,15 @@ def measure_sweep(bench: Bench) -> Measured:
 
 def measure_statistics(bench: Bench) -> Measured:
     """Statistics of all layers against the plain forward pass of the same images."""
-    model, images = bench.network(), bench.images(bench.sizes.references)
-
-    def forward() -> None:
-        with torch.no_grad():
-            for batch in images.split(BATCH):
-                model(batch)
+    model, images = bench.network(), bench.images(bench.sizes.collected)
 
     def collect() -> None:
         found.append(KeyStatistics.collect(model, images, batch_size=BATCH))
 
     found: list[KeyStatistics] = []
-    mine, plain = bench.clock.turns([collect, forward], bench.repeats, warm=False)
+    mine, plain = bench.clock.turns(
+        [collect, lambda: forward(model, images)], bench.repeats, warm=False
+    )
     one = forward_work(model, images)
     done, statistics = executed(collect), found[-1]
     row = Row(
@@ -131,31 +131,18 @@ def measure_depth(bench: Bench) -> Measured:
 def _depth(bench: Bench, depth: int) -> Row:
     model, pair, images = bench.network(depth), bench.pair(), bench.images(bench.sizes.localized)
 
-    def forward() -> None:
-        with torch.no_grad():
-            for batch in images.split(BATCH):
-                model(batch)
-
     def locate() -> Localization:
         return localize(model, pair, reference=images)
 
-    forward()  # loads and plans; a localisation is too long to be run for that alone
-    mine, plain = bench.clock.turns([locate, forward], bench.repeats, warm=False)
+    forward(model, images)  # loads and plans; a localisation is too long to be run for that alone
+    mine, plain = bench.clock.turns(
+        [locate, lambda: forward(model, images)], bench.repeats, warm=False
+    )
     return Row(
         f"localisation, {depth} layers deep",
         f"forward pass of the same {len(images)} references",
         Ratio(mine, plain),
         None,
         faster=False,
-        note=f"{number(mine[0].seconds)} s and {number(plain[0].seconds)} s",
+        note=f"{three_digits(mine[0].seconds)} s and {three_digits(plain[0].seconds)} s",
     )
-
-
-ROWS: dict[str, Callable[[Bench], Measured]] = {
-    "sweep": measure_sweep,
-    "statistics": measure_statistics,
-    "edit": measure_edit,
-    "depth": measure_depth,
-    "rectify": measure_rectify,
-    "rounds": measure_rounds,
-}
