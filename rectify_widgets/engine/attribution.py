@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from rectify_widgets.engine.inspection import capturing, chunk_size, in_chunks, predict
+from rectify_widgets.engine.inspection import (
+    arranged,
+    capturing,
+    chunk_size,
+    in_chunks,
+    predict,
+)
 from rectify_widgets.engine.layers import EditableLayer
 from rectify_widgets.engine.progress import Monitor
 
@@ -96,7 +102,7 @@ def path_average(
         monitor.report(rows.start / steps, "following gradients through every layer")
         at = places[rows].reshape(-1, 1, *[1] * (start.ndim - 1))
         count = len(at)
-        point = (start + at * (end - start)).flatten(0, 1).detach()
+        point = arranged(model, (start + at * (end - start)).flatten(0, 1).detach())
         edges.clear()
         with torch.enable_grad(), capturing(modules, watch):
             point.requires_grad_(True)

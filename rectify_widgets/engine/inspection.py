@@ -63,6 +63,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) else None
 
 
+_CHANNELS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model is run with the channels of a pixel side by side, as long as it is looked at."""
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
@@ -131,6 +133,7 @@ def inspecting(model: nn.Module) -> Iterator[nn.Module]:
     device = model_device(module)
     with ExitStack() as stack:
         stack.enter_context(only_here(module))
+        stack.enter_context(_arranging(module))
         flags = [(part, part.training) for part in module.modules()]
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
@@ -144,6 +147,19 @@ def inspecting(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             for part, training in flags:
                 part.training = training
+
+
+@contextmanager
+def _arranging(model: nn.Module) -> Iterator[None]:
+    """Forget how the model was arranged when the outermost block ends."""
+    own = unwrap(model)
+    outermost = own not in _CHANNELS_LAST
+    _CHANNELS_LAST.setdefault(own, False)
+    try:
+        yield
+    finally:
+        if outermost:
+            del _CHANNELS_LAST[own]
 
 
 @contextmanager
@@ -194,6 +210,41 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
             random.setstate(python)
 
 
+def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
+    """Have the model run with channels last until `inspecting` ends, if it gives these scores so.
+
+    On a CPU convolutions then take up to a third less time.  Not every model can be run so
+    (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights stay as they are arranged.
+    """
+    if not (_rearranged(inputs) and any(isinstance(part, nn.Conv2d) for part in model.modules())):
+        return
+    _CHANNELS_LAST[unwrap(model)] = True
+    try:
+        found = predict(model, inputs)
+        scale = float(scores.abs().max())
+        same = torch.allclose(found, scores, rtol=0.0, atol=1e-3 * scale, equal_nan=True)
+    except (AssertionError, RuntimeError, ValueError):  # what is wrong otherwise is seen elsewhere
+        same = False
+    if not same:
+        disarrange(model)
+
+
+def disarrange(model: nn.Module) -> None:
+    """Take `arrange` back."""
+    _CHANNELS_LAST[unwrap(model)] = False
+
+
+def arranged(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A copy of the inputs, arranged in memory as the model is run."""
+    last = _rearranged(inputs) and _CHANNELS_LAST.get(unwrap(model), False)
+    return inputs.clone(memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def _rearranged(inputs: Tensor) -> bool:
+    """Whether such inputs may gain from another arrangement."""
+    return inputs.ndim == 4 and inputs.device.type == "cpu" and inputs.dtype == torch.float32
+
+
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Scores ``N × classes`` of ``inputs``; the random state is what it was before.
 
@@ -204,9 +255,12 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
         TypeError: the model answers with something that is not a tensor.
         ValueError: the scores are not ``N × classes`` with two classes or more.
     """
+    # With gradients the caller arranges: that of a weight must not go through channels_last, see
+    # `layers.pad`.
+    given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
     try:
         with preserving_rng(inputs.device):
-            scores = model(inputs.clone())
+            scores = model(given)
     except Exception as error:
         if hasattr(error, "add_note"):
             error.add_note(

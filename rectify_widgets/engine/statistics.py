@@ -140,21 +140,21 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         monitor = Monitor(progress, cancel)
         limit = check_limit(memory_limit)
         ranks = check_distributed(distributed)
-        with ranks.together():
-            example = next(batches("reference", reference, batch_size))
-            catalog = editable_layers(model, example)
-            several = isinstance(layers, Iterable) and not isinstance(layers, str)
-            chosen = catalog.select("layers", list(layers or ()) if several else layers)
-            chunk = None
-            if limit is not None:
-                with inspecting(model) as module:
+        with inspecting(model) as module:
+            with ranks.together():
+                example = next(batches("reference", reference, batch_size))
+                catalog = editable_layers(module, example)
+                several = isinstance(layers, Iterable) and not isinstance(layers, str)
+                chosen = catalog.select("layers", list(layers or ()) if several else layers)
+                chunk = None
+                if limit is not None:
                     like = example[:1].to(device=model_device(module), dtype=model_dtype(module))
                     sizes = measure_sizes(module, chosen, like)
-                chunk = collect_chunk(sizes, chosen, len(example), limit)
-        return collect(
-            model, reference, catalog, chosen, key_space=key_space, positions=positions,
-            batch_size=batch_size, chunk=chunk, seed=seed, monitor=monitor, ranks=ranks,
-        )  # fmt: skip
+                    chunk = collect_chunk(sizes, chosen, len(example), limit)
+            return collect(
+                module, reference, catalog, chosen, key_space=key_space, positions=positions,
+                batch_size=batch_size, chunk=chunk, seed=seed, monitor=monitor, ranks=ranks,
+            )  # fmt: skip
 
     def merge(self, other: KeyStatistics) -> KeyStatistics:
         """Statistics of two disjoint sets of references as if collected in one pass.

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.inspection import (
+    arrange,
     capturing,
+    disarrange,
     inspecting,
     model_device,
     model_dtype,
@@ -71,10 +73,13 @@ def watch(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
     modules = {name: layer.module for name, layer in layers.items()}
     with inspecting(model) as module:
         two = _two(example).to(device=model_device(module), dtype=model_dtype(module))
+        disarrange(module)
         with _noting_order(parts, started), capturing(modules, see_one):
             predict(module, two[:1])
         with capturing(modules, see_two):
-            predict(module, two)
+            scores = predict(module, two)
+        with capturing(modules, lambda *_: None):  # as it is watched, without fast paths
+            arrange(module, two, scores)
     refused: dict[str, str] = {}
     for name in layers:
         if calls[0][name] == 0:
