@@ -196,7 +196,8 @@ def _measure_layer(
         f"{problem.residual(found[space]):.5f}"
         for space in starts
     }
-    reduced_ratio = three_digits(Ratio(reduced, channel).median)
+    times = three_digits(Ratio(reduced, channel).median)
+    products_once = f"{times}× where the optimiser takes products of keys once"
     rows = [
         Row(
             f"edit of {name}, {what}", f"iterative optimiser, {steps:,} steps", ratio, target,
@@ -205,7 +206,7 @@ def _measure_layer(
         for what, ratio, target, note in (
             ("patch keys", Ratio(patch_steps, patch), TARGET, residuals["patch"]),
             ("channel keys", Ratio(channel_steps, channel), TARGET,
-             f"{residuals['channel']}; {reduced_ratio}× where the optimiser takes products of keys once"),
+             f"{residuals['channel']}; {products_once}"),
             ("the whole call", Ratio(channel_steps, call), None,
              "`solve_edit`, which runs the model; the optimiser alone; channel keys"),
         )
