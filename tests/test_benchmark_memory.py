@@ -157,14 +157,18 @@ def test_without_torchvision_there_are_networks_of_our_own(
     assert not memory.build("resnet50").training
 
 
-def test_the_corruption_is_made_to_change_the_scores() -> None:
+def test_the_corruption_is_made_to_change_the_class() -> None:
     model = Small().eval()
+    with torch.no_grad():
+        model.get_parameter("4.bias").add_(100 * torch.arange(4))  # the last class, whatever the input
     clean = torch.rand(1, 3, 8, 8)
     pairs = rw.SamplePairs(clean.flip(3) * 0.5, clean)
     memory.sensitize(model, pairs)
     with torch.no_grad():
-        spread = (model(pairs.corrupted) - model(pairs.clean)).std()
-    assert float(spread) == pytest.approx(memory.REACTION, rel=1e-4)
+        before, after = model(pairs.clean), model(pairs.corrupted)
+    assert float((after - before).std()) == pytest.approx(memory.REACTION, rel=1e-4)
+    assert before.argmax() != after.argmax()
+    assert rw.rectify(model, pairs, reference=clean, target_gap=0.0, max_rounds=1).steps
 
 
 @pytest.mark.usefixtures("small")
