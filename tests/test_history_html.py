@@ -51,6 +51,15 @@ def test_figures_that_are_missing_leave_gaps() -> None:
     assert drawing(chart).count("rw-dot") == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "told"), [(0.408253, "40.8"), (0.02, "2"), (0.0025, "0.25"), (1.0, "100")]
+)
+def test_a_level_is_told_with_three_figures(target: float, told: str) -> None:
+    timeline = Timeline()
+    timeline.extend([named("a")], [(0.5, 0.01), (0.2, 0.01)])
+    assert f">target {told} %<" in drawing(history_html.gap_chart(timeline, target))
+
+
 def test_the_drawing_says_what_the_chart_says() -> None:
     chart = lines(
         [Line("Gap", [0, 1, 2], [100.0, None, 5.0]), Line("other", [1, 2], [40.0, 30.0], "grey")],

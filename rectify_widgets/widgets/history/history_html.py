@@ -276,7 +276,7 @@ def _chart(
     return lines(
         curves,
         _alt(name, shown, level, limit),
-        levels={} if limit is None else {f"{level} {100 * limit:g} %": 100 * limit},
+        levels={} if limit is None else {f"{level} {100 * limit:.3g} %": 100 * limit},
         here=timeline.step,
         x_title="Step",
         y_title=f"{name}, %",
