@@ -56,7 +56,7 @@ def test_figures_that_are_missing_leave_gaps() -> None:
 )
 def test_a_level_is_told_with_three_figures(target: float, told: str) -> None:
     timeline = Timeline()
-    timeline.extend([named("a")], [(0.5, 0.01), (0.2, 0.01)])
+    timeline.extend([named("a")], [(0.2, 0.01)])
     assert f">target {told} %<" in drawing(history_html.gap_chart(timeline, target))
 
 
