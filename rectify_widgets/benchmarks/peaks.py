@@ -1,18 +1,19 @@
 """The most memory that a block of code takes: resident on a CPU, as Linux tells it, or of a GPU.
 
-Imports torch alone.
+Imports the engine's memory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from rectify_widgets.engine.memory import hand_back
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -54,18 +55,17 @@ def check_peaks(device: torch.device) -> None:
 def _restart(device: torch.device) -> int | None:
     """Forget the highest so far; answers the bytes held now, None where nobody can tell.
 
-    What earlier work freed but did not hand back to the system is handed back first, where the C
-    library knows how: it would hide what comes next.
+    What earlier work freed but did not hand back to the system is handed back first: it would hide
+    what comes next.
     """
     gc.collect()
+    hand_back(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
     try:
         RESET.write_text("5", encoding="ascii")  # what was highest becomes what is held now
         return _status("VmRSS")

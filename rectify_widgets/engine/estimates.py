@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import torch
@@ -103,6 +103,8 @@ def estimate_memory(
         example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
         catalog = editable_layers(module, example)
         sizes = measure_sizes(module, catalog.select("layers", None), example)
+    if call == "rectify":
+        sizes = replace(sizes, copy=sizes.weights)
     counts = counts_of(pairs, references, example)
     names = list(sizes.layers)
     groups = [names] if call == "collect" else parts(sizes, counts, names, limit)
@@ -122,12 +124,11 @@ def estimate_memory(
         phases["trying edits"] = (
             2 * counts.references * sizes.sample
             + counts.chunk * sizes.forward
+            + sizes.copy
             + (2 * min(ROOM, shared) + moments if limit is None else 0)
         )
-    if call == "rectify":
-        kept = sizes.weights
-        if limit is None:
-            kept += min(FACTOR_ROOM, len(RIDGES) * moments)
+    if call == "rectify" and limit is None:
+        kept = min(FACTOR_ROOM, len(RIDGES) * moments)
         phases = {name: size + kept for name, size in phases.items()}
     taken = {
         name: held(size, counts) if call != "collect" else size.moment

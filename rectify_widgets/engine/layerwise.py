@@ -167,9 +167,11 @@ def look_at_layers(
     parts = scene.parts()
     for number, layers in enumerate(parts):
         share = monitor.part(number / len(parts), (number + 1) / len(parts))
+        scene.hand_back()
         with clock("statistics"):
             statistics = collected.of(layers, share.part(0.0, 0.5))
         with ranks.together():
+            scene.hand_back()
             with clock("sweep"):
                 seen = observe(
                     scene.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
@@ -177,6 +179,7 @@ def look_at_layers(
                 projections = {}
                 if projection:
                     projections = projected(scene, layers, statistics, steps, share.silent())
+            scene.hand_back()
             with clock("solving"):
                 options = _solve(
                     scene.model, layers, statistics, collected, seen, sources,
@@ -185,7 +188,8 @@ def look_at_layers(
         found.completeness |= completeness(seen, ranks, counted)
         found.projection |= _agreed(projections, ranks)
         found.options |= _ranked(options, ranks, counted)
-        del seen  # before the next part is looked at
+        del seen, statistics, options, projections  # before the next part is looked at
+    scene.hand_back()
     return found
 
 

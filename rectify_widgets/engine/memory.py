@@ -8,8 +8,10 @@ pass for each further part.
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,8 @@ class Sizes:
     """The same with the backward pass, gradients of all layers included."""
     weights: int
     """All parameters and buffers; whatever the number of samples."""
+    copy: int = 0
+    """The copy of them that a call works on, if it does."""
 
 
 class _Live(TorchDispatchMode):
@@ -169,7 +173,7 @@ def fixed(sizes: Sizes, counts: Counts) -> int:
     data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
     swept = min(counts.chunk, counts.probe * STEPS)
     passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
-    return data + passing
+    return data + passing + sizes.copy
 
 
 def look_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
@@ -181,13 +185,13 @@ def look_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
 
 def collect_peak(sizes: Sizes, names: Collection[str], chunk: int) -> int:
     """Bytes of collecting the statistics of these layers, so many samples in a pass, at most."""
-    return _summed(sizes, names) + chunk * _passing(sizes, names)
+    return _standing(sizes, names) + chunk * _passing(sizes, names)
 
 
-def _summed(sizes: Sizes, names: Collection[str]) -> int:
-    """Bytes of the second moments, and of putting the largest one together."""
+def _standing(sizes: Sizes, names: Collection[str]) -> int:
+    """Bytes of the second moments, of putting the largest one together, and of a copied model."""
     moments = [sizes.layers[name].moment for name in names]
-    return sum(moments) + 2 * max(moments, default=0)
+    return sum(moments) + 2 * max(moments, default=0) + sizes.copy
 
 
 def _passing(sizes: Sizes, names: Collection[str]) -> int:
@@ -209,7 +213,7 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
             f"memory_limit: got {told(limit)}, want at least {told(needed)} for the second moments "
             f"of {len(names)} layers; give more, or fewer layers"
         )
-    return max(1, min(batch, (limit - _summed(sizes, names)) // _passing(sizes, names)))
+    return max(1, min(batch, (limit - _standing(sizes, names)) // _passing(sizes, names)))
 
 
 def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None) -> list[list[str]]:
@@ -237,6 +241,18 @@ def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None)
 
 def _peak(sizes: Sizes, counts: Counts, names: Sequence[str]) -> int:
     return max(look_peak(sizes, counts, names), collect_peak(sizes, names, 1))
+
+
+def hand_back(device: torch.device) -> None:
+    """Hand memory that was freed back to the system.
+
+    The C library keeps what lies between pieces that are in use, and torch what it had of a GPU: a
+    process that works in parts would grow well beyond what any part takes.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries do not know how
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def told(size: float) -> str:

@@ -117,6 +117,7 @@ def rectify(
             seed=seed,
             opacity=opacity,
             memory_limit=memory_limit,
+            own=True,
             monitor=monitor,
         )
         if strategy == "static":

@@ -25,7 +25,14 @@ from rectify_widgets.engine.inspection import (
     predict_all,
 )
 from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
-from rectify_widgets.engine.memory import Counts, Sizes, check_limit, measure_sizes, parts
+from rectify_widgets.engine.memory import (
+    Counts,
+    Sizes,
+    check_limit,
+    hand_back,
+    measure_sizes,
+    parts,
+)
 from rectify_widgets.engine.pairs import SamplePairs, check_pairs, transplant
 from rectify_widgets.engine.progress import Monitor
 from rectify_widgets.engine.statistics import KeyStatistics
@@ -76,6 +83,11 @@ class Scene:
         counts = counts_of(len(self.pairs), given, self.references)
         names = parts(self.sizes, counts, list(self.layers), self.limit)
         return [{name: self.layers[name] for name in some} for some in names]
+
+    def hand_back(self) -> None:
+        """Between two steps of the work: keep to the limit by handing back what was freed."""
+        if self.limit is not None:
+            hand_back(self.references.device)
 
     def only(self, rows: Tensor) -> Scene:
         """The same scene with some of the references."""
@@ -142,6 +154,7 @@ def look(
     limit: int = MAX_REFERENCES,
     opacity: float | None = None,
     memory_limit: int | None = None,
+    own: bool = False,
     seed: int = 0,
     monitor: Monitor | None = None,
     ranks: Ranks = ALONE,
@@ -158,6 +171,7 @@ def look(
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.pairs.transplant`.
         memory_limit: bytes to keep to, or None.
+        own: whether the model is a copy of the call's own, which takes memory too.
         seed: which references, and which pair's corruption goes onto which.
         monitor: asked between batches, if there is one.
         ranks: who makes the call too; all of them get the same scene.
@@ -201,6 +215,9 @@ def look(
     if reference is not None:
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     chosen = catalog.select(argument, layers)
+    sizes = None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1])
+    if sizes is not None and own:
+        sizes = replace(sizes, copy=sizes.weights)
     scene = Scene(
         model=model,
         catalog=catalog,
@@ -216,7 +233,7 @@ def look(
         given=reference is not None,
         limit=memory_limit,
         ranks=ranks,
-        sizes=None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1]),
+        sizes=sizes,
     )
     scene.parts()  # says now if the limit is too low
     return scene

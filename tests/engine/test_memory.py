@@ -245,6 +245,43 @@ def test_a_sweep_goes_on_with_fewer_samples_where_memory_runs_out() -> None:
 # --- the estimate --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("call", ["collect", "localize", "rectify"])
+def test_a_limit_is_not_foretold_to_be_exceeded(call: str) -> None:
+    model, _, reference = setting()
+    about: dict[str, Any] = {"input_shape": reference.shape[1:], "call": call, "references": 40}
+    whole = rw.estimate_memory(model, **about)
+    least = whole.peak
+    for percent in range(20, 101, 2):
+        limit = whole.peak * percent // 100
+        try:
+            found = rw.estimate_memory(model, **about, memory_limit=limit)
+        except ValueError:
+            continue
+        least = min(least, limit)
+        assert found.peak <= limit
+        assert all(size <= limit for size in found.phases.values())
+    assert least < whole.peak
+
+
+def test_what_was_freed_is_handed_back_between_the_steps(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+    monkeypatch.setattr("rectify_widgets.engine.scene.hand_back", seen.append)
+    options: dict[str, Any] = {"reference": trojan.reference}
+    peak = rw.estimate_memory(
+        trojan.model, trojan.reference.shape[1:], call="localize",
+        references=len(trojan.reference),
+    ).peak  # fmt: skip
+    rw.localize(trojan.model, trojan.pairs[:1], **options)
+    assert not seen
+    rw.localize(trojan.model, trojan.pairs[:1], **options, memory_limit=2 * peak)
+    once = len(seen)
+    assert once == 4  # before statistics, sweep, solving and trials
+    rw.localize(trojan.model, trojan.pairs[:1], **options, memory_limit=round(0.85 * peak))
+    assert len(seen) - once > once
+
+
 def test_estimate_names_the_phases_and_the_largest_layers() -> None:
     model, _, reference = setting()
     whole = rw.estimate_memory(model, reference.shape[1:], call="localize", references=40)
