@@ -160,7 +160,8 @@ def test_without_torchvision_there_are_networks_of_our_own(
 def test_the_corruption_is_made_to_change_the_class() -> None:
     model = Small().eval()
     with torch.no_grad():
-        model.get_parameter("4.bias").add_(100 * torch.arange(4))  # the last class, whatever the input
+        # The last class, whatever the input.
+        model.get_parameter("4.bias").add_(100 * torch.arange(4))
     clean = torch.rand(1, 3, 8, 8)
     pairs = rw.SamplePairs(clean.flip(3) * 0.5, clean)
     memory.sensitize(model, pairs)
