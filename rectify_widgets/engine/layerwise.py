@@ -113,8 +113,8 @@ class Collected:
 
     def forget(self, names: Iterable[str]) -> None:
         """Collect these anew when they are asked for again."""
-        self._stale.update(names)
         for name in names:
+            self._stale.add(name)
             self._factors.pop(name, None)
             self._reserved.pop(name, None)
 

@@ -84,6 +84,15 @@ def test_a_model_that_cannot_is_run_as_it_is(flatten: str) -> None:
         assert found.scores[name] == pytest.approx(score, abs=1e-3)
 
 
+def test_it_is_found_out_anew_while_a_look_goes_on() -> None:
+    model, x = seen("flatten"), images(6)
+    with inspecting(model) as module:
+        for flatten, last in (("flatten", True), ("view", False), ("flatten", True)):
+            model.flatten = flatten
+            rw.editable_layers(module, x)
+            assert ran_last(model, lambda: predict(module, x)) == {last}
+
+
 def test_it_is_found_out_anew_in_every_call() -> None:
     model, x = seen("flatten"), images(6)
     for flatten, last in (("flatten", True), ("view", False), ("flatten", True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +111,9 @@ def test_what_is_observed_of_margins_is_the_models_own(
     if chunk is not None:
         monkeypatch.setattr(looking, "chunk_size", lambda *_: chunk)
     model, reference = make("residual").double(), patched(5, seed=11)
+    reference = replace(reference, corrupted=4.0 * images(5, seed=29).double())
+    with torch.no_grad():  # even classes: another comes second with the corruption than without
+        model.get_parameter("head.bias").sub_(model(reference.clean).mean(dim=0))
     with inspecting(model) as module:
         before, after = (module(x) for x in (reference.corrupted, reference.clean))
         labels = after.argmax(dim=1)
@@ -117,6 +121,7 @@ def test_what_is_observed_of_margins_is_the_models_own(
         layers = editable_layers(model, reference.clean).editable
         seen = observe(module, layers, probe, steps=1, monitor=Monitor())
         torch.testing.assert_close(keys_and_scores(module, layers, reference.clean)[1], after)
+    assert not torch.equal(runner_up(before, labels), runner_up(after, labels))
     for row, label in enumerate(labels.tolist()):
         others = [number for number in range(after.shape[1]) if number != label]
         rival = max(others, key=lambda number: float(before[row, number]))

@@ -70,7 +70,9 @@ def test_factors_are_kept_while_there_is_room_and_they_hold() -> None:
         collected.factors(third, 40)[0.1] = right
         assert collected.factors(third, 40)
         collected.forget([first, second])
-        assert not collected.factors(first, 60)
+        collected.factors(first, 60)[0.1] = right  # what was forgotten takes no room
+        assert list(collected.factors(first, 60)) == [0.1]
+        assert collected.factors(first, 60) is not again
         assert collected.factors(third, 40)
 
 

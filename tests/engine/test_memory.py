@@ -28,7 +28,7 @@ from rectify_widgets.engine.memory import (
     measure_sizes,
     parts,
 )
-from rectify_widgets.engine.scene import counts_of
+from rectify_widgets.engine.scene import counts_of, look
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.toy import Toy
@@ -243,6 +243,36 @@ def test_a_sweep_goes_on_with_fewer_samples_where_memory_runs_out() -> None:
 
 
 # --- the estimate --------------------------------------------------------------------------------
+
+
+def test_a_copied_model_takes_its_own_memory() -> None:
+    model, pairs, reference = setting()
+    with inspecting(model) as module:
+        plain = look(module, pairs, reference, memory_limit=2**33)
+        own = look(module, pairs, reference, memory_limit=2**33, own=True)
+    assert plain.sizes is not None
+    assert own.sizes is not None
+    weights = plain.sizes.weights
+    assert (plain.sizes.copy, own.sizes.copy) == (0, weights)
+    counts, names = counts_of(len(pairs), len(reference), reference), list(plain.layers)
+    assert look_peak(own.sizes, counts, names) == look_peak(plain.sizes, counts, names) + weights
+    peak = collect_peak(plain.sizes, names, 3)
+    assert collect_peak(own.sizes, names, 3) == peak + weights
+    assert collect_chunk(own.sizes, names, 40, peak + weights) == 3
+
+
+def test_moments_stay_while_edits_are_tried() -> None:
+    model, _, reference = setting()
+    about: dict[str, Any] = {"input_shape": reference.shape[1:], "call": "localize"}
+    whole = rw.estimate_memory(model, **about, references=40)
+    limited = rw.estimate_memory(model, **about, references=40, memory_limit=2 * whole.peak)
+    layers = rw.editable_layers(model, reference[:1]).editable.values()
+    moments = sum(layer.groups * layer.key_size**2 * 8 for layer in layers)
+    kept = whole.phases["trying edits"] - limited.phases["trying edits"]
+    none = rw.estimate_memory(model, **about, references=0)
+    bare = rw.estimate_memory(model, **about, references=0, memory_limit=2 * whole.peak)
+    assert none.phases["trying edits"] - bare.phases["trying edits"] == moments
+    assert kept > moments
 
 
 @pytest.mark.parametrize("call", ["collect", "localize", "rectify"])

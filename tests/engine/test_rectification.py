@@ -316,6 +316,10 @@ def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.M
     ridges = len(set(made))
     assert len(after) < len(catalog.editable)
     assert both == one + ridges * len(after)
+    made.clear()
+    limited = run(trojan, target_gap=0.0, max_rounds=2, memory_limit=2**33)
+    assert len(limited.edits) == len(some.edits)
+    assert len(made) == one + ridges * len(catalog.editable)  # a limit leaves no room for them
     monkeypatch.setattr(rounds, "FACTOR_ROOM", 0)
     made.clear()
     whole = run(trojan, target_gap=0.0, max_rounds=2)
