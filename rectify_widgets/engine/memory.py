@@ -9,6 +9,7 @@ pass for each further part.
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ FACTORS = 6
 one factor for each of four ridges, and the one that is being made."""
 FACTOR_ROOM = 2**30
 """Bytes of such factors that a rectification keeps from round to round, where memory has no limit."""
+SLACK = 0.05
+"""What a reckoned peak may turn out larger by: buffers of libraries, and holes between tensors."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +210,19 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
     """
     if limit is None:
         return batch
-    needed = collect_peak(sizes, names, 1)
+    needed = limit_for(collect_peak(sizes, names, 1))
     if needed > limit:
         raise ValueError(
             f"memory_limit: got {told(limit)}, want at least {told(needed)} for the second moments "
             f"of {len(names)} layers; give more, or fewer layers"
         )
-    return max(1, min(batch, (limit - _standing(sizes, names)) // _passing(sizes, names)))
+    fitting = (limit / (1 + SLACK) - _standing(sizes, names)) // _passing(sizes, names)
+    return max(1, min(batch, int(fitting)))
+
+
+def limit_for(peak: int) -> int:
+    """The least limit that a reckoned peak is kept to."""
+    return math.ceil(peak * (1 + SLACK))
 
 
 def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None) -> list[list[str]]:
@@ -226,10 +235,10 @@ def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None)
         return [list(names)]
     found: list[list[str]] = []
     for name in names:
-        if found and _peak(sizes, counts, [*found[-1], name]) <= limit:
+        if found and limit_for(_peak(sizes, counts, [*found[-1], name])) <= limit:
             found[-1].append(name)
             continue
-        needed = _peak(sizes, counts, [name])
+        needed = limit_for(_peak(sizes, counts, [name]))
         if needed > limit:
             raise ValueError(
                 f"memory_limit: got {told(limit)}, want at least {told(needed)}, which layer "
