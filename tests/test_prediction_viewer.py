@@ -162,6 +162,15 @@ def test_flips_are_counted_and_listed(make: Make) -> None:
         viewer.counts = {}
 
 
+def test_a_flip_reads_without_its_style(make: Make) -> None:
+    """A notebook that is not trusted shows snapshots without any."""
+    viewer = make(after=Says(SWAP))
+    viewer.page = "flips"
+    lines = re.sub("<[^>]*>", "", viewer.static_html().replace("</div>", "\n")).splitlines()
+    start = lines.index("↓ broken 0 · clean")
+    assert lines[start + 1 : start + 3] == ["✓ ape 87.0 %", "✗ bee 87.0 %"]
+
+
 def test_choosing_a_flip(make: Make) -> None:
     viewer = make(after=Says(SWAP))
     viewer.page = "flips"

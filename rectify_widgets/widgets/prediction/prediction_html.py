@@ -248,7 +248,7 @@ def tile(
     ):
         name = escape(markup.class_name(classes, number))
         lines += (
-            f'<div class="rw-flip-line"><span>{sign(number, label)} {name}</span>'
+            f'<div class="rw-flip-line"><span>{sign(number, label)} {name}</span> '
             f'<span class="rw-num">{markup.percent(sure)}</span></div>'
         )
     truth = ""
@@ -257,7 +257,7 @@ def tile(
     where = f"{found.samples[place]} · {column.lower()}" if column else f"{found.samples[place]}"
     return (
         f'<div class="rw-flip">{picture}<div class="rw-flip-words"><div class="rw-flip-line">'
-        f"<b>{SIGNS[kind]} {kind}</b>"
+        f"<b>{SIGNS[kind]} {kind}</b> "
         f'<span class="rw-num">{escape(where)}</span></div>{lines}{truth}</div></div>'
     )
 
