@@ -100,8 +100,9 @@ def localize(
     check_int("seed", seed, low=0)
     ranks = check_distributed(distributed)
     monitor = Monitor(progress, cancel)
-    with inspecting(model) as module:
+    with ExitStack() as stack:
         with ranks.together():
+            module = stack.enter_context(inspecting(model))
             scene = look(
                 module, pairs, reference, statistics=statistics, layers=layers,
                 memory_limit=memory_limit, seed=seed, monitor=monitor, ranks=ranks,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,8 +141,9 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         monitor = Monitor(progress, cancel)
         limit = check_limit(memory_limit)
         ranks = check_distributed(distributed)
-        with inspecting(model) as module:
+        with ExitStack() as stack:
             with ranks.together():
+                module = stack.enter_context(inspecting(model))
                 example = next(batches("reference", reference, batch_size))
                 catalog = editable_layers(module, example)
                 several = isinstance(layers, Iterable) and not isinstance(layers, str)

@@ -184,6 +184,11 @@ def other(stage: Stage) -> nn.Module:
     return stage.model
 
 
+def hollow(stage: Stage) -> nn.Module:
+    """A model whose weights hold no data on the second rank."""
+    return stage.model.to("meta") if stage.rank == 1 else stage.model
+
+
 def stopping(stage: Stage, message: str) -> dict[str, Any]:
     """Hooks that cancel on the second rank, once it is told something that begins so."""
     told: list[str] = []
@@ -197,6 +202,12 @@ FAILURES: dict[str, Callable[[Stage], Any]] = {
     "collect fails": lambda s: collected(s, failing(s), batch_size=5, distributed=True),
     "collect with other weights": lambda s: KeyStatistics.collect(
         other(s), s.reference, distributed=True
+    ),
+    "collect a model without data": lambda s: KeyStatistics.collect(
+        hollow(s), s.reference, distributed=True
+    ),
+    "localize a model without data": lambda s: localize(
+        hollow(s), s.pairs, reference=s.reference, distributed=True
     ),
     "localize fails": lambda s: located(s, failing(s), distributed=True),
     "localize is cancelled": lambda s: located(

@@ -68,6 +68,10 @@ RAISED = {
         "OSError: the disk is gone",
     ),
     "collect with other weights": ("ValueError: model: its weights differ from rank to rank",) * 2,
+    **dict.fromkeys(
+        ("collect a model without data", "localize a model without data"),
+        ("RuntimeError: distributed: another rank failed", "ValueError: model: its weights are on"),
+    ),
     "localize fails": (
         "RuntimeError: distributed: another rank failed",
         "OSError: the disk is gone",
