@@ -71,8 +71,7 @@ def rectify(
         layer: name of the layer for ``"static"``; None means the last convolution or, without
             one, the last linear layer.
         method: how layers are ranked, see `localize`.
-        max_rounds: bound on the number of rounds.  They end sooner where no edit lowers gap and
-            disturbance by three per cent of what is left of them.
+        max_rounds: bound on the number of rounds.
         max_degradation: budget for the loss of accuracy on uncorrupted inputs, a fraction; the
             class that suffers most may lose five times as much.
         target_gap: gap at which the behaviour counts as removed, a fraction.

@@ -32,9 +32,8 @@ from rectify_widgets.engine.scene import Scene
 
 TRIALS = 10
 """Edits tried in one round."""
-LEAST_GAIN, LEAST_SHARE = 1e-3, 0.03
-"""An edit that improves the objective by less than this, or by less than this share of what is left
-of it, is not kept: such gains are about their own standard error, and cost a whole round each."""
+LEAST_GAIN = 1e-3
+"""An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
 """Should more references than this look corrupted, the detection has failed and is not used."""
 SAME = 1e-3
@@ -244,8 +243,7 @@ class Rounds:
         """Why an edit is not kept; None where it is the best so far."""
         if verdict is None:
             return "closes too little of the gap"
-        least = max(LEAST_GAIN, LEAST_SHARE * self.now.objective)
-        if verdict.objective > self.now.objective - least:
+        if verdict.objective > self.now.objective - LEAST_GAIN:
             return "gap and disturbance together do not fall"
         if not verdict.within(max(self._budget, self.now.degradation)):
             return OVER_BUDGET

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -327,28 +326,3 @@ def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.M
     assert len(made) == one + ridges * len(catalog.editable)
     for mine, other in zip(some.edits, whole.edits, strict=True):
         assert torch.equal(mine.delta, other.delta)
-
-
-def test_an_edit_has_to_earn_its_round(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is kept for lowering the objective by a share of what is left, and for no less."""
-    levels: list[float] = []
-    keep = rounds.Rounds._keep_best
-
-    def noted(self: rounds.Rounds, *rest: Any) -> bool:
-        levels.append(self.now.objective)
-        return keep(self, *rest)
-
-    monkeypatch.setattr(rounds.Rounds, "_keep_best", noted)
-    monkeypatch.setattr(rounds, "LEAST_SHARE", 0.0)
-    more = run(trojan, target_gap=0.0, max_rounds=20)
-    gains = [1 - after / before for before, after in pairwise(levels)]
-    assert len(gains) == len(more.edits) >= 2
-    assert more.stopped == "no layer helps"
-    least = min(gains)
-    assert gains.index(least) > 0
-    monkeypatch.setattr(rounds, "LEAST_SHARE", 0.99 * least)
-    assert len(run(trojan, target_gap=0.0, max_rounds=20).edits) == len(more.edits)
-    monkeypatch.setattr(rounds, "LEAST_SHARE", 1.01 * least)
-    fewer = run(trojan, target_gap=0.0, max_rounds=20)
-    assert len(fewer.edits) == gains.index(least)
-    assert fewer.stopped == "no layer helps"
