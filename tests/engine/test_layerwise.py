@@ -69,7 +69,7 @@ def test_factors_are_kept_while_there_is_room_and_they_hold() -> None:
         assert not collected.factors(second, 41)
         collected.factors(third, 40)[0.1] = right
         assert collected.factors(third, 40)
-        collected.forget([first, second])
+        collected.forget(iter([first, second]))
         collected.factors(first, 60)[0.1] = right  # what was forgotten takes no room
         assert list(collected.factors(first, 60)) == [0.1]
         assert collected.factors(first, 60) is not again

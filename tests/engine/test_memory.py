@@ -291,7 +291,7 @@ def test_a_limit_is_not_foretold_to_be_exceeded(call: str) -> None:
         except ValueError:
             continue
         least = min(least, limit)
-        assert limit_for(found.peak) <= limit
+        assert 1.05 * found.peak <= limit  # a twentieth is left free
         assert all(size <= limit for size in found.phases.values())
     assert least < whole.peak
 
