@@ -209,11 +209,12 @@ def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -
     fields = {field.description: field for field in dashboard._controls.children[1].children[:-1]}
     fields["Budget, %"].value = 2.5
     fields["Rounds"].value = 3
+    fields["Refining steps"].value = 7
     fields["Ranking"].value = "projection"
     dashboard.rectify().wait()
     wanted = {
         "target_gap": 0.1, "max_degradation": 0.025, "max_rounds": 3, "method": "projection",
-        "strategy": "dynamic", "seed": 4,
+        "strategy": "dynamic", "seed": 4, "refine_steps": 7,
     }  # fmt: skip
     assert {name: asked[0][name] for name in wanted} == wanted
     assert "layer" not in asked[0]
@@ -222,6 +223,7 @@ def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -
     assert fields["Strategy"].value == "static"
     dashboard.rectify().wait()
     assert asked[1]["layer"] == "6"
+    assert "refine_steps" not in asked[1]
 
 
 def test_save_needs_edits(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +357,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"attribution": "saliancy"}, ValueError, "did you mean 'saliency'"),
     ({"strategy": "dynamik"}, ValueError, "did you mean 'dynamic'"),
     ({"max_rounds": 0}, ValueError, "at least 1"),
+    ({"refine_steps": -1}, ValueError, "at least 0"),
     ({"max_degradation": 2.0}, ValueError, "0.0 to 1.0"),
     ({"target_gap": "small"}, TypeError, "target_gap"),
     ({"classes": "abc"}, TypeError, "list of class names"),

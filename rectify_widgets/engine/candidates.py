@@ -57,6 +57,8 @@ class Candidate:
     """Predicted share of the gap closed, averaged over references; -1 to 1.2."""
     cost: float
     """Predicted share of the margin that clean references lose; 0 to 1."""
+    refined: bool = False
+    """Whether the closed form was only where it began, see `refining`."""
 
     @property
     def score(self) -> float:
@@ -92,6 +94,7 @@ class Candidate:
             ridge=self.ridge,
             key_space="patch",
             solved_for=digest(self.layer.module.weight),
+            refined=self.refined,
         )
 
 

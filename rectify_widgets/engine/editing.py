@@ -100,6 +100,11 @@ def closed_form_channel(
     return left.transpose(1, 2)
 
 
+def how_found(direction: str, ridge: float, refined: bool) -> str:
+    """How an edit was solved, for people: ``"contrast 0.01, refined"``."""
+    return f"{direction} {ridge:g}{', refined' if refined else ''}"
+
+
 # --- the edit as a thing to keep -----------------------------------------------------------------
 
 
@@ -114,6 +119,7 @@ class RankOneEdit:
         shape: shape of the weight.
         direction, ridge, key_space: how it was solved.
         solved_for: digest of the weight that it was solved for.
+        refined: whether gradient steps followed on the closed form.
     """
 
     layer: str
@@ -124,14 +130,20 @@ class RankOneEdit:
     ridge: float
     key_space: str
     solved_for: str
+    refined: bool = False
     _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.shape))
         return (
             f"RankOneEdit({self.layer!r}, weight {shape}, {self.direction} direction, "
-            f"ridge {self.ridge:g})"
+            f"ridge {self.ridge:g}{', refined' if self.refined else ''})"
         )
+
+    @property
+    def found(self) -> str:
+        """How it was solved, for people: ``"contrast 0.01, refined"``."""
+        return how_found(self.direction, self.ridge, self.refined)
 
     @property
     def delta(self) -> Tensor:
@@ -319,6 +331,7 @@ def pack_edits(edits: Sequence[RankOneEdit]) -> tuple[dict[str, Tensor], str]:
                 "ridge": edit.ridge,
                 "key_space": edit.key_space,
                 "solved_for": edit.solved_for,
+                "refined": edit.refined,
             }
         )
     return tensors, json.dumps(about)
@@ -363,6 +376,7 @@ def _read_edit(item: dict[str, Any], tensors: Mapping[str, Tensor], number: int)
         ridge=float(item["ridge"]),
         key_space=str(item["key_space"]),
         solved_for=str(item["solved_for"]),
+        refined=bool(item.get("refined", False)),
     )
     if not bool(torch.isfinite(edit.delta).all()):
         raise ValueError(f"the update of layer {edit.layer!r} is NaN or infinite")

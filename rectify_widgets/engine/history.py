@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.checks import check_int
 from rectify_widgets.engine.diagnosis import Facts, diagnose
-from rectify_widgets.engine.editing import Edits, RankOneEdit, save_edits
+from rectify_widgets.engine.editing import Edits, RankOneEdit, how_found, save_edits
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Step:
         reason: why, or why not.
         seconds: what the trial took.
         sufferer: number of the class that suffers most; None where none does.
+        refined: whether gradient steps followed on the closed form.
     """
 
     round: int
@@ -53,6 +54,12 @@ class Step:
     reason: str
     seconds: float
     sufferer: int | None = None
+    refined: bool = False
+
+    @property
+    def found(self) -> str:
+        """How the edit was solved, for people: ``"contrast 0.01, refined"``."""
+        return how_found(self.direction, self.ridge, self.refined)
 
 
 STEP_COLUMNS = tuple(item.name for item in fields(Step))
@@ -72,7 +79,7 @@ class Rectification:
         gap_before, gap_after: see `Step`.
         degradation: see `Step`, after the last kept edit.
         flagged: rows of the references that were found to carry the corruption and left out.
-        seconds: time by stage: statistics, sweep, solving, evaluation.
+        seconds: time by stage: statistics, sweep, solving, evaluation, refining.
         max_degradation, target_gap: as they were asked for; None where that is not known.
         facts: what the loop saw besides its trials, see `diagnosis`; None where it was cancelled.
     """
@@ -107,12 +114,14 @@ class Rectification:
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(step.layer) for step in self.steps)])
-        lines = [f"round  {'layer':<{width}}  edit               gap          degradation  kept"]
+        lines = [
+            f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept",
+        ]
         for step in self.steps:
             after = "     –" if step.gap_after is None else f"{step.gap_after:6.3f}"
             loss = "     –" if step.degradation_after is None else f"{step.degradation_after:6.3f}"
             lines.append(
-                f"{step.round:>5}  {step.layer:<{width}}  {step.direction:<8} {step.ridge:<6g}  "
+                f"{step.round:>5}  {step.layer:<{width}}  {step.found:<23}  "
                 f"{step.gap_before:6.3f} →{after}       {loss}  "
                 f"{'yes' if step.accepted else 'no'}: {step.reason}"
             )
@@ -132,7 +141,7 @@ class Rectification:
             cells = (
                 str(step.round),
                 f"<code>{escape(step.layer)}</code>",
-                f"{step.direction} {step.ridge:g}",
+                escape(step.found),
                 f"{step.gap_before:.3f} → {after}",
                 loss,
                 ("✓ " if step.accepted else "✗ ") + escape(step.reason),

@@ -31,6 +31,7 @@ from rectify_widgets.engine.layers import LayerCatalog
 from rectify_widgets.engine.localization import METHODS, check_grid
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.refining import STEPS
 from rectify_widgets.engine.rounds import Rounds
 from rectify_widgets.engine.scene import look
 
@@ -51,6 +52,7 @@ def rectify(
     validation: tuple[Tensor, Tensor] | None = None,
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
+    refine_steps: int | None = None,
     opacity: float | None = None,
     memory_limit: int | None = None,
     seed: int = 0,
@@ -77,6 +79,10 @@ def rectify(
         target_gap: gap at which the behaviour counts as removed, a fraction.
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         directions, ridges: what edits are chosen from, see `localize`.
+        refine_steps: gradient steps, see `rectify_widgets.engine.refining`, on the best edits of a
+            round in which no closed form closes half of the gap that is left; 0 leaves all edits in
+            closed form, as the paper has them.  None means 30 for ``"dynamic"`` and 0 for
+            ``"static"``.  It takes 64 references or more, to learn from some and judge on others.
         opacity: of the corruption when it is transplanted, see `transplant`.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
             are then looked at in parts, with the same result.
@@ -98,6 +104,9 @@ def rectify(
     check_choice("method", method, METHODS)
     check_int("max_rounds", max_rounds, low=1)
     check_int("seed", seed, low=0)
+    if refine_steps is None:
+        refine_steps = STEPS if strategy == "dynamic" else 0
+    check_int("refine_steps", refine_steps, low=0)
     budget = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
     target = check_number("target_gap", target_gap, low=0.0, high=1.0)
     if layer is not None and strategy != "static":
@@ -130,12 +139,12 @@ def rectify(
         options = {
             "strategy": strategy, "layer": layer, "method": method, "max_rounds": max_rounds,
             "max_degradation": budget, "target_gap": target, "directions": grid[0],
-            "ridges": grid[1], "opacity": opacity, "seed": seed,
+            "ridges": grid[1], "refine_steps": refine_steps, "opacity": opacity, "seed": seed,
         }  # fmt: skip
         file = Checkpoint(path, scene, labelled, options)
         state = file.load()
         witness = Witness(scene, monitor.silent())
-        loop = Rounds(scene, labelled, method, grid, budget, target, seed, monitor)
+        loop = Rounds(scene, labelled, method, grid, budget, target, refine_steps, seed, monitor)
         if state is not None:
             loop.restore(state)
         stopped, facts = (state.stopped, state.facts) if state else (None, None)

@@ -1,10 +1,11 @@
 """The loop behind `rectify`: round after round of collecting, ranking, solving and trying.
 
 Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
-references whose prediction is still wrong, tries the best few edits, and keeps the one that makes
-the gap plus the weighted disturbance smallest within the budget; all others are rolled back bit for
-bit.  Edits are solved on one half of the references and judged on the other.  A round draws from
-the seed and its own number alone, so that a loop restored from its state goes on as it would have.
+references whose prediction is still wrong, tries the best few edits, refines the best ones where the
+closed form falls short, and keeps the one that makes the gap plus the weighted disturbance smallest
+within the budget; all others are rolled back bit for bit.  Edits are solved and refined on one half
+of the references and judged on the other.  A round draws from the seed and its own number alone, so
+that a loop restored from its state goes on as it would have.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,21 +24,37 @@ from rectify_widgets.engine.detection import THRESHOLD, corruption_scores, pick_
 from rectify_widgets.engine.diagnosis import OVER_BUDGET, Facts
 from rectify_widgets.engine.editing import Edits, RankOneEdit, Unreached
 from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.inspection import predict_all
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.localization import layer_scores
 from rectify_widgets.engine.memory import FACTOR_ROOM
 from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.refining import Goal, refine, starts
 from rectify_widgets.engine.scene import Scene
 
+STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
+"""What time is told of."""
 TRIALS = 10
-"""Edits tried in one round."""
+"""Edits tried in one round, before any is refined."""
+ENOUGH = 0.5
+"""A closed form that closes this share of the gap that is left is not refined."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
 """Should more references than this look corrupted, the detection has failed and is not used."""
 SAME = 1e-3
 """Two measurements of one gap, perhaps on two machines, differ by less."""
+
+
+@dataclass
+class _Trials:
+    """What one round has tried."""
+
+    measured: list[tuple[float, Candidate]] = field(default_factory=list)
+    """Objective and edit of what was worth finishing."""
+    best: tuple[Candidate, Verdict, int] | None = None
+    """The edit to keep, what was measured of it, and its row among all steps."""
 
 
 class Rounds:
@@ -51,19 +68,22 @@ class Rounds:
         grid: tuple[tuple[str, ...], tuple[float, ...]],
         budget: float,
         target: float,
+        refine_steps: int,
         seed: int,
         monitor: Monitor,
     ) -> None:
         self.scene = scene
         self.edits: list[RankOneEdit] = []
         self.steps: list[Step] = []
-        self.seconds = dict.fromkeys(("statistics", "sweep", "solving", "evaluation"), 0.0)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._nested = 0.0
         self.flagged = torch.empty(0, dtype=torch.long)
         self.suspected = 0.0
         self.rounds = 0
         self._validation = validation
         self._method, self._grid = method, grid
         self._budget, self._target, self._seed = budget, target, seed
+        self._refine_steps = refine_steps
         self.start: Verdict
         self.now: Verdict
         self._split(torch.arange(len(scene.references)), monitor)
@@ -150,6 +170,13 @@ class Rounds:
                 self.scene.model, judged.references, judged.carriers, self._validation, monitor
             )
             self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
+        self._goal: Goal | None = None
+        if (
+            self._refine_steps and not self.shared
+        ):  # else nothing would tell what was learnt by heart
+            with self._clock("refining"):
+                scores = predict_all(self.scene.model, self.solving.references, monitor=monitor)
+            self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
 
     def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
         """One round; whether an edit was kept."""
@@ -209,35 +236,71 @@ class Rounds:
         scores: Mapping[str, float],
         monitor: Monitor,
     ) -> bool:
-        """Try the shortlist on the judging references and keep the best edit, if one is good."""
+        """Try the shortlist on the judging references and keep the best edit, if one is good.
+
+        Where none closes much of the gap, the best ones of some layers are refined and tried again.
+        """
         model = self.scene.model
-        best: tuple[Candidate, Verdict, int] | None = None
+        trials = _Trials()
         # What is shared takes memory, which a limit may not leave.
         layers = [] if self.scene.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
+            share = monitor.part(0.0, 0.5 if self._goal else 1.0)
             for position, candidate in enumerate(shortlist):
                 name = candidate.layer.name
-                monitor.report(position / len(shortlist), f"round {number}: trying {name}")
-                bar = (best[1] if best else self.now).objective
-                began = time.perf_counter()
-                with trying(candidate):
-                    verdict = self._judge.measure_below(model, bar, monitor, name)
-                reason = self._objection(verdict, bar)
-                seconds = time.perf_counter() - began
-                self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
-                if verdict is not None and reason is None:
-                    if best is not None:
-                        self._overrule(best[2], candidate)
-                    best = (candidate, verdict, len(self.steps) - 1)
+                share.report(position / len(shortlist), f"round {number}: trying {name}")
+                self._try(number, candidate, scores, trials, monitor)
+            if self._goal and self._falls_short(trials.best):
+                chosen = starts(trials.measured)
+                for position, candidate in enumerate(chosen):
+                    part = monitor.part(*(0.5 + 0.5 * (position + i) / len(chosen) for i in (0, 1)))
+                    with self._clock("refining"):
+                        refined = refine(
+                            model, candidate, self._goal, steps=self._refine_steps,
+                            seed=self._seed + number, monitor=part,
+                        )  # fmt: skip
+                    self._try(number, refined, scores, trials, monitor)
         monitor.report(1.0, f"round {number}: done")
-        if best is None:
+        if trials.best is None:
             return False
-        candidate, self.now, _ = best
+        candidate, self.now, _ = trials.best
         edit = candidate.edit()
         edit.apply(model)
         self.edits.append(edit)
         self._collected.forget(self.scene.catalog.after(candidate.layer.name))
         return True
+
+    def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
+        """Whether the best closed form of a round leaves much of the gap that it found."""
+        enough = max(self._target, (1.0 - ENOUGH) * self.now.gap)
+        return best is None or best[1].gap > enough
+
+    def _try(
+        self,
+        number: int,
+        candidate: Candidate,
+        scores: Mapping[str, float],
+        trials: _Trials,
+        monitor: Monitor,
+    ) -> None:
+        """Measure an edit, note what came of it, and remember it if it is the best so far."""
+        best = trials.best
+        bar = (best[1] if best else self.now).objective
+        began = time.perf_counter()
+        with trying(candidate):
+            verdict = self._judge.measure_below(
+                self.scene.model, bar, monitor, candidate.layer.name
+            )
+        reason = self._objection(verdict, bar)
+        seconds = time.perf_counter() - began
+        self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
+        if verdict is None:
+            return
+        trials.measured.append((verdict.objective, candidate))
+        if reason is None:
+            if best is not None:
+                self._overrule(best[2], candidate)
+            trials.best = (candidate, verdict, len(self.steps) - 1)
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
@@ -250,7 +313,7 @@ class Rounds:
         return None if verdict.objective < bar else "another edit of this round did better"
 
     def _overrule(self, row: int, by: Candidate) -> None:
-        reason = f"{by.layer.name} did better"
+        reason = f"{by.layer.name}{', refined,' if by.refined else ''} did better"
         self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
 
     def _step(
@@ -277,15 +340,19 @@ class Rounds:
             reason=objection or "best of this round",
             seconds=seconds,
             sufferer=None if verdict is None else verdict.sufferer,
+            refined=candidate.refined,
         )
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
+        """Count the block's time as that stage's, but for what is another's within it."""
+        began, around, self._nested = time.perf_counter(), self._nested, 0.0
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - began
+            took = time.perf_counter() - began
+            self.seconds[stage] += took - self._nested
+            self._nested = around + took
 
 
 def _shortlist(

@@ -38,7 +38,7 @@ class Controls(ipw.VBox):
 
     Args:
         panel: has the traits ``method``, ``strategy``, ``max_degradation``, ``target_gap``,
-            ``max_rounds`` and ``file``.
+            ``max_rounds``, ``refine_steps`` and ``file``.
         press: called with the name of a button that was clicked.
     """
 
@@ -101,7 +101,13 @@ def _options(panel: Panel) -> list[ipw.Widget]:
         )
         panel.link(name, field, "value", transform=(_to_percent, _to_share))
         fields.append(field)
-    fields.append(_linked(panel, "max_rounds", ipw.BoundedIntText, "Rounds", 104, min=1, max=100))
+    whole: dict[str, tuple[str, int, int, int]] = {
+        "max_rounds": ("Rounds", 104, 1, 100),
+        "refine_steps": ("Refining steps", 150, 0, 1000),
+    }
+    for name, (text, width, low, high) in whole.items():
+        kind = ipw.BoundedIntText
+        fields.append(_linked(panel, name, kind, text, width, min=low, max=high))
     return fields
 
 

@@ -22,6 +22,7 @@ from rectify_widgets.engine.editing import RankOneEdit
 from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.inspection import unwrap
 from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.refining import STEPS
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import check_index, refuse_unknown
@@ -59,6 +60,8 @@ class RectificationDashboard(Working, RectifyOptions):
         attribution: how inputs are attributed, see `rectify_widgets.attribute`.
         strategy, max_rounds, max_degradation, target_gap, validation, seed: of
             `rectify_widgets.rectify`.
+        refine_steps: of `rectify_widgets.rectify`, for the dynamic strategy; 0 keeps all edits in
+            closed form.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
 
@@ -105,6 +108,7 @@ class RectificationDashboard(Working, RectifyOptions):
         attribution: str = "integrated-gradients",
         strategy: str = "dynamic",
         max_rounds: int = 8,
+        refine_steps: int = STEPS,
         max_degradation: float = 0.01,
         target_gap: float = 0.02,
         validation: tuple[Tensor, Tensor] | None = None,
@@ -135,7 +139,7 @@ class RectificationDashboard(Working, RectifyOptions):
             self.set_trait("model", model)
             self.set_options(
                 method=method, strategy=strategy, target_gap=target_gap,
-                max_degradation=max_degradation, max_rounds=max_rounds,
+                max_degradation=max_degradation, max_rounds=max_rounds, refine_steps=refine_steps,
             )  # fmt: skip
             self.layers = EditabilityViewer(
                 model, pairs, reference=reference, method=method, seed=seed,

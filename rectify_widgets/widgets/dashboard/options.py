@@ -13,6 +13,7 @@ import traitlets
 from rectify_widgets.engine.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.localization import METHODS
 from rectify_widgets.engine.rectification import STRATEGIES
+from rectify_widgets.engine.refining import STEPS
 
 
 class RectifyOptions(traitlets.HasTraits):
@@ -33,6 +34,9 @@ class RectifyOptions(traitlets.HasTraits):
     max_rounds = traitlets.Int(8)
     """Most rounds of a rectification."""
 
+    refine_steps = traitlets.Int(STEPS)
+    """Gradient steps on the best edits of a round, with the dynamic strategy; 0 for none."""
+
     def set_options(
         self,
         *,
@@ -41,6 +45,7 @@ class RectifyOptions(traitlets.HasTraits):
         target_gap: object,
         max_degradation: object,
         max_rounds: object,
+        refine_steps: object,
     ) -> None:
         """Set all of them, checked as arguments: a wrong one is a `TypeError` or `ValueError`."""
         self.method = check_choice("method", method, METHODS)
@@ -48,6 +53,7 @@ class RectifyOptions(traitlets.HasTraits):
         self.target_gap = check_number("target_gap", target_gap, low=0.0, high=1.0)
         self.max_degradation = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
         self.max_rounds = check_int("max_rounds", max_rounds, low=1)
+        self.refine_steps = check_int("refine_steps", refine_steps, low=0)
 
     def rectify_options(self, layer: str | None) -> dict[str, Any]:
         """Keywords for `rectify`; the static strategy edits ``layer``."""
@@ -55,6 +61,8 @@ class RectifyOptions(traitlets.HasTraits):
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.strategy == "static":
             options["layer"] = layer
+        else:
+            options["refine_steps"] = self.refine_steps
         return options
 
     @traitlets.validate("method")
@@ -72,3 +80,7 @@ class RectifyOptions(traitlets.HasTraits):
     @traitlets.validate("max_rounds")
     def _check_rounds(self, proposal: Mapping[str, int]) -> int:
         return check_int("max_rounds", proposal["value"], low=1)
+
+    @traitlets.validate("refine_steps")
+    def _check_steps(self, proposal: Mapping[str, int]) -> int:
+        return check_int("refine_steps", proposal["value"], low=0)

@@ -81,7 +81,7 @@ def _trials_table(trials: Sequence[Step]) -> str:
     body = "".join(
         f'<tr class="{"rw-pick" if trial.accepted else "rw-off"}">'
         f"<td><code>{escape(trial.layer)}</code></td>"
-        f"<td>{escape(trial.direction)} {trial.ridge:g}</td>"
+        f"<td>{escape(trial.found)}</td>"
         f'<td class="rw-right">{percent(trial.gap_after)}</td>'
         f'<td class="rw-right">{percent(trial.degradation_after)}</td>'
         f"<td>{'✓ kept:' if trial.accepted else '↺'} {escape(trial.reason)}</td></tr>"
@@ -170,13 +170,12 @@ def steps_table(timeline: Timeline) -> str:
     for step, version in enumerate(timeline.path):
         here = version is timeline.here
         trial = next((one for one in version.trials if one.accepted), None)
-        edit = getattr(version.edit, "direction", "")
-        ridge = getattr(version.edit, "ridge", None)
+        edit = "" if version.edit is None else version.edit.found
         why = "" if trial is None else f"✓ {trial.reason}"
         body += (
             f'<tr{" class=rw-pick" if here else ""}><td class="rw-right">{step}</td>'
             f"<td>{'▸ ' if here else ''}{_title(version)}</td>"
-            f"<td>{escape(edit)}{'' if ridge is None else f' {ridge:g}'}</td>"
+            f"<td>{escape(edit)}</td>"
             f'<td class="rw-right">{percent(version.gap)}</td>'
             f'<td class="rw-right">{percent(version.degradation)}</td>'
             f"<td>{escape(why)}</td></tr>"
