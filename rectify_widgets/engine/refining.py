@@ -14,8 +14,9 @@ rank one and needs no label; whether it is better is judged on other references.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from rectify_widgets.engine.candidates import Candidate
 from rectify_widgets.engine.inspection import (
     chunk_size,
     in_chunks,
-    model_device,
     model_dtype,
     preserving_rng,
     working_dtype,
@@ -55,6 +55,10 @@ class Goal:
     """The same without it."""
     wanted: Tensor
     """The original model's probabilities for the latter, ``M × classes``."""
+
+    def only(self, rows: Tensor) -> Goal:
+        """Some of the references."""
+        return Goal(self.carriers[rows], self.references[rows], self.wanted[rows])
 
 
 def starts(tried: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
@@ -102,27 +106,39 @@ def refine(
     for step in range(steps):
         monitor.report(step / steps, f"refining {start.layer.name}")
         rows = torch.randperm(len(goal.references), generator=draw)[:BATCH]
-        rows = rows.to(goal.references.device)
-        inputs = torch.cat([goal.carriers[rows], goal.references[rows]])
-        wanted = goal.wanted[rows].repeat(2, 1)
-        weights = torch.cat([torch.ones_like(rows), torch.full_like(rows, KEEP)]) / len(rows)
-
-        def slopes(
-            part: slice, inputs: Tensor = inputs, wanted: Tensor = wanted, weights: Tensor = weights
-        ) -> Sequence[Tensor]:
-            monitor.check()
-            some = inputs[part].to(model_device(model), model_dtype(model), copy=True)
-            with torch.enable_grad(), preserving_rng(some.device):
-                scores = functional_call(model, {name: edited()}, (some,))
-                answers = scores.to(working_dtype(scores.dtype)).softmax(dim=1)
-                distances = 0.5 * (answers - wanted[part]).abs().sum(dim=1)
-                loss = (distances * weights[part]).sum()
-            return torch.autograd.grad(loss, factors)
-
-        chunks = list(in_chunks(len(inputs), chunk_size(inputs, model_device(model)), slopes))
-        for factor, parts in zip(factors, zip(*chunks, strict=True), strict=True):
-            factor.grad = torch.stack(parts).sum(dim=0)
+        loss = partial(_loss, model, name, edited, goal.only(rows.to(goal.wanted.device)), monitor)
+        _set_gradients(factors, loss, 2 * len(rows), chunk_size(goal.references, weight.device))
         optimizer.step()
         schedule.step()
     left, right = (factor.detach() * unit for factor, unit in zip(factors, units, strict=True))
     return replace(start, left=left, right=right, refined=True)
+
+
+def _loss(
+    model: nn.Module,
+    name: str,
+    edited: Callable[[], Tensor],
+    goal: Goal,
+    monitor: Monitor,
+    part: slice,
+) -> Tensor:
+    """What some rows of the references, with the corruption and then without, add to the loss."""
+    monitor.check()
+    inputs = torch.cat([goal.carriers, goal.references])[part]
+    weights = goal.wanted.new_ones(2 * len(goal.wanted)) / len(goal.wanted)
+    weights[len(goal.wanted) :] *= KEEP
+    with torch.enable_grad(), preserving_rng(inputs.device):
+        scores = functional_call(model, {name: edited()}, (inputs.to(model_dtype(model)),))
+        answers = scores.to(working_dtype(scores.dtype)).softmax(dim=1)
+        distances = 0.5 * (answers - goal.wanted.repeat(2, 1)[part]).abs().sum(dim=1)
+        loss: Tensor = (distances * weights[part]).sum()
+    return loss
+
+
+def _set_gradients(
+    factors: Sequence[Tensor], loss: Callable[[slice], Tensor], count: int, size: int
+) -> None:
+    """The gradient of a loss that adds up over ``count`` rows, ``size`` of them at a time."""
+    parts = in_chunks(count, size, lambda part: torch.autograd.grad(loss(part), factors))
+    for factor, found in zip(factors, zip(*parts, strict=True), strict=True):
+        factor.grad = torch.stack(found).sum(dim=0)
