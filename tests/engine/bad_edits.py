@@ -234,6 +234,14 @@ bad(RECTIFY, "degradation in per cent", "max_degradation", ValueError, "got 2, w
     _rectify(max_degradation=2))
 bad(RECTIFY, "negative target", "target_gap", ValueError, "got -1, want a number from 0.0",
     _rectify(target_gap=-1))
+bad(RECTIFY, "steps to refine: -1", "refine_steps", ValueError, "got -1, want at least 0",
+    _rectify(refine_steps=-1))
+bad(RECTIFY, "one and a half steps to refine", "refine_steps", TypeError,
+    "got 1.5, want a whole number", _rectify(refine_steps=1.5))
+bad(RECTIFY, "True for the steps to refine", "refine_steps", TypeError,
+    "got True, want a whole number", _rectify(refine_steps=True))
+bad(RECTIFY, "steps to refine as a word", "refine_steps", TypeError,
+    "got 'many', want a whole number", _rectify(refine_steps="many"))
 bad(RECTIFY, "opacity 3", "opacity", ValueError, "got 3, want a number from 0.0 to 1.0",
     _rectify(opacity=3))
 bad(RECTIFY, "seed None", "seed", TypeError, "got None, want a whole number",

@@ -21,7 +21,9 @@ MARKED = corrupted(CLEAN)
 PAIRS = rw.SamplePairs(MARKED, CLEAN)
 REFERENCE = images(8)
 LABELS = torch.arange(8) % 4
-INPUTS = (CLEAN, MARKED, PAIRS.clean, PAIRS.corrupted, REFERENCE, LABELS)
+MANY = images(64, seed=3)
+"""Enough references to refine edits."""
+INPUTS = (CLEAN, MARKED, PAIRS.clean, PAIRS.corrupted, REFERENCE, LABELS, MANY)
 
 Call = Callable[..., Any]
 
@@ -45,6 +47,10 @@ LONG: dict[str, Call] = {
     "find_places": lambda model, **o: rw.find_places(model, PAIRS, reference=REFERENCE, **o),
     "rectify": lambda model, **o: rw.rectify(
         model, PAIRS, reference=REFERENCE, max_rounds=2, target_gap=0.0, max_degradation=0.5, **o
+    ),
+    "rectify with refining": lambda model, **o: rw.rectify(
+        model, PAIRS, reference=MANY, max_rounds=1, target_gap=0.0, max_degradation=1.0,
+        directions=("key",), ridges=(1.0,), refine_steps=2, **o,
     ),
 }  # fmt: skip
 

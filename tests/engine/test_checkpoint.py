@@ -56,6 +56,7 @@ def whole(trojan: Toy, reference: Tensor) -> Rectification:
     result = run(trojan, reference, None)
     assert len(result.edits) == 4
     assert len(result.flagged) > 5
+    assert [edit.refined for edit in result.edits] == [False, False, True, True]
     return result
 
 
@@ -83,6 +84,8 @@ def check_equal(one: Rectification, other: Rectification) -> None:
     ("when", "done"),
     [
         ("round 3: trying", 2),  # two edits are kept, a third is in the weights for a trial
+        ("refining", 2),  # in the middle of a step
+        ("round 4: ranking", 3),  # the last edit kept is a refined one
         ("write 3", 1),  # the first write claims the file, the second comes after round 1
     ],
 )
@@ -218,6 +221,7 @@ def other_model(toy: Toy) -> nn.Module:
         ({"seed": 1}, "its seed was 0, and not 1"),
         ({"method": "trial"}, 'its method was "edit-attribution", and not "trial"'),
         ({"max_rounds": 2}, "its max_rounds was 1, and not 2"),
+        ({"refine_steps": 5}, "its refine_steps was 30, and not 5"),
         ({"ridges": (0.1,)}, r"its ridges was \[0.001, 0.01, 0.1, 1.0\], and not \[0.1\]"),
         ({"reference": slice(1, 41)}, "its reference was another"),
         ({"pairs": 1}, "its pairs was another"),

@@ -221,7 +221,7 @@ def test_cancelled_at_every_stage(name: str) -> None:
     kept = set()
     for at in range(1, asked.times + 1):
         with untouched(model, *INPUTS, when=f"cancelled at ask {at} of {asked.times}"):
-            if name == "rectify" and at > first:
+            if name.startswith("rectify") and at > first:
                 result = LONG[name](model, cancel=Asked(at))
                 # With the last report there is nothing left to stop.
                 assert (result.stopped == "cancelled") == (at < asked.times)
@@ -230,7 +230,7 @@ def test_cancelled_at_every_stage(name: str) -> None:
             else:
                 with pytest.raises(rw.Cancelled):
                     LONG[name](model, cancel=Asked(at))
-    if name == "rectify":
+    if name.startswith("rectify"):
         assert kept == set(range(max(kept) + 1))  # before the first edit and after each
         assert max(kept) >= 1
 
@@ -264,7 +264,10 @@ def test_progress_never_goes_back_and_reaches_the_end(name: str) -> None:
 # --- calls that fail -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["collect", "localize", "rectify", "editable_layers", "evaluate"])
+@pytest.mark.parametrize(
+    "name",
+    ["collect", "localize", "rectify", "rectify with refining", "editable_layers", "evaluate"],
+)
 def test_model_raises_in_every_forward_pass(name: str) -> None:
     passes = Failing()
     CALLS[name](passes)
@@ -278,7 +281,7 @@ def test_model_raises_in_every_forward_pass(name: str) -> None:
             model.countdown.asked = total  # the test's own counter
 
 
-@pytest.mark.parametrize("name", ["localize", "rectify"])
+@pytest.mark.parametrize("name", ["localize", "rectify", "rectify with refining"])
 def test_progress_raises_every_time(name: str) -> None:
     model = Tiny()
     count = Countdown()
