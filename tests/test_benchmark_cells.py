@@ -21,6 +21,7 @@ from rectify_widgets.benchmarks import cells
 from rectify_widgets.benchmarks.plan import (
     AFFECTED,
     BEFORE,
+    CLOSED_FORM,
     EVERY,
     EVERYWHERE,
     GROUPS,
@@ -57,7 +58,7 @@ def toy() -> Case:
 
 def test_the_plan_has_every_cell_once() -> None:
     found = plan(["trojan"], seeds=3, counts=[1, 5])
-    assert len(found) == len(set(found)) == 4 * (1 + 2 * 3 * 11)
+    assert len(found) == len(set(found)) == 4 * (1 + 2 * 3 * 12)
     assert {cell.case for cell in found} == set(GROUPS["trojan"])
     assert {cell.seed for cell in found} == {0, 1, 2}
     assert {cell.method for cell in found} == {BEFORE, *OWN[:2], *PEERS}
@@ -81,6 +82,15 @@ def test_defaults_of_the_plan() -> None:
 def test_places_are_sought_where_there_are_several() -> None:
     found = plan(["trojan", "visibility", "position"], methods=[EVERYWHERE], seeds=2)
     assert [cell.case for cell in found if cell.method == EVERYWHERE] == ["trojan-position"] * 2
+
+
+def test_the_closed_form_alone_has_its_row_everywhere() -> None:
+    found = plan(list(GROUPS), methods=["dynamic", CLOSED_FORM], seeds=2)
+    cells_of = {
+        method: [(c.case, c.pool, c.n, c.seed) for c in found if c.method == method]
+        for method in ("dynamic", CLOSED_FORM)
+    }
+    assert cells_of["dynamic"] == cells_of[CLOSED_FORM] != []
 
 
 def test_some_cases_alone() -> None:
@@ -171,14 +181,19 @@ def test_pairs_of_the_affected_class_are_drawn_apart() -> None:
 # -- measuring ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", OWN[:2])
-def test_our_own_cells_are_what_rectify_gives(toy: Case, strategy: str) -> None:
-    cell = Cell(toy.name, strategy, EVERY, 3, 2)
+@pytest.mark.parametrize("method", OWN[:3])
+def test_our_own_cells_are_what_rectify_gives(toy: Case, method: str) -> None:
+    cell = Cell(toy.name, method, EVERY, 3, 2)
     found = cells.measure(toy, cell, None)
     rows = torch.randperm(fakes.PAIRS, generator=fakes.seeded(2))[:3]
-    result = rectify(toy.model, toy.pairs[rows], reference=toy.reference, strategy=strategy, seed=2)
+    options: dict[str, Any] = {
+        "dynamic": {"strategy": "dynamic"},
+        "static": {"strategy": "static"},
+        CLOSED_FORM: {"strategy": "dynamic", "refine_steps": 0},
+    }[method]
+    result = rectify(toy.model, toy.pairs[rows], reference=toy.reference, seed=2, **options)
     assert found["figures"] == toy.figures(result.model)
-    assert strategy == "static" or found["figures"] != toy.figures()
+    assert method == "static" or found["figures"] != toy.figures()
     assert found["edits"] == [edit.layer for edit in result.edits]
     assert found["stopped"] == result.stopped
     assert 0 < found["seconds"] <= found["took"] + 0.1

@@ -79,7 +79,7 @@ def _own(
 ) -> tuple[nn.Module, Record]:
     """`rectify` with its defaults, or as `VARIANTS` has it."""
     del options
-    _, other = VARIANTS.get(cell.method, ("", {}))
+    _, other = VARIANTS.get(cell.method, ((), {}))
     strategy = OWN[0] if cell.method in VARIANTS else cell.method
     if cell.method == EVERYWHERE:
         pairs = find_places(case.model, pairs, reference=case.reference, seed=cell.seed).pairs

@@ -25,7 +25,7 @@ from rectify_widgets.benchmarks.verdicts import (
 )
 
 MARKS = {
-    **dict(zip(OWN, ("D", "S", "E", "C", "T"), strict=False)),
+    **dict(zip(OWN, ("D", "S", "F", "E", "C", "T"), strict=True)),
     **{method: str(number) for number, method in enumerate(PEERS, 1)},
 }
 SIGNS = {"yes": "✓ yes", "no": "✗ no"}
