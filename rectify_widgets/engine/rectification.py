@@ -80,9 +80,10 @@ def rectify(
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         directions, ridges: what edits are chosen from, see `localize`.
         refine_steps: gradient steps, see `rectify_widgets.engine.refining`, on the best edits of a
-            round in which no closed form closes half of the gap that is left; 0 leaves all edits in
-            closed form, as the paper has them.  None means 30 for ``"dynamic"`` and 0 for
-            ``"static"``.  It takes 64 references or more, to learn from some and judge on others.
+            round in which no closed form closes half of the gap that is left, or comes within
+            twice the target; 0 leaves all edits in closed form, as the paper has them.  None means
+            30 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
+            from some and judge on others.
         opacity: of the corruption when it is transplanted, see `transplant`.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
             are then looked at in parts, with the same result.

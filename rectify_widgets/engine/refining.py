@@ -5,7 +5,7 @@ on clean ones.  What a rectification wants is that the *model's answers* be thos
 else change.  Starting from the closed form, both factors of ``Λ dᵀ`` are moved by Adam (Kingma and
 Ba 2015) along the gradient of just that, on the references that edits are solved from:
 
-    mean TV(p'(x̃), p(x)) + KEEP · mean TV(p'(x), p(x))
+    mean TV(p'(x̃), p(x)) + keep · mean TV(p'(x), p(x))
 
 where ``p`` are the original model's probabilities, ``p'`` the edited one's, ``x`` references, ``x̃``
 the same with the transplanted corruption, and TV the total variation distance.  The edit stays of
@@ -39,8 +39,13 @@ BATCH = 64
 RATE = 0.1
 """First learning rate, in units of the root mean square of each factor; it falls to 0 (cosine)."""
 KEEP = 4.0
-"""What a point of disturbance weighs against one of gap: more than where edits are judged, so that
-what is found is within the budget more often."""
+"""What a point of disturbance weighs against one of gap at first: more than where edits are judged, so
+that what is found is within the budget more often."""
+STRICTER = 2.0
+"""An edit that is over the budget is refined again, with this many times the weight and one such
+part of the rate."""
+TURNS = 3
+"""Times that one edit is refined at most."""
 LAYERS = 2
 """Layers whose best edit is refined in one round."""
 
@@ -61,20 +66,31 @@ class Goal:
         return Goal(self.carriers[rows], self.references[rows], self.wanted[rows])
 
 
-def starts(tried: Sequence[tuple[float, Candidate]]) -> list[Candidate]:
-    """The edits to refine: the best one of each of the best few layers, by what was measured.
+def starts(
+    tried: Sequence[tuple[float, Candidate]], shortlist: Sequence[Candidate]
+) -> list[Candidate]:
+    """The edits to refine, one each of the best few layers: by what was measured, then predicted.
 
     Args:
         tried: objective and edit of each trial that was worth finishing.
+        shortlist: all edits that were tried, as they were ranked.
     """
+    measured = [candidate for _, candidate in sorted(tried, key=lambda one: one[0])]
     found: dict[str, Candidate] = {}
-    for _, candidate in sorted(tried, key=lambda one: one[0]):
+    for candidate in (*measured, *shortlist):
         found.setdefault(candidate.layer.name, candidate)
     return list(found.values())[:LAYERS]
 
 
 def refine(
-    model: nn.Module, start: Candidate, goal: Goal, *, steps: int, seed: int, monitor: Monitor
+    model: nn.Module,
+    start: Candidate,
+    goal: Goal,
+    *,
+    steps: int,
+    seed: int,
+    monitor: Monitor,
+    turn: int = 0,
 ) -> Candidate:
     """The edit after ``steps`` gradient steps; the model, its flags and gradients stay as they are.
 
@@ -85,7 +101,10 @@ def refine(
         steps: how many steps, at least one.
         seed: draws the references of each step.
         monitor: progress and cancellation.
+        turn: how often the edit has been refined already: disturbance weighs more each time, and the
+            learning rate is less.
     """
+    keep, rate = KEEP * STRICTER**turn, RATE / STRICTER**turn
     weight = start.layer.module.weight.detach()
     name = next(name for name, one in model.named_parameters() if one is start.layer.module.weight)
     units = [factor.square().mean().sqrt() for factor in (start.left, start.right)]
@@ -95,7 +114,7 @@ def refine(
         (factor / unit).requires_grad_()
         for factor, unit in zip((start.left, start.right), units, strict=True)
     ]
-    optimizer = torch.optim.Adam(factors, lr=RATE)
+    optimizer = torch.optim.Adam(factors, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(seed)
 
@@ -106,7 +125,9 @@ def refine(
     for step in range(steps):
         monitor.report(step / steps, f"refining {start.layer.name}")
         rows = torch.randperm(len(goal.references), generator=draw)[:BATCH]
-        loss = partial(_loss, model, name, edited, goal.only(rows.to(goal.wanted.device)), monitor)
+        loss = partial(
+            _loss, model, name, edited, goal.only(rows.to(goal.wanted.device)), keep, monitor
+        )
         _set_gradients(factors, loss, 2 * len(rows), chunk_size(goal.references, weight.device))
         optimizer.step()
         schedule.step()
@@ -119,6 +140,7 @@ def _loss(
     name: str,
     edited: Callable[[], Tensor],
     goal: Goal,
+    keep: float,
     monitor: Monitor,
     part: slice,
 ) -> Tensor:
@@ -126,7 +148,7 @@ def _loss(
     monitor.check()
     inputs = torch.cat([goal.carriers, goal.references])[part]
     weights = goal.wanted.new_ones(2 * len(goal.wanted)) / len(goal.wanted)
-    weights[len(goal.wanted) :] *= KEEP
+    weights[len(goal.wanted) :] *= keep
     with torch.enable_grad(), preserving_rng(inputs.device):
         scores = functional_call(model, {name: edited()}, (inputs.to(model_dtype(model)),))
         answers = scores.to(working_dtype(scores.dtype)).softmax(dim=1)

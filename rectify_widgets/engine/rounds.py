@@ -30,7 +30,7 @@ from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.localization import layer_scores
 from rectify_widgets.engine.memory import FACTOR_ROOM
 from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.engine.refining import Goal, refine, starts
+from rectify_widgets.engine.refining import TURNS, Goal, refine, starts
 from rectify_widgets.engine.scene import Scene
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
@@ -39,6 +39,8 @@ TRIALS = 10
 """Edits tried in one round, before any is refined."""
 ENOUGH = 0.5
 """A closed form that closes this share of the gap that is left is not refined."""
+NEAR = 2.0
+"""Nor is anything within this many times the target: there is little to gain for the time."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
@@ -251,15 +253,10 @@ class Rounds:
                 share.report(position / len(shortlist), f"round {number}: trying {name}")
                 self._try(number, candidate, scores, trials, monitor)
             if self._goal and self._falls_short(trials.best):
-                chosen = starts(trials.measured)
+                chosen = starts(trials.measured, shortlist)
                 for position, candidate in enumerate(chosen):
                     part = monitor.part(*(0.5 + 0.5 * (position + i) / len(chosen) for i in (0, 1)))
-                    with self._clock("refining"):
-                        refined = refine(
-                            model, candidate, self._goal, steps=self._refine_steps,
-                            seed=self._seed + number, monitor=part,
-                        )  # fmt: skip
-                    self._try(number, refined, scores, trials, monitor)
+                    self._refine(number, candidate, scores, trials, part)
         monitor.report(1.0, f"round {number}: done")
         if trials.best is None:
             return False
@@ -270,10 +267,30 @@ class Rounds:
         self._collected.forget(self.scene.catalog.after(candidate.layer.name))
         return True
 
+    def _refine(
+        self,
+        number: int,
+        candidate: Candidate,
+        scores: Mapping[str, float],
+        trials: _Trials,
+        monitor: Monitor,
+    ) -> None:
+        """Refine an edit and try it; over the budget, again with more weight on what is to stay."""
+        assert self._goal is not None  # noqa: S101 - asked before
+        for turn in range(TURNS):
+            with self._clock("refining"):
+                candidate = refine(
+                    self.scene.model, candidate, self._goal, steps=self._refine_steps,
+                    seed=self._seed + number, turn=turn,
+                    monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
+                )  # fmt: skip
+            if self._try(number, candidate, scores, trials, monitor) != OVER_BUDGET:
+                break
+
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
-        """Whether the best closed form of a round leaves much of the gap that it found."""
-        enough = max(self._target, (1.0 - ENOUGH) * self.now.gap)
-        return best is None or best[1].gap > enough
+        """Whether the best closed form of a round leaves much, of the gap it found and at all."""
+        left = self.now.gap if best is None else best[1].gap
+        return left > NEAR * self._target and left > (1.0 - ENOUGH) * self.now.gap
 
     def _try(
         self,
@@ -282,8 +299,11 @@ class Rounds:
         scores: Mapping[str, float],
         trials: _Trials,
         monitor: Monitor,
-    ) -> None:
-        """Measure an edit, note what came of it, and remember it if it is the best so far."""
+    ) -> str | None:
+        """Measure an edit, note what came of it, and remember it if it is the best so far.
+
+        Answers why it is not kept, see `_objection`.
+        """
         best = trials.best
         bar = (best[1] if best else self.now).objective
         began = time.perf_counter()
@@ -295,12 +315,13 @@ class Rounds:
         seconds = time.perf_counter() - began
         self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
         if verdict is None:
-            return
+            return reason
         trials.measured.append((verdict.objective, candidate))
         if reason is None:
             if best is not None:
                 self._overrule(best[2], candidate)
             trials.best = (candidate, verdict, len(self.steps) - 1)
+        return reason
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
