@@ -248,7 +248,9 @@ def _note(results: Results, group: str) -> str:
     )
     return (
         f"{shown}Networks: {results.source}; {tests}; mean ± standard deviation over up to {seeds} "
-        "seeds (pairs drawn by the seed, the same for all methods), per cent and points.  All peers "
+        "seeds (pairs drawn by the seed, the same for all methods), per cent and points.  'closed "
+        "form': no edit is refined; when dynamic refines one was settled with test figures of one pair "
+        "in view, how it does by the gap left on references.  All peers "
         "are re-implementations, tuned on the validation split once for each case and n, with the "
         "pairs of seed 0; other seeds take these options over.  seconds (processor time of "
         "one thread) and peak_MB (resident memory beyond what was there) are of a call without "
