@@ -21,7 +21,7 @@ from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.refining import LAYERS, STEPS, Goal, refine
+from rectify_widgets.engine.refining import LAYERS, STEPS, TURNS, Goal, refine
 from rectify_widgets.engine.rounds import LEAST_GAIN, STAGES, Rounds
 from rectify_widgets.engine.scene import SPLIT
 from tests.engine.calls import LONG
@@ -93,7 +93,7 @@ def test_refined_edits_are_tried_and_the_best_of_the_round_is_kept(
     for tried in by_round(result, seen).values():
         flags = [step.refined for step, _ in tried]
         assert flags == sorted(flags)  # the closed form comes first
-        assert 1 <= sum(flags) <= LAYERS
+        assert 1 <= sum(flags) <= LAYERS * TURNS
         good = {
             verdict.objective: step
             for step, verdict in tried
@@ -124,6 +124,12 @@ def test_what_is_refined_and_for_what(
         assert (step.layer, step.direction, step.ridge) == (
             start.layer.name, start.direction, start.ridge
         )  # fmt: skip
+        assert rest["steps"] == STEPS
+        assert rest["seed"] == step.round
+        assert found.refined
+        assert torch.equal(seen.tried[row], weight)  # just that is what was measured
+        if rest["turn"] > 0:
+            continue
         # It begins at the best closed form of its layer in that round.
         others = [
             (verdict.objective, one)
@@ -133,10 +139,6 @@ def test_what_is_refined_and_for_what(
         best = min(others, key=lambda one: one[0])[1]
         assert (best.direction, best.ridge) == (start.direction, start.ridge)
         assert not start.refined
-        assert found.refined
-        assert torch.equal(seen.tried[row], weight)  # just that is what was measured
-        assert rest["steps"] == STEPS
-        assert rest["seed"] == step.round
         # On the half that does not judge, for what the model as given answers.
         judged = seen.judges[row]._inputs
         assert len(goal.references) + len(judged["clean"]) == len(halves)
@@ -212,9 +214,11 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
         (0.79, 0.0, True),
         (0.0, 0.0, False),
         (0.45, 0.5, False),  # the target is reached
-        (0.51, 0.5, True),
+        (0.51, 0.25, True),
+        (0.51, 0.26, False),  # near it
         (None, 0.02, True),
-        (None, 0.9, True),
+        (None, 0.39, True),
+        (None, 0.41, False),
     ],
 )
 def test_falls_short(gap: float | None, target: float, short: bool) -> None:
@@ -259,9 +263,34 @@ def test_how_many_steps(trojan: Toy, options: dict[str, Any], count: int | None)
     result, seen = run(trojan, 1.0, max_rounds=1, **given)
     assert {rest["steps"] for _, _, rest, _, _ in seen.calls} == ({count} if count else set())
     assert any(step.refined for step in result.steps) == bool(count)
-    assert len(seen.calls) <= (1 if options.get("strategy") == "static" else LAYERS)
+    layers = {start.layer.name for start, *_ in seen.calls}
+    assert len(layers) <= (1 if options.get("strategy") == "static" else LAYERS)
     if options.get("refine_steps") == 0 or "reference" in options:
         assert result.seconds["refining"] == 0
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_over_the_budget_it_is_refined_again(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch, never: bool
+) -> None:
+    if never:
+        monkeypatch.setattr(Verdict, "within", lambda *_: False)
+    result, seen = run(trojan, 1.0, max_degradation=0.0, refine_steps=5)
+    steps = [step for step in result.steps if step.refined]
+    over = "over the degradation budget"
+    last, turns = None, set()
+    for (start, _, rest, found, _), step in zip(seen.calls, steps, strict=True):
+        if last is not None and last[1].reason == over and last[2] < TURNS - 1:
+            assert start is last[0]
+            assert rest["turn"] == last[2] + 1
+        else:
+            assert not start.refined
+            assert rest["turn"] == 0
+        last = (found, step, rest["turn"])
+        turns.add(rest["turn"])
+    assert turns == set(range(TURNS if never else 2))
+    assert bool(result.edits) != never
+    assert result.degradation <= 0.0
 
 
 def test_references_left_out_may_leave_too_few(trojan: Toy) -> None:
