@@ -46,6 +46,8 @@ STRICTER = 2.0
 part of the rate."""
 TURNS = 3
 """Times that one edit is refined at most."""
+WEAKER = 0.5
+"""What is tried of an edit that is over the budget still."""
 LAYERS = 2
 """Layers whose best edit is refined in one round."""
 

@@ -30,7 +30,7 @@ from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
 from rectify_widgets.engine.localization import layer_scores
 from rectify_widgets.engine.memory import FACTOR_ROOM
 from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.engine.refining import TURNS, Goal, refine, starts
+from rectify_widgets.engine.refining import TURNS, WEAKER, Goal, refine, starts
 from rectify_widgets.engine.scene import Scene
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
@@ -276,7 +276,10 @@ class Rounds:
         trials: _Trials,
         monitor: Monitor,
     ) -> None:
-        """Refine an edit and try it; over the budget, again with more weight on what is to stay."""
+        """Refine an edit and try it.
+
+        Over the budget, again with more weight on what is to stay, and at last with less of it.
+        """
         assert self._goal is not None  # noqa: S101 - asked before
         for turn in range(TURNS):
             with self._clock("refining"):
@@ -286,7 +289,9 @@ class Rounds:
                     monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
                 )  # fmt: skip
             if self._try(number, candidate, scores, trials, monitor) != OVER_BUDGET:
-                break
+                return
+        weaker = replace(candidate, left=WEAKER * candidate.left)
+        self._try(number, weaker, scores, trials, monitor)
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much, of the gap it found and at all."""
