@@ -21,7 +21,7 @@ from rectify_widgets.engine.history import Rectification, Step
 from rectify_widgets.engine.judging import Judge, Verdict
 from rectify_widgets.engine.progress import Cancelled
 from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.refining import LAYERS, STEPS, TURNS, Goal, refine
+from rectify_widgets.engine.refining import LAYERS, STEPS, TURNS, WEAKER, Goal, refine
 from rectify_widgets.engine.rounds import LEAST_GAIN, STAGES, Rounds
 from rectify_widgets.engine.scene import SPLIT
 from tests.engine.calls import LONG
@@ -96,7 +96,7 @@ def test_refined_edits_are_tried_and_the_best_of_the_round_is_kept(
     for tried in by_round(result, seen).values():
         flags = [step.refined for step, _ in tried]
         assert flags == sorted(flags)  # the closed form comes first
-        assert 1 <= sum(flags) <= LAYERS * TURNS
+        assert 1 <= sum(flags) <= LAYERS * (TURNS + 1)
         good = {
             verdict.objective: step
             for step, verdict in tried
@@ -121,7 +121,7 @@ def test_what_is_refined_and_for_what(
 ) -> None:
     result, seen, _ = always
     refined = [(i, step) for i, step in enumerate(result.steps) if step.refined]
-    assert len(refined) == len(seen.calls)
+    assert len(refined) == len(seen.calls)  # none was over the budget to the last
     halves = trojan.reference[[i for i in range(128) if i not in result.flagged.tolist()]]
     for (row, step), (start, goal, rest, found, weight) in zip(refined, seen.calls, strict=True):
         assert (step.layer, step.direction, step.ridge) == (
@@ -279,10 +279,18 @@ def test_over_the_budget_it_is_refined_again(
     if never:
         monkeypatch.setattr(Verdict, "within", lambda *_: False)
     result, seen = run(trojan, 1.0, max_degradation=0.0, refine_steps=5)
-    steps = [step for step in result.steps if step.refined]
+    rows = [row for row, step in enumerate(result.steps) if step.refined]
     over = "over the degradation budget"
-    last, turns = None, set()
-    for (start, _, rest, found, _), step in zip(seen.calls, steps, strict=True):
+    last, turns, weaker = None, set(), 0
+    for start, _, rest, found, weight in seen.calls:
+        row = rows.pop(0)
+        step = result.steps[row]
+        if rest["turn"] == TURNS - 1 and step.reason == over:
+            # Half of it is tried at last.
+            before = trojan.model.get_parameter(f"{found.layer.name}.weight").detach()
+            half = seen.tried[rows.pop(0)] - before
+            assert torch.allclose(half, WEAKER * (weight - before), atol=1e-6)
+            weaker += 1
         if last is not None and last[1].reason == over and last[2] < TURNS - 1:
             assert start is last[0]
             assert rest["turn"] == last[2] + 1
@@ -291,7 +299,9 @@ def test_over_the_budget_it_is_refined_again(
             assert rest["turn"] == 0
         last = (found, step, rest["turn"])
         turns.add(rest["turn"])
+    assert not rows
     assert turns == set(range(TURNS if never else 2))
+    assert (weaker > 0) == never
     assert bool(result.edits) != never
     assert result.degradation <= 0.0
 
