@@ -186,11 +186,12 @@ def test_our_own_cells_are_what_rectify_gives(toy: Case, method: str) -> None:
     cell = Cell(toy.name, method, EVERY, 3, 2)
     found = cells.measure(toy, cell, None)
     rows = torch.randperm(fakes.PAIRS, generator=fakes.seeded(2))[:3]
-    options: dict[str, Any] = {
+    told: dict[str, dict[str, Any]] = {
         "dynamic": {"strategy": "dynamic"},
         "static": {"strategy": "static"},
         CLOSED_FORM: {"strategy": "dynamic", "refine_steps": 0},
-    }[method]
+    }
+    options = told[method]
     result = rectify(toy.model, toy.pairs[rows], reference=toy.reference, seed=2, **options)
     assert found["figures"] == toy.figures(result.model)
     assert method == "static" or found["figures"] != toy.figures()
