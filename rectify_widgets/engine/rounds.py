@@ -54,6 +54,10 @@ SAME = 1e-3
 class _Trials:
     """What one round has tried."""
 
+    number: int
+    """That of the round."""
+    scores: Mapping[str, float]
+    """Editability of the layers in it."""
     measured: list[tuple[float, Candidate]] = field(default_factory=list)
     """Objective and edit of what was worth finishing."""
     best: tuple[Candidate, Verdict, int] | None = None
@@ -244,7 +248,7 @@ class Rounds:
         Where none closes much of the gap, the best ones of some layers are refined and tried again.
         """
         model = self.scene.model
-        trials = _Trials()
+        trials = _Trials(number, scores)
         # What is shared takes memory, which a limit may not leave.
         layers = [] if self.scene.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
@@ -252,12 +256,12 @@ class Rounds:
             for position, candidate in enumerate(shortlist):
                 name = candidate.layer.name
                 share.report(position / len(shortlist), f"round {number}: trying {name}")
-                self._try(number, candidate, scores, trials, monitor)
+                self._try(candidate, trials, monitor)
             if self._goal and self._falls_short(trials.best):
                 chosen = starts(trials.measured, shortlist)
                 for position, candidate in enumerate(chosen):
                     part = monitor.part(*(0.5 + 0.5 * (position + i) / len(chosen) for i in (0, 1)))
-                    self._refine(number, candidate, scores, trials, part)
+                    self._refine(candidate, trials, part)
         monitor.report(1.0, f"round {number}: done")
         if trials.best is None:
             return False
@@ -268,14 +272,7 @@ class Rounds:
         self._collected.forget(self.scene.catalog.after(candidate.layer.name))
         return True
 
-    def _refine(
-        self,
-        number: int,
-        candidate: Candidate,
-        scores: Mapping[str, float],
-        trials: _Trials,
-        monitor: Monitor,
-    ) -> None:
+    def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
         """Refine an edit and try it.
 
         Over the budget, again with more weight on what is to stay, and at last with less of it.
@@ -285,27 +282,20 @@ class Rounds:
             with self._clock("refining"):
                 candidate = refine(
                     self.scene.model, candidate, self._goal, steps=self._refine_steps,
-                    seed=self._seed + number, turn=turn,
+                    seed=self._seed + trials.number, turn=turn,
                     monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
                 )  # fmt: skip
-            if self._try(number, candidate, scores, trials, monitor) != OVER_BUDGET:
+            if self._try(candidate, trials, monitor) != OVER_BUDGET:
                 return
         weaker = replace(candidate, left=WEAKER * candidate.left)
-        self._try(number, weaker, scores, trials, monitor)
+        self._try(weaker, trials, monitor)
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much, of the gap it found and at all."""
         left = self.now.gap if best is None else best[1].gap
         return left > NEAR * self._target and left > (1.0 - ENOUGH) * self.now.gap
 
-    def _try(
-        self,
-        number: int,
-        candidate: Candidate,
-        scores: Mapping[str, float],
-        trials: _Trials,
-        monitor: Monitor,
-    ) -> str | None:
+    def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
         """Measure an edit, note what came of it, and remember it if it is the best so far.
 
         Answers why it is not kept, see `_objection`.
@@ -319,7 +309,7 @@ class Rounds:
             )
         reason = self._objection(verdict, bar)
         seconds = time.perf_counter() - began
-        self.steps.append(self._step(number, candidate, scores, verdict, reason, seconds))
+        self.steps.append(self._step(candidate, trials, verdict, reason, seconds))
         if verdict is None:
             return reason
         trials.measured.append((verdict.objective, candidate))
@@ -345,17 +335,16 @@ class Rounds:
 
     def _step(
         self,
-        number: int,
         candidate: Candidate,
-        scores: Mapping[str, float],
+        trials: _Trials,
         verdict: Verdict | None,
         objection: str | None,
         seconds: float,
     ) -> Step:
         return Step(
-            round=number,
+            round=trials.number,
             layer=candidate.layer.name,
-            score=scores[candidate.layer.name],
+            score=trials.scores[candidate.layer.name],
             direction=candidate.direction,
             ridge=candidate.ridge,
             gap_before=self.now.gap,
