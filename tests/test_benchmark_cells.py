@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rectify_widgets import cases
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.benchmarks import cells
+from rectify_widgets.benchmarks.cells import CLOSELY, PASSES, STILL
 from rectify_widgets.benchmarks.plan import (
     AFFECTED,
     BEFORE,
@@ -40,6 +41,7 @@ from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.pairs import SamplePairs
 from rectify_widgets.engine.rectification import rectify
 from tests import benchmark_fakes as fakes
+from tests.engine.test_edit_keeping import bits, same
 from tests.test_baselines import QUICK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,24 +204,44 @@ def test_our_own_cells_are_what_rectify_gives(toy: Case, method: str) -> None:
     assert "failure" not in found
 
 
-def test_everywhere_is_dynamic_from_every_place(toy: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("found_again", "passes"), [((), 1), (((0, 0),), 2), (((0, 0),) * 9, 3)])
+def test_everywhere_is_dynamic_from_every_place_until_there_is_none(
+    toy: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    found_again: tuple[tuple[int, int], ...],
+    passes: int,
+) -> None:
     """The toy's patch works in one place alone, so other places are made up."""
     asked: list[Any] = []
+    left = [*found_again[: passes - 1], *([()] if passes < PASSES else [])]
 
     def find_places(model: nn.Module, pairs: SamplePairs, **given: Any) -> SimpleNamespace:
         asked.append((model, pairs.clean, given))
-        return SimpleNamespace(pairs=toy.pairs[:3])
+        first = len(asked) == 1
+        return SimpleNamespace(
+            pairs=toy.pairs[:3] if first else toy.pairs[2:5],
+            found=((1, 1),) if first else left[len(asked) - 2],
+        )
 
     monkeypatch.setattr(cells, "find_places", find_places)
     cell = Cell(toy.name, EVERYWHERE, EVERY, 1, 2)
     found = cells.measure(toy, cell, None)
-    ((model, clean, given),) = asked
-    assert model is toy.model
-    assert torch.equal(clean, toy.pairs.clean[drawn(toy, cell)])
-    assert given == {"reference": toy.reference, "seed": 2}
-    result = rectify(toy.model, toy.pairs[:3], reference=toy.reference, seed=2)
-    assert found["figures"] == toy.figures(result.model)
-    assert found["edits"] == [edit.layer for edit in result.edits]
+    results = [rectify(toy.model, toy.pairs[:3], reference=toy.reference, seed=2)]
+    while len(results) < passes:
+        results.append(rectify(results[-1].model, toy.pairs[2:5], reference=toy.reference, seed=2))
+    given = {"reference": toy.reference, "seed": 2}
+    assert [asked[0][2], *(more for *_, more in asked[1:])] == [
+        given,
+        *[given | {"least": STILL, "samples": CLOSELY}] * (len(asked) - 1),
+    ]
+    assert len(asked) == len(left) + 1
+    assert asked[0][0] is toy.model
+    for (model, clean, _), before in zip(asked[1:], results, strict=False):
+        assert same(model, bits(before.model))
+        assert torch.equal(clean, toy.pairs.clean[drawn(toy, cell)])
+    assert found["figures"] == toy.figures(results[-1].model)
+    assert found["edits"] == [edit.layer for result in results for edit in result.edits]
+    assert found["stopped"] == results[-1].stopped
 
 
 def test_the_unrepaired_network_and_the_limit(toy: Case) -> None:

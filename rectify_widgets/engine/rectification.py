@@ -82,7 +82,7 @@ def rectify(
         refine_steps: gradient steps, see `rectify_widgets.engine.refining`, on the best edits of a
             round in which no closed form closes half of the gap that is left, or comes within
             twice the target; 0 leaves all edits in closed form, as the paper has them.  None means
-            30 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
+            100 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
             from some and judge on others; a step costs as much as training on 128 inputs, and a
             round makes up to six times as many.
         opacity: of the corruption when it is transplanted, see `transplant`.

@@ -32,8 +32,8 @@ from rectify_widgets.engine.inspection import (
 )
 from rectify_widgets.engine.progress import Monitor
 
-STEPS = 30
-"""Gradient steps."""
+STEPS = 100
+"""Gradient steps: a third as many leave more of the gap, three times as many little less."""
 BATCH = 64
 """References in one step, each with and without the corruption."""
 RATE = 0.1

@@ -256,7 +256,7 @@ def test_only_rounds_whose_closed_form_falls_short_refine(trojan: Toy) -> None:
         ({"strategy": "static"}, None),
         ({"strategy": "static", "refine_steps": 3}, 3),
         ({"refine_steps": 4}, 4),
-        ({}, 30),
+        ({}, 100),
     ],
 )
 def test_how_many_steps(trojan: Toy, options: dict[str, Any], count: int | None) -> None:
