@@ -13,7 +13,9 @@ Published defaults: λ = 1,000, the sum of log probabilities, the cut at 0.67.  
 is fine-tuned instead of trained anew (one explanation after another starts from the last); by
 stochastic gradient descent with momentum for a hundred steps on the pairs, and on the references
 under the original model's labels, instead of 64 epochs of Adam on the labelled training set; no
-penalty on the weights; λ and the learning rate are tuned.  Annotated is where a pair's corruption
+penalty on the weights; λ and the learning rate are tuned, with annotations both together: one at a
+time, a λ that is too much for the task would have the least rate chosen, at which no λ does
+anything.  Annotated is where a pair's corruption
 lies, on its corrupted and on its clean input; references are not annotated.
 """
 
@@ -29,7 +31,7 @@ from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.latent import CHUNK
 from rectify_widgets.baselines.task import Batch, Examples, Task, prepare
 from rectify_widgets.baselines.training import STEPS, fit, trainable, weighted_cross_entropy
-from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
+from rectify_widgets.baselines.tuning import Options, counts, grid, numbers, run
 from rectify_widgets.engine.inputs import Inputs
 from rectify_widgets.engine.inspection import predict
 from rectify_widgets.engine.pairs import SamplePairs
@@ -71,7 +73,13 @@ def right_reasons(
         TypeError, ValueError: bad input, before anything is touched.
         Cancelled: ``cancel`` said so.
     """
-    axes = _axes(penalty, learning_rate, steps)
+    axes = [
+        grid(
+            learning_rate=numbers("learning_rate", learning_rate, RATES),
+            penalty=numbers("penalty", penalty, PENALTIES),
+        ),
+        grid(steps=counts("steps", steps, (STEPS,))),
+    ]
     monitor = Monitor(progress, cancel)
     task = prepare(
         model, pairs, reference=reference, validation=validation, augmented=augmented,
@@ -110,7 +118,9 @@ def another_explanation(
         Cancelled: ``cancel`` said so.
     """
     axes = [
-        *_axes(penalty, learning_rate, steps),
+        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
+        grid(penalty=numbers("penalty", penalty, PENALTIES)),
+        grid(steps=counts("steps", steps, (STEPS,))),
         grid(explanations=counts("explanations", explanations, EXPLANATIONS)),
     ]
     monitor = Monitor(progress, cancel)
@@ -119,14 +129,6 @@ def another_explanation(
         opacity=opacity, seed=seed,
     )  # fmt: skip
     return run("another_explanation", task, axes, _unsupervised, monitor)
-
-
-def _axes(penalty: float | None, learning_rate: float | None, steps: int | None) -> Axes:
-    return [
-        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
-        grid(penalty=numbers("penalty", penalty, PENALTIES)),
-        grid(steps=counts("steps", steps, (STEPS,))),
-    ]
 
 
 def _annotated(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
