@@ -228,6 +228,9 @@ def test_the_report_needs_nothing_else(tmp_path: Path) -> None:
     assert "Against static and the peers, at the same n, over 1 rows: dynamic wins: 1." in page
     assert "✓ dynamic wins" in page
     assert "✗ no" in page
+    # Long targets and long tallies wrap, so that the verdict beside them stays in view.
+    assert re.search(r"td\.rw-wrap \{ white-space: normal;", page)
+    assert page.count('<td class="rw-wrap">') == page.count('<td class="rw-word rw-wrap">') > 0
 
 
 def test_the_same_records_in_any_order_make_the_same_report(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid var(--lin
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { background: var(--card); } .rw-word, .rw-long { text-align: left; }
 td.rw-long { white-space: normal; min-width: 16rem; }
+td.rw-wrap { white-space: normal; min-width: 9rem; }
 tr.rw-own td { font-weight: 600; } tr.rw-no td.rw-met { color: var(--bad); font-weight: 600; }
 .rw-charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .5rem; background: var(--card); border-radius: 6px; }
@@ -67,6 +68,8 @@ svg text.rw-mark { font-size: 11px; } svg g.rw-own text.rw-mark { fill: var(--gr
 
 WORDS = {"case", "pairs", "method", "target", "chosen", "met"}
 LONG = {"remark", "what"}
+WRAPPED = {"target", "measured"}
+"""Columns whose few long cells would push the verdict beside them out of view."""
 LAST = ("seconds", "tuning_s", "peak_MB")
 """Columns that stand behind the remark here, where a narrow window may hide them."""
 
@@ -174,7 +177,8 @@ def _kind(name: str) -> str:
         return ' class="rw-word rw-met"'
     if name in LONG:
         return ' class="rw-long"'
-    return ' class="rw-word"' if name in WORDS else ""
+    kinds = [kind for kind, some in (("rw-word", WORDS), ("rw-wrap", WRAPPED)) if name in some]
+    return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
 def _cell(name: str, cell: Cell) -> str:

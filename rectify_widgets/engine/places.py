@@ -122,6 +122,13 @@ def find_places(
     Example:
         >>> places = rw.find_places(model, pair, reference=reference)
         >>> result = rw.rectify(model, places.pairs, reference=reference)
+
+        What is left after a repair shows in fewer references, so look closely, and mend that too:
+
+        >>> closely = {"least": 0.1, "samples": 64}
+        >>> left = rw.find_places(result.model, pair, reference=reference, **closely)
+        >>> if left.found:
+        ...     result = rw.rectify(result.model, left.pairs, reference=reference)
     """
     check_module("model", model)
     height, width = _largest(check_pairs(pairs))
