@@ -48,7 +48,7 @@ def test_shares_in_per_cent_and_other_scores_to_three_digits() -> None:
     assert share.text(-0.1) == "−10.0 %"
     assert share.text(None) == "–"
     assert share_text(-0.0001) == "0.0 %"
-    assert [paper.text(score) for score in PAPER.values()] == ["25 185", "0.0123", "7"]
+    assert [paper.text(score) for score in PAPER.values()] == ["25 200", "0.0123", "7"]
     assert paper.text(2.5e7) == "2.5e+07"
 
 
@@ -156,7 +156,7 @@ def test_tooltips_say_all_that_is_drawn() -> None:
     row = Row("a", "a")
     words = tooltip(row, facts(measured={"a": 0.5}))
     assert words == (
-        "a (Linear) · edit-attribution 20.0 % · projection 25 185 · measured after the edit 50.0 % "
+        "a (Linear) · edit-attribution 20.0 % · projection 25 200 · measured after the edit 50.0 % "
         "· edited"
     )
     assert tooltip(Row("x", "x", reason="why"), facts()) == "x cannot be edited: why"
@@ -185,7 +185,7 @@ def test_the_strip_is_bounded_and_says_what_it_shows() -> None:
 
 def test_the_static_table_stands_alone() -> None:
     html = static_table(list_rows(NAMES, REFUSED), facts(measured={"b.1": 0.75}))
-    for text in ("★ best", "● edited", "80.0 %", "75.0 %", "25 185", "a layer of no use", "Linear"):
+    for text in ("★ best", "● edited", "80.0 %", "75.0 %", "25 200", "a layer of no use", "Linear"):
         assert text in html
     assert html.index("<code>b.1") < html.index("<code>x") < html.index("<code>b.2")
     assert "predicted share of the gap" in html

@@ -67,7 +67,7 @@ class Column:
         if self.is_share:
             return share_text(score)
         if 100.0 <= abs(score) < 1e6:
-            return f"{score:,.0f}".replace(",", " ").replace("-", "−")
+            return f"{float(f'{score:.3g}'):,.0f}".replace(",", " ").replace("-", "−")
         return f"{score:.3g}".replace("-", "−")
 
 
