@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from rectify_widgets.baselines.fine_pruning import fine_prune, use_of_channels
 from rectify_widgets.baselines.fine_tuning import fine_tune
 from rectify_widgets.baselines.latent import Mask
 from rectify_widgets.baselines.right_for_right_reasons import (
+    PENALTIES,
+    RATES,
     another_explanation,
     looked_at,
     penalised,
@@ -230,6 +233,14 @@ def test_right_reasons_looks_away_from_the_corruption() -> None:
     options: dict[str, Any] = {"learning_rate": 0.02, "steps": 60, "reference": images(20, seed=5)}
     results = [right_reasons(model, pairs, penalty=p, **options).model for p in (0.0, 100.0)]
     assert share(results[1]) < 0.3 * share(results[0])
+
+
+def test_right_reasons_tries_rates_and_penalties_together() -> None:
+    labels = torch.arange(20) % 3
+    result = right_reasons(Tiny(), tiny_pairs(2), validation=(images(20, seed=5), labels), steps=1)
+    tried = [(trial.options["learning_rate"], trial.options["penalty"]) for trial in result.tried]
+    assert tried == list(itertools.product(RATES, PENALTIES))
+    assert tried[0] == (1e-3, 1e3)  # the published penalty first
 
 
 def test_what_a_model_looks_at_is_where_its_gradient_is_near_the_largest() -> None:
