@@ -403,7 +403,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "a_clarc": {"learning_rate": 0.01, "layer": "block1", "space": "map", "steps": 40},
     "rr_clarc": {"learning_rate": 0.01, "layer": "block2", "space": "channel", "steps": 30},
     "rewriting": {"learning_rate": 0.05, "ridge": 0.01, "layer": "block2.conv1"},
-    "right_reasons": {"learning_rate": 0.05, "penalty": 10.0, "steps": 60},
+    "right_reasons": {"learning_rate": 0.01, "penalty": 1.0, "steps": 100},
     "last_layer": {"strength": 0.3},
 }
 
