@@ -15,8 +15,8 @@ stochastic gradient descent with momentum for a hundred steps on the pairs, and 
 under the original model's labels, instead of 64 epochs of Adam on the labelled training set; no
 penalty on the weights; λ and the learning rate are tuned, with annotations both together: one at a
 time, a λ that is too much for the task would have the least rate chosen, at which no λ does
-anything.  Annotated is where a pair's corruption
-lies, on its corrupted and on its clean input; references are not annotated.
+anything.  Annotated is where a pair's corruption lies, on its corrupted and on its clean input;
+references are not annotated.
 """
 
 from __future__ import annotations

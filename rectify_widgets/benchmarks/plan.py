@@ -43,9 +43,9 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 """Dynamic rectification as one may want it: the groups of tables, and what differs from the defaults.
 `CLOSED_FORM` refines no edit, as the paper has it.  `EVERYWHERE` has the patch in every place where it
-works, see `find_places`, and looks again at what comes out.  The budget of `CAREFUL` and the least share of `find_places` were chosen when
-test figures of three seeds were known: these rows show what can be had, and the comparison judges
-`dynamic` with its defaults."""
+works, see `find_places`, and looks again at what comes out.  The budget of `CAREFUL` and the least share
+of `find_places` were chosen when test figures of three seeds were known: these rows show what can be had,
+and the comparison judges `dynamic` with its defaults."""
 OWN = ("dynamic", "static", *VARIANTS)
 PEERS = tuple(METHODS)
 

@@ -232,8 +232,8 @@ def _note(results: Results, group: str) -> str:
         "position": "Repaired from the bottom right, measured on all; 'everywhere': from the same "
         "pairs with their patch put in every place where it works (`find_places`, whose least share "
         "was chosen when test figures of three seeds were known), and again in the places where the "
-        "result still gives a tenth of the references another class, until there are none (three "
-        "times at most; tenth and times were chosen on the validation split).  ",
+        "result still gives a tenth of the references another class, until there are none or "
+        "three times are over (the tenth was chosen on the validation split).  ",
         "spurious": "Bias: recall with the artefact minus recall without.  Pairs of the affected "
         "class are what a user who can look would choose.  'careful': max_degradation=0.003, so that "
         "no class may lose more than 1.5 points of the references; the figure was chosen when test "
