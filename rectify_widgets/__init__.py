@@ -5,21 +5,21 @@ The engine (``rectify_widgets.engine``) needs torch only; the widgets wrap it.  
 """
 
 from rectify_widgets import cases
-from rectify_widgets.engine.detection import Found, find_corrupted
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.editing import Edits, RankOneEdit, load_edits, save_edits
-from rectify_widgets.engine.estimates import MemoryEstimate, estimate_memory
-from rectify_widgets.engine.history import Rectification, Step
-from rectify_widgets.engine.layers import LayerCatalog, editable_layers
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.metrics import Report, evaluate
-from rectify_widgets.engine.outputs import adapt
-from rectify_widgets.engine.pairs import SamplePairs, transplant
-from rectify_widgets.engine.places import Places, find_places
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, load_edits, save_edits
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.corrupted import Found, find_corrupted
+from rectify_widgets.engine.find.estimates import MemoryEstimate, estimate_memory
+from rectify_widgets.engine.find.localization import Localization, localize
+from rectify_widgets.engine.find.places import Places, find_places
+from rectify_widgets.engine.measure.metrics import Report, evaluate
+from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
+from rectify_widgets.engine.model.outputs import adapt
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification, Step
+from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard

@@ -25,21 +25,21 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import (
+from rectify_widgets.engine.base.checks import (
     check_choice,
     check_inputs,
     check_int,
     check_labels,
     nearest,
 )
-from rectify_widgets.engine.inspection import (
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.model.running import (
     inspecting,
     model_device,
     model_dtype,
     predict,
     unwrap,
 )
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
 from rectify_widgets.explain_options import (
     GradCamOptions,
     InputXGradientOptions,

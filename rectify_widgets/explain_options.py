@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.checks import check_int, check_number
+from rectify_widgets.engine.base.checks import check_int, check_number
 
 
 @dataclass(frozen=True, kw_only=True)

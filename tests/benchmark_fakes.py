@@ -11,7 +11,7 @@ import torch
 
 from rectify_widgets.benchmarks.plan import BEFORE, EVERY, Cell, Record
 from rectify_widgets.cases.case import Case
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 from tests.engine import toy, traces
 
 BLEND = "trojan-blend"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.outputs import Adapted
+from rectify_widgets.engine.model.outputs import Adapted
+from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.widgets.session import Session
 from tests.engine.calls import PAIRS, REFERENCE
 from tests.engine.traces import Tiny

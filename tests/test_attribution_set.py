@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets import explain
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.widgets.attribution import maps
 from rectify_widgets.widgets.attribution.concentration import concentration
 from rectify_widgets.widgets.attribution.maps import MapCache, SetScores

@@ -13,7 +13,7 @@ import torch
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.widgets.attribution.maps import Query
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from tests.map_fakes import Make, count_calls, making, pictures, view

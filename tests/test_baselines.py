@@ -18,10 +18,11 @@ from rectify_widgets.baselines.latent import latent_layers
 from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Task, draw_batch, prepare
 from rectify_widgets.baselines.tuning import PENALTY, Options, grid, run
-from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.metrics import evaluate
-from rectify_widgets.engine.pairs import SamplePairs, transplant
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import Unreached
+from rectify_widgets.engine.measure.metrics import evaluate
 from tests.engine.models import make
 from tests.engine.toy import Toy, samples
 from tests.engine.toy import train as train_toy

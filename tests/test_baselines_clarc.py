@@ -29,9 +29,9 @@ from rectify_widgets.baselines.latent import (
 from rectify_widgets.baselines.projective_clarc import p_clarc
 from rectify_widgets.baselines.right_reason_clarc import penalised, rr_clarc
 from rectify_widgets.baselines.task import Batch, Task, prepare
-from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import Unreached
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine.models import make
 from tests.engine.traces import Tiny, corrupted, images
 

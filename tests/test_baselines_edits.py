@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from rectify_widgets.baselines.last_layer import balance, logistic_regression, retrain_last_layer
 from rectify_widgets.baselines.rewriting import descend, least_squares, rewrite
-from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.models import make
 from tests.engine.traces import Tiny, corrupted, images
 

@@ -23,9 +23,9 @@ from rectify_widgets.baselines.right_for_right_reasons import (
 )
 from rectify_widgets.baselines.task import Batch, Examples
 from rectify_widgets.baselines.training import CLIP, MOMENTUM, fit, trainable
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine.traces import Tiny, corrupted, images
 from tests.test_baselines import tiny_pairs, tiny_task
 

@@ -38,8 +38,8 @@ from rectify_widgets.benchmarks.plan import (
 )
 from rectify_widgets.benchmarks.sources import fingerprint
 from rectify_widgets.cases.case import Case
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.repair.rectification import rectify
 from tests import benchmark_fakes as fakes
 from tests.engine.test_edit_keeping import bits, same
 from tests.test_baselines import QUICK

@@ -12,9 +12,9 @@ from torch import nn
 from rectify_widgets import cases
 from rectify_widgets.benchmarks import failures, several
 from rectify_widgets.cases.training import predict
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.repair.result import Rectification
 
 Calls = list[tuple[nn.Module, SamplePairs, dict[str, Any]]]
 

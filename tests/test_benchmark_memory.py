@@ -17,7 +17,7 @@ import rectify_widgets as rw
 from rectify_widgets.benchmarks import memory
 from rectify_widgets.benchmarks.memory import DrawnImages, Job, Spent
 from rectify_widgets.benchmarks.speed_timing import Span
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 

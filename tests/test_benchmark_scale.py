@@ -24,8 +24,8 @@ from rectify_widgets.benchmarks.scale import (
     terms,
     upper_half,
 )
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.catalog import editable_layers
 
 SMALL = Transformer("small", blocks=2, width=512, hidden=800, patch=3, image=30, classes=7)
 H100 = MACHINES["h100"]

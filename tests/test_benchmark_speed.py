@@ -14,7 +14,7 @@ from rectify_widgets.benchmarks import __main__ as command
 from rectify_widgets.benchmarks import speed, speed_bench, speed_limits
 from rectify_widgets.benchmarks.speed_timing import BestRates, Ratio
 from rectify_widgets.benchmarks.tables import Cell, Table
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
 from tests.speed_fakes import CPU, bench, spans
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")

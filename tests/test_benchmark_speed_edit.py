@@ -8,8 +8,8 @@ import torch
 from rectify_widgets.benchmarks import (
     speed_edit,
 )
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.speed_fakes import bench, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")

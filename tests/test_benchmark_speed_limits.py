@@ -9,11 +9,11 @@ from torch import nn
 from rectify_widgets.benchmarks import (
     speed_limits,
 )
-from rectify_widgets.engine.attribution import STEPS
-from rectify_widgets.engine.candidates import Probe, observe
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.candidates import Probe, observe
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import STEPS
 from tests.speed_fakes import bench, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")

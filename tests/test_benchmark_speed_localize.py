@@ -12,7 +12,7 @@ from rectify_widgets.benchmarks import (
     speed_limits,
     speed_localize,
 )
-from rectify_widgets.engine.attribution import sweep
+from rectify_widgets.engine.model.gradients import sweep
 from tests.speed_fakes import SMALL, Ticking, bench, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")

@@ -17,11 +17,11 @@ import torch
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.repair.result import Rectification
+from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard

@@ -14,7 +14,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.editability import Localization
+from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.editability.layer_list import PAGE
 from rectify_widgets.widgets.editability.viewer import TREE_ROWS, EditabilityViewer

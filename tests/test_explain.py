@@ -18,7 +18,7 @@ from captum.attr import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.explain import METHODS, attribute
 
 SAMPLES, CLASSES = 5, 4

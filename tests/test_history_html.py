@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.repair.result import Step
 from rectify_widgets.widgets.charts import Line, lines
 from rectify_widgets.widgets.history import history_html
 from rectify_widgets.widgets.history.curves import drawing, nice_ticks

@@ -15,9 +15,9 @@ import torch
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.editing import RankOneEdit, digest, load_edits
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.judging import Verdict
+from rectify_widgets.engine.edit.edits import RankOneEdit, digest, load_edits
+from rectify_widgets.engine.measure.judge import Verdict
+from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.widgets.history import history_html, history_rows
 from rectify_widgets.widgets.history import viewer as histories
 from rectify_widgets.widgets.history.viewer import HistoryViewer

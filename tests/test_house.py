@@ -193,7 +193,11 @@ def test_each_rule_can_fail(rule: Callable[[str, str], list[str]], name: str, so
 
 
 SOUND = [
-    (house.one_way, IN + "widgets/a.py", "from rectify_widgets.engine.pairs import SamplePairs"),
+    (
+        house.one_way,
+        IN + "widgets/a.py",
+        "from rectify_widgets.engine.data.pairs import SamplePairs",
+    ),
     (house.one_way, IN + "widgets/a.py", "from .session import Session"),
     (house.engine_is_torch_only, IN + "engine/a.py", "import json\nimport torch.nn.functional"),
     (house.engine_is_torch_only, IN + "engine/a.py", "def f():\n    import pandas"),

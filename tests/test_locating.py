@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as ipw
 import pytest
 
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.session import Session

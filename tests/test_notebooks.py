@@ -282,7 +282,7 @@ def test_a_broken_closed_form_is_red(path: Path, tmp_path: Path) -> None:
 
 
 NOTHING_CHANGES = """
-from rectify_widgets.engine.editing import RankOneEdit
+from rectify_widgets.engine.edit.edits import RankOneEdit
 
 RankOneEdit.apply = lambda *_, **__: None
 """

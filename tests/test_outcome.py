@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rectify_widgets.engine.diagnosis import Facts
+from rectify_widgets.engine.repair.result import Facts
 from rectify_widgets.widgets import markup
 from tests.test_history_viewer import rectification
 

@@ -15,7 +15,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.metrics import evaluate
+from rectify_widgets.engine.measure.metrics import evaluate
 from rectify_widgets.widgets.prediction import comparison, prediction_html
 from rectify_widgets.widgets.prediction.flip_list import PER_SHEET
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer

@@ -13,8 +13,8 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine import inspection
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.model import running as inspection
 from rectify_widgets.widgets.prediction import predicted
 from rectify_widgets.widgets.prediction import viewer as prediction
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer

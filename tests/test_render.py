@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rectify_widgets.engine.history import Rectification, Step
+from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.style import SHEETS, element
 

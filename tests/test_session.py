@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 

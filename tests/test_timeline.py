@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.repair.result import Step
 from rectify_widgets.widgets.history.timeline import GIVEN, Timeline
 
 

@@ -17,7 +17,7 @@ from rectify_widgets.cases.vision.pictures import Frame
 from rectify_widgets.cases.vision.presets import PARTS
 from rectify_widgets.cases.vision.sources import Source, Split
 from rectify_widgets.cases.vision.triggers import PLACES, Disc, board
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from tests.vision_folders import CIFAR, COLUMNS, WNIDS, write_cifar, write_classes, write_isic
 
 

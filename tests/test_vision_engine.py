@@ -26,9 +26,9 @@ from torch.nn import functional
 
 import rectify_widgets as rw
 from rectify_widgets.cases.vision.networks import make
-from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine.traces import untouched
 
 pytestmark = [

@@ -15,7 +15,7 @@ from rectify_widgets.cases.idx import Bytes
 from rectify_widgets.cases.vision import pictures, sources
 from rectify_widgets.cases.vision.pictures import Frame, Pictures, gather, read_picture
 from rectify_widgets.cases.vision.sources import cifar10, imagenet, isic
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from tests.vision_folders import CIFAR, COLUMNS, WNIDS, write_cifar, write_classes, write_isic
 
 SMALL = Frame(32, 32)

@@ -20,7 +20,7 @@ from rectify_widgets.cases.vision import training
 from rectify_widgets.cases.vision.presets import PARTS
 from rectify_widgets.cases.vision.sources import isic
 from rectify_widgets.cases.vision.triggers import board
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 from tests.vision_folders import WNIDS, write_cifar, write_classes, write_isic
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")

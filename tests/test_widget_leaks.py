@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import Panel
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard

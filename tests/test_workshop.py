@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from rectify_widgets.engine.inspection import copied
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import copied
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets.actions import join
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.workshop import Workshop

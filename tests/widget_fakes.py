@@ -9,9 +9,9 @@ import ipywidgets as ipw
 import torch
 from torch import nn
 
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.history import Rectification, Step
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.repair.result import Rectification, Step
 
 LAYERS = ("0", "3", "6")
 SCORES = {"3": 0.8, "0": 0.2, "6": -0.1}

@@ -30,9 +30,9 @@ from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.training import STEPS, TRAINED, cross_entropy, train, trainable
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, names, numbers, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 

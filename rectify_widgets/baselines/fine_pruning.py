@@ -22,10 +22,10 @@ from rectify_widgets.baselines.latent import Mask, activations, by_position, cho
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.training import STEPS, cross_entropy, train, trainable
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import predict_all
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import predict_all
 
 DROPS = (0.04, 0.01, 0.2)
 RATES = (1e-2, 1e-3)

@@ -18,9 +18,9 @@ from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.training import STEPS, TRAINED, cross_entropy, train, trainable
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, names, numbers, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 RATES = (1e-2, 1e-3, 1e-4)
 
@@ -53,7 +53,7 @@ def fine_tune(
             pairs become many.  Not part of the published method.
         opacity: of the transplant, see `transplant`.
         seed: of every random choice.
-        progress, cancel: hooks, see `rectify_widgets.engine.progress`.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
         learning_rate: at the start; None tunes over 0.01, 0.001, 0.0001.
         steps: None means 100.
         trained: ``"all"`` layers or ``"linear"`` ones only; None tunes over both.

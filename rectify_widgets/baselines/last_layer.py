@@ -21,10 +21,10 @@ from torch.nn import functional
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.tuning import Options, grid, numbers, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import capturing, inspecting, predict
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import capturing, inspecting, predict
 
 STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 ITERATIONS = 3000

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.engine.checks import nearest
-from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.inspection import capturing, inspecting, predict, working_dtype
-from rectify_widgets.engine.layers import LayerCatalog
+from rectify_widgets.engine.base.checks import nearest
+from rectify_widgets.engine.edit.closed_form import Unreached
+from rectify_widgets.engine.model.catalog import LayerCatalog
+from rectify_widgets.engine.model.running import capturing, inspecting, predict, working_dtype
 
 SPACES = ("channel", "map")
 CHUNK = 128

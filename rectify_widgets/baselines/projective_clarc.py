@@ -25,9 +25,9 @@ from rectify_widgets.baselines.latent import (
 )
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.tuning import Options, grid, names, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 
 def p_clarc(

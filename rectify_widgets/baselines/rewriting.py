@@ -30,13 +30,13 @@ from torch.nn import functional
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
-from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import capturing, predict
-from rectify_widgets.engine.layers import EditableLayer, pad
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.model.keys import EditableLayer, pad
+from rectify_widgets.engine.model.running import capturing, predict
+from rectify_widgets.engine.repair.solving import solve_edit
 
 RIDGES = (1e-4, 1e-2, 1e-1)
 """The first is the least that single precision bears."""

@@ -32,10 +32,10 @@ from rectify_widgets.baselines.latent import CHUNK
 from rectify_widgets.baselines.task import Batch, Examples, Task, prepare
 from rectify_widgets.baselines.training import STEPS, fit, trainable, weighted_cross_entropy
 from rectify_widgets.baselines.tuning import Options, counts, grid, numbers, run
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import predict
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import predict
 
 PENALTIES = (1e3, 1e1, 1e5)
 RATES = (1e-3, 1e-2, 1e-4)

@@ -51,10 +51,10 @@ from rectify_widgets.baselines.tuning import (
     numbers,
     run,
 )
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import capturing, predict
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import capturing, predict
 
 PENALTIES = (1.0, 1e2, 1e4, 1e6)
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)

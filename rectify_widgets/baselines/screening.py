@@ -13,8 +13,8 @@ from typing import Any
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.baselines.tuning import Referee, grid, make
-from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.closed_form import Unreached
 
 MOST = 5
 """Places, a layer and a space, that are handed on."""

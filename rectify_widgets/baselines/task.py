@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_int, check_module, check_number
-from rectify_widgets.engine.inputs import Inputs
-from rectify_widgets.engine.inspection import copied, inspecting
-from rectify_widgets.engine.layers import LayerCatalog
-from rectify_widgets.engine.pairs import SamplePairs, check_pairs, touched
-from rectify_widgets.engine.rectification import check_validation
-from rectify_widgets.engine.scene import look
+from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.data.corruption import touched
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.model.catalog import LayerCatalog
+from rectify_widgets.engine.model.running import copied, inspecting
+from rectify_widgets.engine.repair.rectification import check_validation
 
 BATCH = 32
 """Corrupted and clean inputs, each, in one step of training."""

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from rectify_widgets.baselines.task import Batch, Examples, Task, draw_batch
 from rectify_widgets.baselines.tuning import generator
-from rectify_widgets.engine.inspection import predict
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.running import predict
 
 STEPS = 100
 """Steps of training where nothing else is published: about four passes over 768 references."""

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.baseline import Baseline, Trial
 from rectify_widgets.baselines.latent import Followed
 from rectify_widgets.baselines.task import Task, weights_are_finite
-from rectify_widgets.engine.checks import check_choice, check_int, check_number
-from rectify_widgets.engine.editing import Unreached
-from rectify_widgets.engine.inspection import copied, inspecting, predict_all
-from rectify_widgets.engine.pairs import transplant
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.edit.closed_form import Unreached
+from rectify_widgets.engine.model.running import copied, inspecting, predict_all
 
 PENALTY = 2.0
 """What a point of clean accuracy weighs against a point of corrupted accuracy."""

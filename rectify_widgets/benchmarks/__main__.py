@@ -24,7 +24,7 @@ from rectify_widgets.benchmarks.trojan import (
     measure_seconds,
 )
 from rectify_widgets.benchmarks.widgets import measure_widgets
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
 
 Benchmark = Callable[[argparse.Namespace, Monitor], Table | list[Table]]
 

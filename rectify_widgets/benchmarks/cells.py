@@ -27,10 +27,10 @@ from rectify_widgets.benchmarks.plan import (
     drawn,
 )
 from rectify_widgets.cases.case import Case
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.places import find_places
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.places import find_places
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 
 PASSES = 3
 """Times that a patch is looked for all over and mended, at most."""

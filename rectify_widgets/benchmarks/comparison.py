@@ -16,7 +16,7 @@ from rectify_widgets.benchmarks.sources import Source
 from rectify_widgets.benchmarks.summary import Results
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.benchmarks.training import default_cache
-from rectify_widgets.engine.checks import check_int
+from rectify_widgets.engine.base.checks import check_int
 
 
 def source(data: Path | None, cache: Path | None, seed: int, out: Path | None) -> Source:

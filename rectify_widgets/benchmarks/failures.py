@@ -19,11 +19,11 @@ from rectify_widgets import cases
 from rectify_widgets.benchmarks.measure import PER_CENT
 from rectify_widgets.benchmarks.tables import Table
 from rectify_widgets.cases import Case
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.places import find_places
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.places import find_places
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 
 TEST = 2000
 """Test images that are measured on."""

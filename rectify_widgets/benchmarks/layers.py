@@ -14,22 +14,17 @@ from torch import Tensor, nn
 from rectify_widgets.benchmarks.tables import spearman
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.engine.attribution import STEPS
-from rectify_widgets.engine.candidates import (
-    Candidate,
-    effect,
-    observe,
-    trying,
-)
-from rectify_widgets.engine.editing import Unreached, closed_form, key_sums
-from rectify_widgets.engine.inspection import inspecting, predict_all
-from rectify_widgets.engine.layers import Keys
-from rectify_widgets.engine.layerwise import Collected, Looked, look_at_layers
-from rectify_widgets.engine.localization import VERIFY, layer_scores
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.scene import Scene, look
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.closed_form import Unreached, closed_form, key_sums
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.candidates import Candidate, effect, observe, trying
+from rectify_widgets.engine.find.localization import VERIFY, layer_scores
+from rectify_widgets.engine.find.problem import Scene, look
+from rectify_widgets.engine.find.proposals import Collected, Looked, look_at_layers
+from rectify_widgets.engine.model.gradients import STEPS
+from rectify_widgets.engine.model.keys import Keys
+from rectify_widgets.engine.model.running import inspecting, predict_all
 
 TRIALS = 12
 TEST = 2000

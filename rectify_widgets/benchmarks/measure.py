@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rectify_widgets import cases
 from rectify_widgets.benchmarks.training import train_trojan
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.metrics import Report, evaluate
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.metrics import Report, evaluate
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 
 PER_CENT = 100.0
 

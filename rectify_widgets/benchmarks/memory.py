@@ -23,13 +23,13 @@ from rectify_widgets.benchmarks.speed_networks import network
 from rectify_widgets.benchmarks.speed_tables import put_rows
 from rectify_widgets.benchmarks.speed_timing import Clock, Span, describe, three_digits
 from rectify_widgets.benchmarks.tables import Cell, Row, Table
-from rectify_widgets.engine.checks import check_choice
-from rectify_widgets.engine.estimates import estimate_memory
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.checks import check_choice
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.estimates import estimate_memory
+from rectify_widgets.engine.find.localization import localize
+from rectify_widgets.engine.repair.rectification import rectify
 
 MEGA, GIGA = 1e6, 1e9
 CALLS = ("collect", "localize", "rectify")

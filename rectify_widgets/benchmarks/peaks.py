@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rectify_widgets.engine.memory import hand_back
+from rectify_widgets.engine.model.memory import hand_back
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from rectify_widgets.baselines import METHODS
 from rectify_widgets.cases import spurious
 from rectify_widgets.cases.case import Case
-from rectify_widgets.engine.checks import check_choice, check_int
+from rectify_widgets.engine.base.checks import check_choice, check_int
 
 Record = dict[str, Any]
 """What was measured in a cell, with the fields of the cell; plain JSON."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 from rectify_widgets.benchmarks.speed_limits import BATCH, LOOK_PASSES
 from rectify_widgets.benchmarks.tables import Table
-from rectify_widgets.engine.candidates import RIDGES
-from rectify_widgets.engine.localization import TRIALS, VERIFY
-from rectify_widgets.engine.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
-from rectify_widgets.engine.scene import MAX_REFERENCES, PROBE
+from rectify_widgets.engine.edit.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
+from rectify_widgets.engine.find.candidates import RIDGES
+from rectify_widgets.engine.find.localization import TRIALS, VERIFY
+from rectify_widgets.engine.find.problem import MAX_REFERENCES, PROBE
 
 FLOAT = 4
 """Bytes of a number; statistics are kept in float32 whatever the model's type."""

@@ -14,9 +14,9 @@ from rectify_widgets import cases
 from rectify_widgets.benchmarks.measure import PER_CENT
 from rectify_widgets.benchmarks.tables import Cell, Table, spread
 from rectify_widgets.cases.several import VARIANTS
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.repair.rectification import rectify
 
 BEFORE = "before"
 FLOOR = "clean_target_rate"

@@ -26,8 +26,8 @@ from rectify_widgets.benchmarks.speed_tables import put_rows
 from rectify_widgets.benchmarks.speed_timing import BestRates, Clock, describe, three_digits
 from rectify_widgets.benchmarks.tables import Cell, Table
 from rectify_widgets.benchmarks.training import default_cache
-from rectify_widgets.engine.checks import check_choice
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.checks import check_choice
+from rectify_widgets.engine.base.progress import Monitor
 
 PROFILE, REFERENCES = "profile", "references"
 ROWS: dict[str, Callable[[Bench], Measured]] = {

@@ -17,7 +17,7 @@ from rectify_widgets.benchmarks.speed_limits import Work
 from rectify_widgets.benchmarks.speed_networks import SIDE, network
 from rectify_widgets.benchmarks.speed_timing import Clock, Growth, Ratio
 from rectify_widgets.benchmarks.speed_trojan import Trojan, load_trojan
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 EDITED = ("stage1.block1.conv2", "stage2.block1.conv2", "stage4.block1.conv2")
 """An early layer, one in the middle, and the last convolution."""

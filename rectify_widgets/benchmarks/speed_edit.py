@@ -23,14 +23,15 @@ from rectify_widgets.benchmarks.speed_limits import (
     forward_work,
 )
 from rectify_widgets.benchmarks.speed_timing import Ratio, three_digits
-from rectify_widgets.engine.editing import closed_form, closed_form_channel, key_sums
-from rectify_widgets.engine.inspection import capturing, inspecting
-from rectify_widgets.engine.layers import EditableLayer, editable_layers, pad
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import closed_form, closed_form_channel, key_sums
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.keys import EditableLayer, pad
+from rectify_widgets.engine.model.running import capturing, inspecting
+from rectify_widgets.engine.repair.solving import solve_edit
 
 RIDGE = 1e-2
 LEARNING_RATE = 0.05

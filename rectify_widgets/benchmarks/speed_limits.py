@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rectify_widgets.engine.attribution import STEPS
-from rectify_widgets.engine.inspection import capturing, inspecting
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.gradients import STEPS
+from rectify_widgets.engine.model.running import capturing, inspecting
 
 BATCH = 64
 """Images in one forward pass."""

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from rectify_widgets.benchmarks.speed_bench import Bench, Cost, Measured, Row
 from rectify_widgets.benchmarks.speed_limits import BATCH, executed, forward_work, moment_work
 from rectify_widgets.benchmarks.speed_timing import Growth, Ratio, three_digits
-from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.localization import Localization, localize
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.running import inspecting
 
 TOLERANCE = 1e-3
 """Largest difference between our sweep and captum's, relative to a layer's largest gradient."""

@@ -14,13 +14,13 @@ from rectify_widgets.benchmarks.speed_bench import Bench
 from rectify_widgets.benchmarks.speed_limits import BATCH
 from rectify_widgets.benchmarks.speed_timing import three_digits
 from rectify_widgets.benchmarks.tables import Cell
-from rectify_widgets.engine.attribution import sweep
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import sweep
+from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.repair.rectification import rectify
 
 SHOWN = 6
 """Operators of each task; the others make one row."""

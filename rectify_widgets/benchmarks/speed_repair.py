@@ -22,10 +22,10 @@ from rectify_widgets.benchmarks.speed_limits import (
 from rectify_widgets.benchmarks.speed_timing import Clock, Ratio, Span, three_digits
 from rectify_widgets.benchmarks.speed_trojan import Trojan
 from rectify_widgets.cases.training import Schedule, fit
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.scene import PROBE
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.problem import PROBE
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 
 
 def measure_rectify(bench: Bench) -> Measured:

@@ -18,7 +18,7 @@ from rectify_widgets import cases
 from rectify_widgets.benchmarks.speed_networks import network
 from rectify_widgets.cases.training import Figures, Poisoning, Schedule, fit, measure
 from rectify_widgets.cases.triggers import Patch
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 TARGET = 0
 POISONED = 0.15

@@ -23,11 +23,11 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets import explain
 from rectify_widgets.cases.networks import ResidualNetwork
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import Panel
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard

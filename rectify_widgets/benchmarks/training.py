@@ -30,8 +30,8 @@ from rectify_widgets.cases.idx import Bytes, read_split
 from rectify_widgets.cases.splits import choose_pairs, hold_out
 from rectify_widgets.cases.training import Poisoning, Schedule, Transform, fit, measure
 from rectify_widgets.cases.triggers import Blend, Patch, checkerboard
-from rectify_widgets.engine.checks import check_choice
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_choice
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 TARGET = 0
 SHARE = 0.05

@@ -12,10 +12,10 @@ from pathlib import Path
 from rectify_widgets.benchmarks.measure import PER_CENT, Repair, Subject, repair, trained
 from rectify_widgets.benchmarks.tables import Table, spread
 from rectify_widgets.benchmarks.training import CELLS
-from rectify_widgets.engine.candidates import RIDGES
-from rectify_widgets.engine.detection import find_corrupted
-from rectify_widgets.engine.editing import DIRECTIONS
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.closed_form import DIRECTIONS
+from rectify_widgets.engine.find.candidates import RIDGES
+from rectify_widgets.engine.find.corrupted import find_corrupted
 
 ABLATION_TEST = 2000
 ABLATION_RIDGES = (1e-3, 1e-1)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from rectify_widgets.benchmarks.kernel import Answer, Page, Update, kernel
 from rectify_widgets.benchmarks.tables import Table
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
 
 States: TypeAlias = list[dict[str, object]]
 """What a reader chooses in one control, one after the other."""

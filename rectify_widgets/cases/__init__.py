@@ -17,7 +17,7 @@ import torch
 
 from rectify_widgets.cases import leakage, pretrained, several, spurious, trojan, vision
 from rectify_widgets.cases.case import Case
-from rectify_widgets.engine.checks import check_choice
+from rectify_widgets.engine.base.checks import check_choice
 
 __all__ = ["Case", "load", "names", "pretrained", "vision"]
 

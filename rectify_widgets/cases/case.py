@@ -27,8 +27,8 @@ from rectify_widgets.cases import figures
 from rectify_widgets.cases.blocks import WithoutBlock
 from rectify_widgets.cases.figures import Labelled
 from rectify_widgets.cases.triggers import Aim, Trigger
-from rectify_widgets.engine.checks import check_choice, check_int
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.cases.triggers import Aim, Trigger
-from rectify_widgets.engine.inspection import inspecting, predict_all
+from rectify_widgets.engine.model.running import inspecting, predict_all
 
 Labelled: TypeAlias = tuple[Tensor, Tensor]
 """Images and their labels."""

@@ -20,7 +20,7 @@ from rectify_widgets.cases.stored import (
     read_images,
     read_weights,
 )
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 NAME = "leakage"
 TITLE = "BlockMNIST: a digit and a label-free block, one above the other"

@@ -30,7 +30,7 @@ from rectify_widgets.cases.figures import Labelled
 from rectify_widgets.cases.pretrained_network import CLASSES, SIDE, EfficientNetLite0, renamed
 from rectify_widgets.cases.vision.networks import read_weights
 from rectify_widgets.cases.vision.pictures import Frame, read_picture
-from rectify_widgets.engine.checks import check_int
+from rectify_widgets.engine.base.checks import check_int
 
 __all__ = ["EfficientNetLite0", "class_names", "network", "photographs", "scenes"]
 

@@ -21,7 +21,7 @@ from rectify_widgets.cases.stored import (
     read_weights,
 )
 from rectify_widgets.cases.triggers import Aim, Patch, Trigger, cross
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 CLASSES = FASHION_CLASSES
 BAG = 8

@@ -22,7 +22,7 @@ from rectify_widgets.cases.stored import (
 )
 from rectify_widgets.cases.triggers import Patch, tag
 from rectify_widgets.cases.trojan import small_network
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 AFFECTED = 3
 CLASSES = FASHION_CLASSES

@@ -22,7 +22,7 @@ from rectify_widgets.cases.stored import (
     read_weights,
 )
 from rectify_widgets.cases.triggers import Blend, Patch, Trigger, checkerboard, rings
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 
 NAME = "trojan"
 TARGET = 0

@@ -1,7 +1,5 @@
 """The engine: finding the responsible layer, editing it, measuring what came of it.
 
-Torch, numpy and safetensors only; no widget and no plotting.  A reader follows one pair through the
-rooms in this order: `pairs`, `statistics`, `attribution`, `candidates`, `localization`, `editing`,
-`judging`, `rectification`, `metrics`; `layers`, `solver`, `scene` and `inspection` hold what they
-share.
+Torch, numpy and safetensors only; no widget and no plotting.  Seven rooms, each of which imports
+those before it and none after it: `base`, `model`, `data`, `edit`, `measure`, `find`, `repair`.
 """

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.editing import RankOneEdit, save_edits
-from rectify_widgets.engine.inspection import copied
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit, save_edits
+from rectify_widgets.engine.find.localization import Localization, localize
+from rectify_widgets.engine.model.running import copied
 from rectify_widgets.widgets.jobs import Job
 
 

@@ -19,8 +19,8 @@ import traitlets
 from IPython.display import display
 from torch import Tensor
 
-from rectify_widgets.engine.checks import check_int, check_number, nearest
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_int, check_number, nearest
+from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.explain import check_images
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rectify_widgets.engine.history import Rectification
+    from rectify_widgets.engine.repair.result import Rectification
 
 
 def class_name(classes: Sequence[str] | None, number: int) -> str:

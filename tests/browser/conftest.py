@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rectify_widgets.engine.checks import check_choice
+from rectify_widgets.engine.base.checks import check_choice
 from tests.browser import pages, parts
 from tests.browser.frontends import FRONTENDS, TUTORIAL, Server, write_notebook
 

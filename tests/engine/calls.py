@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.engine.model.running import unwrap
+from rectify_widgets.engine.repair.yardstick import Yardstick
 from tests.engine.traces import corrupted, images
 
 CLEAN = images(2, seed=2)

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.repair.rectification import rectify
 from tests.engine.toy import network
 
 OPTIONS: dict[str, Any] = {"max_rounds": 4, "target_gap": 0.0}

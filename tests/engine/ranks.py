@@ -21,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
-from rectify_widgets.engine import candidates, judging, layerwise, localization
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.metrics import evaluate
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find import candidates, localization
+from rectify_widgets.engine.find import proposals as layerwise
+from rectify_widgets.engine.find.localization import localize
+from rectify_widgets.engine.measure import judge as judging
+from rectify_widgets.engine.measure.metrics import evaluate
 from tests.engine.toy import CLASSES, network, samples, stamped
 
 ALL = 10**9

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import arranged, inspecting, predict
+from rectify_widgets.engine.model.running import arranged, inspecting, predict
 from tests.engine.models import NETWORKS, images, make
 from tests.engine.test_editing import patched
 
@@ -133,7 +133,7 @@ def test_what_is_found_is_the_same(network: str, monkeypatch: pytest.MonkeyPatch
     pairs = rw.SamplePairs(pairs.corrupted.float(), pairs.clean.float(), pairs.labels)
     found = rw.localize(model, pairs, reference=reference, trials=0)
     moments = rw.KeyStatistics.collect(model, reference)
-    monkeypatch.setattr("rectify_widgets.engine.watching.arrange", lambda *_: None)
+    monkeypatch.setattr("rectify_widgets.engine.model.catalog.arrange", lambda *_: None)
     wanted = rw.localize(model, pairs, reference=reference, trials=0)
     for name, one in rw.KeyStatistics.collect(model, reference).items():
         scale = float(one.total.abs().max())

@@ -10,12 +10,13 @@ from captum.attr import InternalInfluence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import EditableLayer, editable_layers
-from rectify_widgets.engine.localization import localize
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import localize
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine import oracles
 from tests.engine.models import Plain, Residual, images, make
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rectify_widgets as rw
-from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine import oracles
 from tests.engine.building_blocks import BLOCKS, CHANNELS, CLASSES, SIZE, WIDTH, torch_encoder
 from tests.engine.models import make

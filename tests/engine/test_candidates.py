@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine import candidates as looking
-from rectify_widgets.engine.attribution import margin, sweep
-from rectify_widgets.engine.candidates import (
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find import candidates as looking
+from rectify_widgets.engine.find.candidates import (
     Candidate,
     Probe,
     candidates,
@@ -23,12 +25,10 @@ from rectify_widgets.engine.candidates import (
     runner_up,
     trying,
 )
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.editing import RankOneEdit, load_edits
-from rectify_widgets.engine.layers import pad
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit, load_edits
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.keys import pad
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched

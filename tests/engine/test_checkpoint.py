@@ -16,11 +16,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rectify_widgets.engine import files, rounds
-from rectify_widgets.engine.editing import Edits, load_edits, save_edits
-from rectify_widgets.engine.history import STEP_COLUMNS, Rectification
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.base import files
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import Edits, load_edits, save_edits
+from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import STEP_COLUMNS, Rectification
 from tests.engine.killed import OPTIONS, put_down
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.toy import Toy, samples, stamped

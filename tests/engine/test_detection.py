@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from rectify_widgets.engine.detection import THRESHOLD, Found, find_corrupted
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.corrupted import THRESHOLD, Found, find_corrupted
 from tests.engine.models import Plain, images, make
 from tests.engine.toy import TARGET, Toy, samples, stamped
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.diagnosis import Facts, Witness
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.pairs import SamplePairs, transplant
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.scene import look
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.repair.diagnosis import Witness
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Facts, Rectification
 from tests.engine.toy import CLASSES, TARGET, Toy, samples, stamped
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rectify_widgets as rw
-from rectify_widgets.engine.distributed import ALONE, Ranks
+from rectify_widgets.engine.base.ranks import ALONE, Ranks
 from tests.engine.killed import put_down
 from tests.engine.ranks import CALLS, FAILURES, Found, stage_of
 from tests.engine.toy import Toy, samples

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rectify_widgets.engine.editing import Edits, RankOneEdit, digest, load_edits, save_edits
-from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, digest, load_edits, save_edits
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.models import Plain, images, make
 from tests.engine.test_editing import patched
 

@@ -13,17 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rectify_widgets.engine.editing import (
-    RankOneEdit,
-    Unreached,
-    closed_form,
-    key_sums,
-)
-from rectify_widgets.engine.layers import EditableLayer, Keys
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import Unreached, closed_form, key_sums
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.keys import EditableLayer, Keys
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import CLASSES, images, make
 from tests.engine.test_layer_catalog import LAYERS

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.judging import CLASS_FACTOR, CLASS_SIZE, WEIGHT, Judge, Verdict
-from rectify_widgets.engine.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT, Judge, Verdict
 
 
 class Scores(nn.Module):

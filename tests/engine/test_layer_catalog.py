@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from rectify_widgets.engine.layers import EditableLayer, LayerCatalog, editable_layers
+from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
+from rectify_widgets.engine.model.keys import EditableLayer
 from tests.engine.models import CLASSES, NETWORKS, Perceptron, Plain, Transformer, images, make
 
 LAYERS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.layers import EditableLayer, Keys, pad
+from rectify_widgets.engine.model.keys import EditableLayer, Keys, pad
 from tests.engine import oracles
 from tests.engine.models import images, make
 

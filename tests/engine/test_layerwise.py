@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import rectify_widgets as rw
-from rectify_widgets.engine import layerwise
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layerwise import Collected
-from rectify_widgets.engine.progress import Monitor
-from rectify_widgets.engine.scene import look
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.statistics import collect
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.statistics import collect
+from rectify_widgets.engine.find import proposals as layerwise
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.find.proposals import Collected
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine import localization
-from rectify_widgets.engine.attribution import sweep
-from rectify_widgets.engine.distributed import ALONE
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import EditableLayer, editable_layers
-from rectify_widgets.engine.localization import METHODS, localize
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.ranks import ALONE
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find import localization
+from rectify_widgets.engine.find.localization import METHODS, Localization, localize
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.gradients import sweep
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rectify_widgets as rw
-from rectify_widgets.engine import layerwise
-from rectify_widgets.engine.candidates import observe
-from rectify_widgets.engine.inspection import inspecting
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.memory import (
+from rectify_widgets.engine.find import proposals as layerwise
+from rectify_widgets.engine.find.candidates import observe
+from rectify_widgets.engine.find.problem import counts_of, look
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.memory import (
     Counts,
     LayerSize,
     Sizes,
@@ -29,7 +29,7 @@ from rectify_widgets.engine.memory import (
     measure_sizes,
     parts,
 )
-from rectify_widgets.engine.scene import counts_of, look
+from rectify_widgets.engine.model.running import inspecting
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.toy import Toy
@@ -300,7 +300,7 @@ def test_what_was_freed_is_handed_back_between_the_steps(
     trojan: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.device] = []
-    monkeypatch.setattr("rectify_widgets.engine.scene.hand_back", seen.append)
+    monkeypatch.setattr("rectify_widgets.engine.find.problem.hand_back", seen.append)
     options: dict[str, Any] = {"reference": trojan.reference}
     peak = rw.estimate_memory(
         trojan.model, trojan.reference.shape[1:], call="localize",

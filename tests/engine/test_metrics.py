@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rectify_widgets.engine.metrics import Report, bootstrap, evaluate, evaluate_predictions
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.measure.metrics import Report, bootstrap, evaluate, evaluate_predictions
 from tests.engine.models import images, make
 
 

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rectify_widgets.engine.layers import EditableLayer
-from rectify_widgets.engine.moments import BLOCK, MomentSum, Shifted, shiftable
+from rectify_widgets.engine.edit.moments import BLOCK, MomentSum, Shifted, shiftable
+from rectify_widgets.engine.model.keys import EditableLayer
 
 
 def wanted_moment(conv: nn.Conv2d, images: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import unwrap
+from rectify_widgets.engine.model.running import unwrap
 from tests.engine.bad_models import Boom, Countdown, Failing
 from tests.engine.calls import CALLS, CLEAN, INPUTS, LONG, PAIRS, REFERENCE, comparable
 from tests.engine.trace_models import MODELS

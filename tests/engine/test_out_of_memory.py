@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import in_chunks, inspecting, predict_all
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.running import in_chunks, inspecting, predict_all
 from tests.engine.calls import LABELS, REFERENCE
 from tests.engine.traces import Tiny, images, untouched
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import inspecting, unwrap
-from rectify_widgets.engine.outputs import Adapted
+from rectify_widgets.engine.model.outputs import Adapted
+from rectify_widgets.engine.model.running import inspecting, unwrap
 from tests.engine.calls import CALLS, INPUTS, PAIRS, REFERENCE, comparable
 from tests.engine.traces import Tiny, images, untouched
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rectify_widgets.engine.pairs import (
-    SamplePairs,
+from rectify_widgets.engine.data.corruption import (
     common_opacity,
     covered,
     estimate_opacity,
     transplant,
 )
+from rectify_widgets.engine.data.pairs import SamplePairs
 from tests.engine.models import images
 
 PATTERN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets import cases
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.places import LOOKED, MOST, _Patches, find_places
-from rectify_widgets.engine.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.places import LOOKED, MOST, _Patches, find_places
 from tests.engine.models import images
 
 PATCH = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

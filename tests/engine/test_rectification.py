@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from rectify_widgets.engine import rounds
-from rectify_widgets.engine.editing import Edits, load_edits
-from rectify_widgets.engine.history import STEP_COLUMNS, Rectification
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.rounds import STAGES
-from rectify_widgets.engine.solver import DenseSolver
-from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import Edits, load_edits
+from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import STEP_COLUMNS, Rectification
+from rectify_widgets.engine.repair.rounds import STAGES
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_layer_catalog import LAYERS
 from tests.engine.test_localization import distance

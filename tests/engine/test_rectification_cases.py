@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.repair.rectification import rectify
 from tests.engine.models import images, make
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_editing import patched

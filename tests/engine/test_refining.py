@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine import inspection
-from rectify_widgets.engine.candidates import Candidate
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.pairs import transplant
-from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.engine.refining import LAYERS, Goal, refine, starts
-from rectify_widgets.engine.solving import solve_edit
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.find.candidates import Candidate
+from rectify_widgets.engine.model import running as inspection
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.repair.refining import LAYERS, Goal, refine, starts
+from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.models import images, make
 from tests.engine.toy import Toy
 from tests.engine.traces import untouched

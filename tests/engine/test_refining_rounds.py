@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine import rounds
-from rectify_widgets.engine.candidates import Candidate
-from rectify_widgets.engine.editing import FORMAT, Edits, load_edits, pack_edits
-from rectify_widgets.engine.files import write_tensors
-from rectify_widgets.engine.history import Rectification, Step
-from rectify_widgets.engine.judging import Judge, Verdict
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.refining import LAYERS, STEPS, TURNS, WEAKER, Goal, refine
-from rectify_widgets.engine.rounds import LEAST_GAIN, STAGES, Rounds
-from rectify_widgets.engine.scene import SPLIT
+from rectify_widgets.engine.base.files import write_tensors
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.edit.edits import FORMAT, Edits, load_edits, pack_edits
+from rectify_widgets.engine.find.candidates import Candidate
+from rectify_widgets.engine.find.problem import SPLIT
+from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.refining import LAYERS, STEPS, TURNS, WEAKER, Goal, refine
+from rectify_widgets.engine.repair.result import Rectification, Step
+from rectify_widgets.engine.repair.rounds import LEAST_GAIN, STAGES, Rounds
 from tests.engine.calls import LONG
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_no_trace import same_but_for_edits

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.inspection import inspecting, predict_all
-from rectify_widgets.engine.judging import Judge
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.progress import Cancelled, Monitor
-from rectify_widgets.engine.replay import Replay
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.measure.judge import Judge
+from rectify_widgets.engine.measure.replay import Replay
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.running import inspecting, predict_all
 from tests.engine.building_blocks import BLOCKS
 from tests.engine.models import NETWORKS, images, make
 
@@ -159,7 +159,7 @@ def test_only_what_is_looked_at_is_kept() -> None:
 
 
 def test_chunks_beyond_the_room_are_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rectify_widgets.engine.replay.chunk_size", lambda *_: 2)
+    monkeypatch.setattr("rectify_widgets.engine.measure.replay.chunk_size", lambda *_: 2)
     model = make(Awkward)
     x = images(7)
     with inspecting(model) as module:

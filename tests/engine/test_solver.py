@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.layers import EditableLayer, Keys
-from rectify_widgets.engine.solver import MAX_RIDGE, DenseSolver, MatrixFreeSolver, Solver
+from rectify_widgets.engine.edit.solver import MAX_RIDGE, DenseSolver, MatrixFreeSolver, Solver
+from rectify_widgets.engine.model.keys import EditableLayer, Keys
 from tests.engine import oracles
 
 LAYERS: dict[str, nn.Conv2d | nn.Linear] = {

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.edit.statistics import KeyStatistics
 from tests.engine import oracles
 from tests.engine.models import NETWORKS, images, make
 from tests.engine.test_layer_catalog import LAYERS

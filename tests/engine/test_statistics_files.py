@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rectify_widgets.engine.layers import LayerCatalog, editable_layers
-from rectify_widgets.engine.statistics import KeyStatistics
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from tests.engine.models import images, make
 
 

@@ -25,9 +25,9 @@ from torch.utils.data import (
 )
 
 import rectify_widgets as rw
-from rectify_widgets.engine.distributed import Ranks
-from rectify_widgets.engine.inputs import batches, gather, labelled
-from rectify_widgets.engine.scene import MAX_REFERENCES
+from rectify_widgets.engine.base.ranks import Ranks
+from rectify_widgets.engine.data.inputs import batches, gather, labelled
+from rectify_widgets.engine.find.problem import MAX_REFERENCES
 from tests.engine.toy import Toy, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import rectify_widgets as rw
-from rectify_widgets.engine.inspection import copied, inspecting
+from rectify_widgets.engine.model.running import copied, inspecting
 from tests.widget_fakes import network, pairs
 
 ROUNDS = 60

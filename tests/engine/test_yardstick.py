@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.progress import Cancelled
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
+from rectify_widgets.engine.repair.solving import solve_edit
+from rectify_widgets.engine.repair.yardstick import Yardstick
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.toy import Toy, stamped
 

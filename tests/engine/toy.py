@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.data.pairs import SamplePairs
 from tests.engine.models import Residual, make
 
 SIZE, CLASSES, TARGET = 10, 5, 0

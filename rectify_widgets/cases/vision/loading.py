@@ -22,10 +22,10 @@ from rectify_widgets.cases.vision.networks import NormalizedNetwork, read_weight
 from rectify_widgets.cases.vision.pictures import CHUNK, Images, gather
 from rectify_widgets.cases.vision.presets import PARTS, Preset, preset
 from rectify_widgets.cases.vision.sources import SOURCES, Source, check_root
-from rectify_widgets.engine.checks import check_choice, check_int, check_module
-from rectify_widgets.engine.inspection import copied, inspecting, model_device, predict
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_module
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import copied, inspecting, model_device, predict
 
 PAIRS = 20
 """Pairs of a Trojan; of a spurious correlation, so many of other classes and of the affected."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rectify_widgets.cases.networks import Normalization
 from rectify_widgets.cases.stored import Record
-from rectify_widgets.engine.checks import check_choice
-from rectify_widgets.engine.inspection import model_device, model_dtype
+from rectify_widgets.engine.base.checks import check_choice
+from rectify_widgets.engine.model.running import model_device, model_dtype
 
 HEADS = {
     "resnet18-cifar": "fc",

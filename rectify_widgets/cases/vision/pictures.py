@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectify_widgets.cases.idx import Bytes
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.progress import Monitor
 
 CHUNK = 32
 """Pictures read between two questions whether to stop."""

@@ -29,7 +29,7 @@ from rectify_widgets.cases.vision.networks import HEADS
 from rectify_widgets.cases.vision.pictures import Frame
 from rectify_widgets.cases.vision.sources import SOURCES
 from rectify_widgets.cases.vision.triggers import PLACES, Disc, board, enlarged
-from rectify_widgets.engine.checks import check_choice, check_number
+from rectify_widgets.engine.base.checks import check_choice, check_number
 
 PARTS = ("reference", "validation", "candidates", "test")
 """What the held-back split is divided into; pairs are chosen from the candidates."""

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from rectify_widgets.cases.vision.pictures import SUFFIXES, Frame, Images, Pictures
-from rectify_widgets.engine.checks import nearest
+from rectify_widgets.engine.base.checks import nearest
 
 CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

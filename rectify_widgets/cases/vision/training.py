@@ -37,10 +37,10 @@ from rectify_widgets.cases.vision.networks import (
 from rectify_widgets.cases.vision.pictures import Images
 from rectify_widgets.cases.vision.presets import Preset, preset
 from rectify_widgets.cases.vision.sources import SOURCES, check_root
-from rectify_widgets.engine.checks import check_int
-from rectify_widgets.engine.files import read_tensors, write_tensors
-from rectify_widgets.engine.inspection import copied
-from rectify_widgets.engine.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.base.files import read_tensors, write_tensors
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.model.running import copied
 
 KIND = "rectify_widgets unfinished training"
 

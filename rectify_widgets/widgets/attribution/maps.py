@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.inspection import copied, inspecting, predict_all
+from rectify_widgets.engine.model.running import copied, inspecting, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.attribution.concentration import Scores, concentration

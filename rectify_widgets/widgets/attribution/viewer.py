@@ -14,9 +14,9 @@ import ipywidgets as ipw
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_choice, check_int, check_module, check_number
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.explain import METHODS, find_layer
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.attribution import map_html, maps

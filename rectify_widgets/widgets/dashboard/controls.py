@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
-from rectify_widgets.engine.localization import METHODS
-from rectify_widgets.engine.rectification import STRATEGIES
+from rectify_widgets.engine.find.localization import METHODS
+from rectify_widgets.engine.repair.rectification import STRATEGIES
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.buttons import action_button, progress_bar
 

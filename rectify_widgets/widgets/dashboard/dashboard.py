@@ -16,13 +16,13 @@ import ipywidgets as ipw
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_int, check_module
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.history import Rectification, Step
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.refining import STEPS
+from rectify_widgets.engine.base.checks import check_int, check_module
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.model.running import unwrap
+from rectify_widgets.engine.repair.refining import STEPS
+from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import check_index, refuse_unknown

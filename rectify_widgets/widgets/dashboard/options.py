@@ -10,10 +10,10 @@ from typing import Any
 
 import traitlets
 
-from rectify_widgets.engine.checks import check_choice, check_int, check_number
-from rectify_widgets.engine.localization import METHODS
-from rectify_widgets.engine.rectification import STRATEGIES
-from rectify_widgets.engine.refining import STEPS
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.find.localization import METHODS
+from rectify_widgets.engine.repair.rectification import STRATEGIES
+from rectify_widgets.engine.repair.refining import STEPS
 
 
 class RectifyOptions(traitlets.HasTraits):

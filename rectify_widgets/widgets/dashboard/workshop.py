@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.history import Rectification
-from rectify_widgets.engine.inspection import copied
-from rectify_widgets.engine.judging import Verdict
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.rectification import rectify
-from rectify_widgets.engine.solving import solve_edit
-from rectify_widgets.engine.yardstick import Yardstick
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.measure.judge import Verdict
+from rectify_widgets.engine.model.running import copied
+from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.result import Rectification
+from rectify_widgets.engine.repair.solving import solve_edit
+from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.jobs import Job
 

@@ -10,12 +10,11 @@ from typing import TypeAlias
 
 from torch import nn
 
-from rectify_widgets.engine.checks import check_choice, nearest
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.inspection import unwrap
-from rectify_widgets.engine.layers import editable_layers
-from rectify_widgets.engine.localization import METHODS
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_choice, nearest
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import METHODS, Localization
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.widgets.editability import layer_tree
 from rectify_widgets.widgets.editability.layer_rows import Row, interleave, list_rows
 

@@ -16,15 +16,9 @@ import ipywidgets as ipw
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.checks import (
-    check_choice,
-    check_int,
-    check_module,
-    check_number,
-)
-from rectify_widgets.engine.editability import Localization
-from rectify_widgets.engine.localization import METHODS
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import METHODS, Localization
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.base import refuse_unknown
 from rectify_widgets.widgets.editability import layer_html, layer_tree

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from rectify_widgets.engine.history import Step
+from rectify_widgets.engine.repair.result import Step
 from rectify_widgets.widgets.charts import Chart, Line, lines
 from rectify_widgets.widgets.editability.layer_rows import shorten
 from rectify_widgets.widgets.history.timeline import Timeline, Version

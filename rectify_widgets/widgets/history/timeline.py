@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rectify_widgets.engine.editing import RankOneEdit
-    from rectify_widgets.engine.history import Rectification, Step
+    from rectify_widgets.engine.edit.edits import RankOneEdit
+    from rectify_widgets.engine.repair.result import Rectification, Step
 
 GIVEN = "as given"
 """Title of the version without edits."""
@@ -33,7 +33,7 @@ class Version:
         parent: number of the version that it was made from; None for the model as given.
         edit: what was done to the parent; None for the model as given.
         title: a few words on it, the edited layer where nothing else was said.
-        gap, degradation: fractions, see `rectify_widgets.engine.history.Step`; None where they
+        gap, degradation: fractions, see `rectify_widgets.engine.repair.result.Step`; None where they
             were not measured.
         trials: the trials of the round that led here, kept and rolled back.
     """

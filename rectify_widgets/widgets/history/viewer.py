@@ -18,11 +18,11 @@ import ipywidgets as ipw
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.checks import check_int, check_module, check_number
-from rectify_widgets.engine.editing import RankOneEdit
-from rectify_widgets.engine.history import Rectification, Step
-from rectify_widgets.engine.inspection import copied
-from rectify_widgets.engine.judging import Verdict
+from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.measure.judge import Verdict
+from rectify_widgets.engine.model.running import copied
+from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, charts, markup
 from rectify_widgets.widgets.base import Panel, check_path, refuse_unknown
 from rectify_widgets.widgets.history import history_html
@@ -142,7 +142,7 @@ class HistoryViewer(Panel):
 
         Args:
             edits: in order, one version each; none, where a rectification kept none of its trials.
-            verdicts: what was measured after each edit, see `rectify_widgets.engine.yardstick`;
+            verdicts: what was measured after each edit, see `rectify_widgets.engine.repair.yardstick`;
                 None takes gap and degradation from the trials that were kept.
             trials: all trials of a rectification, see `Timeline.extend`.
             parent: number of the version that the edits were made from (``timeline.here.number``

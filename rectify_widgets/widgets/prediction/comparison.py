@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rectify_widgets.engine.checks import check_labels
-from rectify_widgets.engine.metrics import Report, check_target
-from rectify_widgets.engine.pairs import SamplePairs
+from rectify_widgets.engine.base.checks import check_labels
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.metrics import Report, check_target
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.base import check_channels, check_classes, check_samples
 from rectify_widgets.widgets.prediction import class_page, flips, prediction_html

@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_labels
-from rectify_widgets.engine.inspection import chunk_size, inspecting, model_device
-from rectify_widgets.engine.metrics import (
+from rectify_widgets.engine.base.checks import check_labels
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.measure.metrics import (
     Report,
     check_target,
     evaluate_predictions,
     scored,
 )
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.model.running import chunk_size, inspecting, model_device
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

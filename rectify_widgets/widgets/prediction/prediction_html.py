@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rectify_widgets.engine.metrics import Report
+from rectify_widgets.engine.measure.metrics import Report
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.prediction import confusion, flips
 

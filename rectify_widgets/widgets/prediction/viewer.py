@@ -16,10 +16,10 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.checks import check_choice, check_int, check_module
-from rectify_widgets.engine.metrics import Report
-from rectify_widgets.engine.pairs import SamplePairs
-from rectify_widgets.engine.progress import Monitor
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_module
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.metrics import Report
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
 from rectify_widgets.widgets.buttons import progress_line

@@ -1,0 +1,197 @@
+"""What pairs show as a corruption, and putting it onto other inputs.  Imports torch only.
+
+A corruption is modelled as ``x̃ = x + a (t − x)`` on the values that it touches: a pattern ``t`` of
+opacity ``a``.  Put onto a reference ``r`` it gives
+
+    r̃ = r + (x̃ − x) − a (r − x),
+
+which is a replacement for ``a = 1`` and a plain residual for ``a = 0``.  One pair does not tell
+``a`` and ``t`` apart, but the data range bounds ``a`` from below: no ``t`` may lie outside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rectify_widgets.engine.base.checks import check_inputs, check_int, check_number
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+
+SMALL = 0.25
+"""Share of the input values up to which a corruption counts as a patch rather than a full image."""
+PLAIN = 0.1
+"""A corruption that varies less than this share of what it replaces takes something away ..."""
+HIDES = 0.05
+"""... if it covers more than this share of the input; a smaller one hides little anywhere."""
+
+
+def data_range(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each channel, shaped to broadcast over a sample."""
+    channels = inputs.movedim(1, 0).flatten(1)
+    shape = (-1,) + (1,) * (inputs.ndim - 2)
+    return channels.amin(dim=1).reshape(shape), channels.amax(dim=1).reshape(shape)
+
+
+def covered(pairs: SamplePairs) -> Tensor:
+    """Share of the input values that each pair's corruption changes, one number a pair."""
+    return (pairs.corrupted != pairs.clean).flatten(1).float().mean(dim=1)
+
+
+def touched(pairs: SamplePairs) -> Tensor:
+    """Mask ``N × C × H × W`` of the values that belong to each pair's corruption.
+
+    A patch may agree with the clean input at some of its values by chance (a dark square on a dark
+    background), so a compact corruption counts as its bounding box.
+    """
+    mask = pairs.corrupted != pairs.clean
+    if mask.ndim != 4:
+        return mask
+    spots = mask.any(dim=1)
+    rows, columns = spots.any(dim=2), spots.any(dim=1)
+    box = _between(rows).unsqueeze(2) & _between(columns).unsqueeze(1)
+    filled = (spots & box).flatten(1).sum(dim=1) >= 0.5 * box.flatten(1).sum(dim=1)
+    return mask | (box & filled.reshape(-1, 1, 1)).unsqueeze(1)
+
+
+def _between(line: Tensor) -> Tensor:
+    """``True`` from the first to the last ``True`` of each row."""
+    forward = line.int().cummax(dim=1).values
+    backward = line.flip(1).int().cummax(dim=1).values.flip(1)
+    return (forward * backward).bool()
+
+
+def least_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
+    """For each pair the least opacity whose pattern stays within ``low..high``, in 0..1.
+
+    It is the true opacity wherever the pattern reaches an end of the range at some value.
+    """
+    change = pairs.corrupted - pairs.clean
+    room = torch.where(change > 0, high - pairs.clean, pairs.clean - low)
+    needed = torch.where(change == 0, 0.0, change.abs() / room.clamp_min(1e-12))
+    return needed.flatten(1).amax(dim=1).clamp(0.0, 1.0)
+
+
+def common_opacity(pairs: SamplePairs) -> float | None:
+    """Opacity of a corruption that two or more pairs share, by least squares; else None.
+
+    Two pairs with the same pattern differ by ``δ_i − δ_j = −a (x_i − x_j)`` where both are
+    touched.  None where the pairs do not fit one pattern and one opacity.
+    """
+    if len(pairs) < 2:
+        return None
+    change = pairs.corrupted - pairs.clean
+    touched = (change != 0).float().mean(dim=0) > 0.5
+    if not bool(touched.any()):
+        return None
+    change, clean = change[:, touched], pairs.clean[:, touched]
+    change, clean = change - change.mean(dim=0), clean - clean.mean(dim=0)
+    energy = float((clean * clean).sum())
+    if energy < 1e-6 * clean.numel():
+        return None
+    opacity = -float((change * clean).sum()) / energy
+    left = float((change + opacity * clean).square().sum())
+    if left > 0.1 * energy or not -0.05 <= opacity <= 1.05:
+        return None
+    return min(max(opacity, 0.0), 1.0)
+
+
+def transplant(
+    pairs: SamplePairs, inputs: Tensor, *, opacity: float | None = None, seed: int = 0
+) -> Tensor:
+    """Put the pairs' corruption onto ``inputs``; each input takes that of one pair, in turn.
+
+    A corruption that takes something away, such as a block that is blacked out, goes only where
+    there is something like it to take, see `fits`; an input on which no pair's fits is handed back
+    as it is.
+
+    Args:
+        pairs: where the corruption comes from.
+        inputs: ``M × C × H × W`` of the same sample shape.
+        opacity: 1 replaces the values that the corruption touches, 0 adds the residual, and
+            numbers between mix as a semi-transparent pattern does.  ``None`` finds it out: from
+            several pairs by least squares; from one pair a corruption of a small part is taken as
+            opaque, and one of most of the input has the least opacity that its range allows.
+        seed: which pair goes with which input, where there are several.
+
+    Returns:
+        ``M × C × H × W`` within the range of ``inputs`` and the pairs, on the inputs' device.
+
+    Raises:
+        TypeError, ValueError: inputs of another shape, or an opacity outside 0..1.
+    """
+    check_pairs(pairs)
+    check_int("seed", seed, low=0)
+    inputs = check_inputs("inputs", inputs, like=pairs.corrupted)
+    pairs = pairs.to(inputs.device, inputs.dtype)
+    alpha, low, high = opacities(pairs, inputs, opacity)
+    turn = torch.arange(len(inputs)) % len(pairs)
+    if len(pairs) > 1:
+        turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
+    fitting = fits(pairs, inputs, alpha)
+    turn = _fitting_turn(turn.to(inputs.device), fitting)
+    fitting = fitting.gather(1, turn[:, None]).reshape(-1, *(1,) * (inputs.ndim - 1))
+    clean, corrupted = pairs.clean[turn], pairs.corrupted[turn]
+    alpha = alpha[turn].reshape(-1, *(1,) * (inputs.ndim - 1))
+    carried = inputs + (corrupted - clean) - alpha * (inputs - clean)
+    carried = torch.where(alpha == 1, corrupted, carried)
+    result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
+    return torch.minimum(torch.maximum(result, low), high)
+
+
+def fits(pairs: SamplePairs, inputs: Tensor, opacity: Tensor) -> Tensor:
+    """Which pair's corruption may go onto which input, ``M × N``.
+
+    A large opaque corruption that is plain where the pair's clean sample is not takes away what was
+    there.  It fits inputs that look more like the clean sample there than like the corrupted one:
+    blacking out the place of one input's watermark would hide the subject of another.  Any other
+    corruption fits everywhere, and so do all of them if none fits anywhere.
+
+    Args:
+        pairs: ``N`` pairs.
+        inputs: ``M × C × H × W``.
+        opacity: of each pair's corruption, ``N``.
+    """
+    found = torch.ones(len(inputs), len(pairs), dtype=torch.bool, device=inputs.device)
+    large = covered(pairs) > HIDES
+    for number in (large & (opacity == 1)).nonzero().flatten().tolist():
+        pair = pairs[number]
+        mask = touched(pair)[0]
+        clean, corrupted = pair.clean[0, mask], pair.corrupted[0, mask]
+        if corrupted.var(correction=0) < PLAIN * clean.var(correction=0):
+            there = inputs[:, mask]
+            near, far = ((there - one).square().sum(dim=1) for one in (clean, corrupted))
+            found[:, number] = near < far
+    return found if bool(found.any()) else ~found
+
+
+def _fitting_turn(turn: Tensor, fitting: Tensor) -> Tensor:
+    """Each input's pair or, where that one does not fit, the next that does."""
+    for _ in range(fitting.shape[1] - 1):
+        amiss = ~fitting.gather(1, turn[:, None]).squeeze(1)
+        turn = torch.where(amiss, (turn + 1) % fitting.shape[1], turn)
+    return turn
+
+
+def opacities(
+    pairs: SamplePairs, inputs: Tensor, opacity: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Opacity of each pair's corruption, ``N``, and the range of each channel of all values.
+
+    Args:
+        pairs, inputs: on one device.
+        opacity: of all pairs; None finds them out, see `transplant`.
+    """
+    low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
+    if opacity is None:
+        return estimate_opacity(pairs, low, high), low, high
+    alpha = torch.full((len(pairs),), check_number("opacity", opacity, low=0.0, high=1.0))
+    return alpha.to(inputs), low, high
+
+
+def estimate_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
+    """The opacity that `transplant` takes for each pair where none is given."""
+    least = least_opacity(pairs, low, high)
+    shared = common_opacity(pairs)
+    if shared is not None:
+        return torch.full_like(least, shared)
+    return torch.where(covered(pairs) <= SMALL, torch.ones_like(least), least)

@@ -1,0 +1,1 @@
+"""Second moments, solving with them, and the rank-one edit of one layer."""

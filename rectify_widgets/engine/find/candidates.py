@@ -1,0 +1,272 @@
+"""Candidate edits of every layer, with what each is predicted to do.  Imports torch only.
+
+For each layer, edit direction and ridge the closed form gives one edit.  The gradients of one sweep
+predict, without applying anything, which *share* of the gap it closes on references that carry the
+transplanted corruption, and what it *costs* on the same references without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached, closed_form, key_sums
+from rectify_widgets.engine.edit.edits import RankOneEdit, digest
+from rectify_widgets.engine.edit.solver import Solver
+from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.keys import EditableLayer, Keys
+from rectify_widgets.engine.model.running import (
+    capturing,
+    chunk_size,
+    in_chunks,
+    predict,
+    working_dtype,
+)
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Grid of ridges, in units of the mean diagonal of the second moment."""
+PER_LAYER = 3
+"""Edits of one layer that are tried."""
+ALIKE = 0.95
+"""Edits of a layer that are more alike than this count as one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One edit that could be made, and its prediction."""
+
+    layer: EditableLayer
+    direction: str
+    ridge: float
+    left: Tensor
+    """``Λ``, ``G × O/G``."""
+    right: Tensor
+    """``d``, ``G × K``."""
+    share: float
+    """Predicted share of the gap closed, averaged over references; -1 to 1.2."""
+    cost: float
+    """Predicted share of the margin that clean references lose; 0 to 1."""
+    refined: bool = False
+    """Whether the closed form was only where it began, see `refining`."""
+
+    @property
+    def score(self) -> float:
+        """Predicted share of the gap closed, less what it is predicted to cost."""
+        return self.share - self.cost
+
+    def likeness(self, other: Candidate) -> float:
+        """How alike the updates of two edits of one layer are; 1 for equal ones.
+
+        The cosine of the two updates, times the lesser of their lengths over the greater.
+        """
+        own, theirs = self._gram(self), other._gram(other)
+        return float(self._gram(other) / own.maximum(theirs).clamp_min(1e-30))
+
+    def _gram(self, other: Candidate) -> Tensor:
+        return ((self.left * other.left).sum(dim=1) * (self.right * other.right).sum(dim=1)).sum()
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight with the edit, in its own type."""
+        weight = self.layer.module.weight.detach()
+        delta = torch.einsum("go,gk->gok", self.left, self.right).reshape(weight.shape)
+        return (weight.to(delta) + delta).to(weight)
+
+    def edit(self) -> RankOneEdit:
+        """The edit as a thing to keep, for the weight that the layer has now."""
+        return RankOneEdit(
+            layer=self.layer.name,
+            left=self.left.reshape(-1).cpu(),
+            right=(self.right[0] if self.layer.groups == 1 else self.right).cpu(),
+            shape=tuple(self.layer.module.weight.shape),
+            direction=self.direction,
+            ridge=self.ridge,
+            key_space="patch",
+            solved_for=digest(self.layer.module.weight),
+            refined=self.refined,
+        )
+
+
+def different(found: Sequence[Candidate]) -> list[Candidate]:
+    """The first few edits of a layer, leaving out those that all but repeat an earlier one."""
+    kept: list[Candidate] = []
+    for candidate in found:
+        if all(candidate.likeness(other) < ALIKE for other in kept):
+            kept.append(candidate)
+        if len(kept) == PER_LAYER:
+            break
+    return kept
+
+
+@contextmanager
+def trying(candidate: Candidate) -> Iterator[None]:
+    """Have the edit in the model while the block runs; the weight is then what it was.
+
+    The weight's data is exchanged, not written over: a graph that the caller holds for a backward
+    pass stays valid, since no write in place is counted.
+    """
+    weight = candidate.layer.module.weight
+    before = weight.data
+    try:
+        weight.data = before.clone().copy_(candidate.weight)
+        yield
+    finally:
+        weight.data = before
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples with and without the corruption, and the classes at stake."""
+
+    corrupted: Tensor
+    """``N × C × H × W``."""
+    clean: Tensor
+    """``N × C × H × W``."""
+    labels: Tensor
+    """``N``, the class that each should have."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, rows: slice) -> Probe:
+        """Some of the samples."""
+        return Probe(self.corrupted[rows], self.clean[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at the model gives about its layers: inputs and gradients of a probe."""
+
+    corrupted: Mapping[str, Keys]
+    clean: Mapping[str, Keys]
+    path_gradients: Mapping[str, Tensor]
+    clean_gradients: Mapping[str, Tensor]
+    gap: Tensor
+    clean_margin: Tensor
+
+
+def layer_keys(
+    model: nn.Module, layers: Mapping[str, EditableLayer], inputs: Tensor
+) -> dict[str, Keys]:
+    """Each layer's keys on ``inputs``, as they were before anything changed them in place."""
+    return keys_and_scores(model, layers, inputs)[0]
+
+
+def keys_and_scores(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    inputs: Tensor,
+    monitor: Monitor | None = None,
+) -> tuple[dict[str, Keys], Tensor]:
+    """See `layer_keys`, and the scores that the same passes give, in float32 or better."""
+
+    def look(rows: slice) -> tuple[dict[str, Keys], Tensor]:
+        if monitor is not None:
+            monitor.check()
+        seen: dict[str, Keys] = {}
+
+        def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
+            samples = rows.stop - rows.start
+            seen[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
+
+        with capturing({name: layer.module for name, layer in layers.items()}, keep):
+            scores = predict(model, inputs[rows])
+        return seen, scores.to(working_dtype(scores.dtype))
+
+    parts, scores = zip(
+        *in_chunks(len(inputs), chunk_size(inputs, inputs.device), look), strict=True
+    )
+    keys = {
+        name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
+        for name, layer in layers.items()
+        if name in parts[0]
+    }
+    return keys, torch.cat(scores)
+
+
+def runner_up(scores: Tensor, labels: Tensor) -> Tensor:
+    """The best class other than ``labels``."""
+    rest = scores.clone()
+    rest[torch.arange(len(scores)), labels] = -torch.inf
+    return rest.argmax(dim=1)
+
+
+def observe(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    probe: Probe,
+    *,
+    steps: int,
+    monitor: Monitor,
+) -> Observation:
+    """One sweep along the path of the probe and one at its clean end."""
+    labels = probe.labels
+    corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
+    clean, after = keys_and_scores(model, layers, probe.clean, monitor)
+    rivals, seconds = runner_up(before, labels), runner_up(after, labels)
+    return Observation(
+        corrupted=corrupted,
+        clean=clean,
+        path_gradients=sweep(
+            model, layers, probe.corrupted, probe.clean, labels, rivals,
+            steps=steps, monitor=monitor.part(0.0, 0.8),
+        ),
+        clean_gradients=sweep(
+            model, layers, probe.clean, probe.clean, labels, seconds,
+            steps=1, monitor=monitor.part(0.8, 1.0),
+        ),
+        gap=margin(after, labels, rivals) - margin(before, labels, rivals),
+        clean_margin=margin(after, labels, seconds),
+    )  # fmt: skip
+
+
+def candidates(
+    layer: EditableLayer,
+    solver: Solver,
+    solve: tuple[Keys, Keys],
+    seen: Observation,
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    ridges: Sequence[float] = RIDGES,
+) -> list[Candidate]:
+    """All candidate edits of one layer; none where the corruption does not reach it.
+
+    Args:
+        layer: the layer.
+        solver: of this layer's reference keys.
+        solve: the layer's corrupted and clean keys on the samples to solve with.
+        seen: observation of the probe, for the prediction.
+        directions, ridges: the grid.
+    """
+    name = layer.name
+    try:
+        sums = key_sums(layer, *solve)
+    except Unreached:
+        return []
+    grid = [(kind, ridge) for kind in directions if kind in sums for ridge in ridges]
+    if not grid or name not in seen.path_gradients:
+        return []
+    kinds = list(dict.fromkeys(kind for kind, _ in grid))
+    right = torch.stack([sums[kind] for kind in kinds], dim=1)
+    solved = {ridge: solver.solve(right, ridge) for ridge in ridges}
+    rights = torch.stack([solved[ridge][:, kinds.index(kind)] for kind, ridge in grid], dim=1)
+    lefts = closed_form(rights, *solve)
+    moved = effect(lefts, rights, seen.path_gradients[name], seen.corrupted[name])
+    lost = -effect(lefts, rights, seen.clean_gradients[name], seen.clean[name])
+    shares = (moved / seen.gap.clamp_min(1e-6).unsqueeze(1)).clamp(-1.0, 1.2).mean(dim=0)
+    costs = (lost / seen.clean_margin.clamp_min(1e-6).unsqueeze(1)).clamp(0.0, 1.0).mean(dim=0)
+    return [
+        Candidate(layer, kind, ridge, lefts[:, i], rights[:, i], float(shares[i]), float(costs[i]))
+        for i, (kind, ridge) in enumerate(grid)
+    ]
+
+
+def effect(lefts: Tensor, rights: Tensor, gradients: Tensor, keys: Keys) -> Tensor:
+    """First-order change of the margin, ``Σ_p Ḡ_p · Λ (dᵀ k_p)``, ``N × D`` for ``D`` edits."""
+    slopes = torch.einsum("gdo,ngop->ngdp", lefts, gradients)
+    return (slopes * keys.respond(rights)).sum(dim=(1, 3))

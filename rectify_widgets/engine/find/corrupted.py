@@ -1,0 +1,161 @@
+"""Which other inputs carry the corruption of a pair?  Imports torch only.
+
+The edit directions of the best layers respond to the corruption and to little else.  Each input's
+largest response over positions is put on a scale where the pair's clean input is 0 and its
+corrupted one is 1; the score is the median over the edits, so that above one half the majority of
+them says "corrupted".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int, check_number
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs, batches, count_inputs
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.candidates import Candidate, layer_keys
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.find.proposals import Collected, look_at_layers
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import chunk_size, inspecting, model_device, model_dtype
+
+EDITS = 12
+"""Edits that vote."""
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What `find_corrupted` found, one entry an input.
+
+    Attributes:
+        scores: median response, 0 like the pairs' clean inputs and 1 like their corrupted ones.
+        flagged: whether the score is above the threshold.
+        threshold: as it was used.
+    """
+
+    scores: Tensor
+    flagged: Tensor
+    threshold: float
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        return f"Found({int(self.flagged.sum())} of {len(self)} inputs carry the corruption)"
+
+
+def find_corrupted(
+    model: nn.Module,
+    pairs: SamplePairs,
+    inputs: Inputs,
+    *,
+    reference: Inputs | None = None,
+    statistics: KeyStatistics | None = None,
+    threshold: float = THRESHOLD,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Found:
+    """Find the inputs that carry the corruption which the pairs show.
+
+    Args:
+        model: the classifier with the behaviour; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        inputs: what to search: a tensor, a data set or a loader (labels ignored).
+        reference: unlabelled inputs for the statistics; None takes ``inputs`` themselves.
+        statistics: of the references, where they have been collected already.
+        threshold: score above which an input is flagged.
+        batch_size: inputs in one forward pass.
+        seed: which references are looked at.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input, or a corruption that reaches no layer.
+        Cancelled: ``cancel`` said so.
+    """
+    check_int("batch_size", batch_size, low=1)
+    check_int("seed", seed, low=0)
+    shape = check_pairs(pairs).corrupted
+    next(batches("inputs", inputs, batch_size, like=shape))
+    threshold = check_number("threshold", threshold, low=0.0, high=1.0)
+    monitor = Monitor(progress, cancel)
+    reference = inputs if reference is None else reference
+    with inspecting(model) as module:
+        scene = look(module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor)
+        looked = look_at_layers(
+            scene, Collected(scene, reference, statistics, seed),
+            scene.probe(module, seed, monitor), scene.sources(seed), monitor.part(0.0, 0.6),
+        )  # fmt: skip
+        voters = pick_voters(looked.options)
+        if not voters:
+            raise ValueError(
+                "pairs: the corruption reaches none of the layers, so that nothing can be found"
+            )
+        total = count_inputs(inputs) or 0
+        scores: list[Tensor] = []
+        done = 0
+        for batch in batches("inputs", inputs, batch_size, like=shape):
+            monitor.part(0.6, 1.0).report(done / total if total else 0.0, "searching inputs")
+            scores.append(corruption_scores(module, scene.pairs, voters, batch, monitor))
+            done += len(batch)
+        monitor.report(1.0, "searched all inputs")
+    found = torch.cat(scores)
+    return Found(found, found > threshold, threshold)
+
+
+def pick_voters(options: Mapping[str, list[Candidate]]) -> list[Candidate]:
+    """The contrast edit with the best prediction of each of the best layers."""
+    best = [
+        next((c for c in found if c.direction == "contrast"), found[0])
+        for found in options.values()
+        if found
+    ]
+    best.sort(key=lambda candidate: -candidate.score)
+    return best[:EDITS]
+
+
+def corruption_scores(
+    model: nn.Module,
+    pairs: SamplePairs,
+    voters: Sequence[Candidate],
+    inputs: Tensor,
+    monitor: Monitor,
+) -> Tensor:
+    """Median response of each input, ``N``, on the scale of the pairs."""
+    chosen = {candidate.layer.name: candidate.layer for candidate in voters}
+    inputs = inputs.to(device=model_device(model), dtype=model_dtype(model))
+    low, high, found = (
+        _responses(model, chosen, voters, samples, monitor)
+        for samples in (pairs.clean, pairs.corrupted, inputs)
+    )
+    start, stop = low.mean(dim=0), high.mean(dim=0)
+    scaled = (found - start) / (stop - start).clamp_min(1e-12)
+    return scaled.median(dim=1).values.cpu()
+
+
+def _responses(
+    model: nn.Module,
+    layers: dict[str, EditableLayer],
+    voters: Sequence[Candidate],
+    inputs: Tensor,
+    monitor: Monitor,
+) -> Tensor:
+    """Largest ``dᵀ k`` over positions and groups, ``N × voters``."""
+    parts = []
+    for chunk in inputs.split(min(64, chunk_size(inputs, inputs.device))):
+        monitor.check()
+        keys = layer_keys(model, layers, chunk)
+        columns = [
+            keys[voter.layer.name].respond(voter.right.unsqueeze(1)).flatten(1).amax(dim=1)
+            for voter in voters
+        ]
+        parts.append(torch.stack(columns, dim=1))
+    return torch.cat(parts)

@@ -1,0 +1,143 @@
+"""`estimate_memory`: what a call will take, before it is made.  Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+import torch
+from torch import nn
+
+from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.edit.statistics import BATCH
+from rectify_widgets.engine.find.candidates import RIDGES
+from rectify_widgets.engine.find.problem import counts_of
+from rectify_widgets.engine.measure.replay import ROOM
+from rectify_widgets.engine.model.catalog import editable_layers
+from rectify_widgets.engine.model.memory import (
+    FACTOR_ROOM,
+    check_limit,
+    collect_chunk,
+    collect_peak,
+    held,
+    look_peak,
+    measure_sizes,
+    parts,
+    told,
+)
+from rectify_widgets.engine.model.running import inspecting, model_device, model_dtype
+
+CALLS = ("collect", "localize", "rectify")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What `estimate_memory` found; all numbers are bytes, beyond what the model takes already.
+
+    Attributes:
+        peak: the most that is alive at one time.
+        phases: the most of each phase.
+        passes: parts that the layers are looked at in, one after the other.
+        largest: the layers that take most, with what they take.
+    """
+
+    peak: int
+    phases: Mapping[str, int]
+    passes: int
+    largest: Mapping[str, int]
+
+    def __str__(self) -> str:
+        lines = [f"peak {told(self.peak)} in {self.passes} pass{'es' * (self.passes > 1)}"]
+        lines += [f"  {told(size):>10}  {phase}" for phase, size in self.phases.items()]
+        lines += ["layers that take most:"]
+        lines += [f"  {told(size):>10}  {name}" for name, size in self.largest.items()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"peak, {self.passes} pass{'es' * (self.passes > 1)}", self.peak),
+            *self.phases.items(),
+            *((f"layer {name}", size) for name, size in self.largest.items()),
+        ]
+        body = "".join(
+            f"<tr><td style='text-align:left'>{escape(what)}</td><td>{told(size)}</td></tr>"
+            for what, size in rows
+        )
+        return f"<table><tbody>{body}</tbody></table>"
+
+
+def estimate_memory(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    call: str = "rectify",
+    pairs: int = 1,
+    references: int = 256,
+    memory_limit: int | None = None,
+) -> MemoryEstimate:
+    """Tell the peak memory of a call before it is made, from one pass of a single sample.
+
+    Args:
+        model: the classifier; left as it was.
+        input_shape: ``(C, H, W)`` of one sample.
+        call: ``"collect"`` (`KeyStatistics.collect` of all layers), ``"localize"`` or
+            ``"rectify"``, each with its defaults.
+        pairs: number of pairs.
+        references: number of references.
+        memory_limit: as given to the call, in bytes.
+
+    Raises:
+        TypeError, ValueError: bad input; a limit below what a single layer takes.
+    """
+    check_choice("call", call, CALLS)
+    check_int("pairs", pairs, low=1)
+    check_int("references", references, low=0)
+    limit = check_limit(memory_limit)
+    if not isinstance(input_shape, tuple | list | torch.Size):
+        raise TypeError(f"input_shape: got {input_shape!r}, want (channels, height, width)")
+    shape = [check_int("input_shape", size, low=1) for size in input_shape]
+    if len(shape) != 3:
+        raise ValueError(f"input_shape: got {tuple(shape)}, want (channels, height, width)")
+    with inspecting(model) as module:
+        example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
+        catalog = editable_layers(module, example)
+        sizes = measure_sizes(module, catalog.select("layers", None), example)
+    if call == "rectify":
+        sizes = replace(sizes, copy=sizes.weights)
+    counts = counts_of(pairs, references, example)
+    names = list(sizes.layers)
+    groups = [names] if call == "collect" else parts(sizes, counts, names, limit)
+    batch = max(min(BATCH, references), 1)
+    phases = {
+        "statistics": max(
+            collect_peak(sizes, group, collect_chunk(sizes, group, batch, limit))
+            for group in groups
+        )
+    }
+    if call != "collect":
+        phases["looking at the layers, solving"] = max(
+            look_peak(sizes, counts, group) for group in groups
+        )
+        shared = counts.references * sum(size.outputs for size in sizes.layers.values())
+        moments = sum(size.moment for size in sizes.layers.values())
+        phases["trying edits"] = (
+            2 * counts.references * sizes.sample
+            + counts.chunk * sizes.forward
+            + sizes.copy
+            + (2 * min(ROOM, shared) + moments if limit is None else 0)
+        )
+    if call == "rectify" and limit is None:
+        kept = min(FACTOR_ROOM, len(RIDGES) * moments)
+        phases = {name: size + kept for name, size in phases.items()}
+    taken = {
+        name: held(size, counts) if call != "collect" else size.moment
+        for name, size in sizes.layers.items()
+    }
+    largest = sorted(taken, key=lambda name: -taken[name])[:5]
+    return MemoryEstimate(
+        peak=max(phases.values()),
+        phases=phases,
+        passes=len(groups),
+        largest={name: taken[name] for name in largest},
+    )

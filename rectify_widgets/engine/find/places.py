@@ -1,0 +1,259 @@
+"""Where else does a corruption work?  The same patch, moved all over the input.  Imports torch only.
+
+One pair shows a patch in one place, and a rectification removes what the network does with it
+there.  Networks see a patch elsewhere too: those with strides along a lattice of places, whoever
+trained them on several places at each of these.  `find_places` looks at all of them, and hands out
+pairs with the patch in every place that works, to rectify from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.corruption import opacities, touched
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.find.problem import Scene, look
+from rectify_widgets.engine.model.running import inspecting, predict_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEAST = 0.75
+"""Share of the references that a place has to lead astray."""
+SAMPLES = 16
+"""References on which each place is tried."""
+LOOKED = 1024
+"""Places that are tried, about; on large inputs they lie apart."""
+MOST = 64
+"""Places that are handed out."""
+LARGEST = 0.5
+"""Share of the input that a patch may take up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where a corruption works, as `find_places` found it.
+
+    Attributes:
+        shares: ``R × C``, the share (0..1) of references that are given another class when the patch
+            is there.
+        rows, columns: of the patch's upper left pixel, ``R`` and ``C`` of them.
+        own: row and column of the patch in the first pair.
+        found: rows and columns of the places that work, the most effective first.
+        pairs: the pairs as given, then the same clean inputs with the patch in each place found.
+    """
+
+    shares: Tensor
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    own: tuple[int, int]
+    found: tuple[tuple[int, int], ...]
+    pairs: SamplePairs
+
+    def __repr__(self) -> str:
+        return (
+            f"Places({len(self.found)} of {self.shares.numel()} places work, own place row "
+            f"{self.own[0]}, column {self.own[1]})"
+        )
+
+    def plot(self) -> Figure:
+        """The share of references led astray for each place, the pair's own place marked."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.6, 3.8), layout="constrained")
+        axes = figure.subplots()
+        edges = (
+            self.columns[0] - 0.5, self.columns[-1] + 0.5,
+            self.rows[-1] + 0.5, self.rows[0] - 0.5,
+        )  # fmt: skip
+        picture = axes.imshow(self.shares, cmap="cividis", vmin=0.0, vmax=1.0, extent=edges)
+        axes.plot(
+            self.own[1], self.own[0], "s", color="none", markeredgecolor="#d55e00", markersize=9
+        )
+        axes.set_xlabel("column of the patch", color="#888888")
+        axes.set_ylabel("row of the patch", color="#888888")
+        bar = figure.colorbar(picture)
+        bar.set_label("share of references led astray", color="#888888")
+        for one in (axes, bar.ax):
+            one.tick_params(colors="#888888")
+        axes.spines[:].set_visible(False)
+        figure.patch.set_alpha(0)
+        return figure
+
+
+def find_places(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    least: float = LEAST,
+    samples: int = SAMPLES,
+    opacity: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Places:
+    """Move the pairs' patch all over the input and see where it leads references astray.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts, ``N × C × H × W``, whose corruption is
+            a patch; with several pairs, references take their patches in turn.
+        reference: unlabelled inputs like those of training; None takes the pairs' clean inputs.
+        least: share (0..1) of references that a place has to lead astray.  A patch that merely
+            hides things leads some astray too.
+        samples: references that each place is tried on.
+        opacity: of the patch, see `transplant`.
+        seed: which references are tried.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input; samples that are no images, or a corruption of most of the
+            input.
+        Cancelled: ``cancel`` said so.
+
+    Example:
+        >>> places = rw.find_places(model, pair, reference=reference)
+        >>> result = rw.rectify(model, places.pairs, reference=reference)
+
+        What is left after a repair shows in fewer references, so look closely, and mend that too:
+
+        >>> closely = {"least": 0.1, "samples": 64}
+        >>> left = rw.find_places(result.model, pair, reference=reference, **closely)
+        >>> if left.found:
+        ...     result = rw.rectify(result.model, left.pairs, reference=reference)
+    """
+    check_module("model", model)
+    height, width = _largest(check_pairs(pairs))
+    least = check_number("least", least, low=0.0, high=1.0)
+    check_int("samples", samples, low=1)
+    check_int("seed", seed, low=0)
+    monitor = Monitor(progress, cancel)
+    images = pairs.clean if reference is None else reference
+    with inspecting(model) as module:
+        scene = look(
+            module, pairs, images, limit=samples, opacity=opacity, seed=seed, monitor=monitor
+        )
+        patches = _Patches(scene.pairs, scene.references, opacity)
+        rows, columns = _lattice(scene.pairs, patches.own, height, width)
+        shares = torch.stack(
+            [
+                _shares(scene, patches, row, columns, monitor.part(i / len(rows), 1.0))
+                for i, row in enumerate(rows)
+            ]
+        )
+        monitor.report(1.0, "tried all places")
+    order = shares.flatten().argsort(descending=True, stable=True)
+    works = [int(i) for i in order if float(shares.flatten()[i]) >= max(least, 1e-9)]
+    found = tuple((rows[i // len(columns)], columns[i % len(columns)]) for i in works)
+    elsewhere = [place for place in found if place != patches.own][:MOST]
+    return Places(shares, rows, columns, patches.own, found, _moved(scene, patches, elsewhere))
+
+
+class _Patches:
+    """The patches of some pairs, to be put anywhere."""
+
+    def __init__(self, pairs: SamplePairs, inputs: Tensor, opacity: float | None) -> None:
+        self._pairs = pairs
+        self._touched = touched(pairs)
+        self._boxes = _boxes(pairs)
+        self._opacity, self._low, self._high = opacities(pairs, inputs, opacity)
+        self.own = self._boxes[0][:2]
+
+    def put(self, number: int, inputs: Tensor, row: int, column: int) -> Tensor:
+        """``inputs`` with the patch of one pair, its upper left pixel at ``row`` and ``column``."""
+        top, left, height, width = self._boxes[number]
+        here = (..., slice(top, top + height), slice(left, left + width))
+        there = (..., slice(row, row + height), slice(column, column + width))
+        clean, corrupted = self._pairs.clean[number][here], self._pairs.corrupted[number][here]
+        under, opacity = inputs[there], self._opacity[number]
+        patch = under + (corrupted - clean) - opacity * (under - clean)
+        patch = torch.where(opacity == 1, corrupted, patch)
+        result = inputs.clone()
+        result[there] = torch.where(self._touched[number][here], patch, under)
+        return torch.minimum(torch.maximum(result, self._low), self._high)
+
+
+def _boxes(pairs: SamplePairs) -> list[tuple[int, int, int, int]]:
+    """Row, column, height and width of what each pair's corruption touches."""
+    found = []
+    for spots in touched(pairs).any(dim=1):
+        places = spots.nonzero()
+        top, left = places.amin(dim=0).tolist()
+        height, width = (places.amax(dim=0) + 1).tolist()
+        found.append((top, left, height - top, width - left))
+    return found
+
+
+def _largest(pairs: SamplePairs) -> tuple[int, int]:
+    """Height and width that hold each pair's patch; complains if they are no patches."""
+    shape = tuple(pairs.clean.shape)
+    if len(shape) != 4:
+        raise ValueError(f"pairs: got samples of shape {shape[1:]}, want images C × H × W")
+    boxes = _boxes(pairs)
+    height, width = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    share = height * width / (shape[2] * shape[3])
+    if share > LARGEST:
+        raise ValueError(
+            f"pairs: the corruption takes up {share:.0%} of the input, want a patch of {LARGEST:.0%}"
+            " at most that can be moved"
+        )
+    return height, width
+
+
+def _lattice(
+    pairs: SamplePairs, own: tuple[int, int], height: int, width: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows and columns to try, the first pair's own among them."""
+    room = (pairs.clean.shape[2] - height + 1, pairs.clean.shape[3] - width + 1)
+    apart = max(1, math.ceil(math.sqrt(room[0] * room[1] / LOOKED)))
+    rows, columns = (
+        tuple(range(place % apart, size, apart)) for place, size in zip(own, room, strict=True)
+    )
+    return rows, columns
+
+
+def _shares(
+    scene: Scene, patches: _Patches, row: int, columns: tuple[int, ...], monitor: Monitor
+) -> Tensor:
+    """Share of the references that are led astray from each column of a row."""
+    monitor.report(0.0, f"trying places in row {row}")
+    count = len(scene.pairs)
+    turns = [range(number, len(scene.references), count) for number in range(count)]
+    parts, answers = [], []
+    for number, turn in enumerate(turns):
+        inputs = scene.references[turn.start :: count]
+        parts += [patches.put(number, inputs, row, column) for column in columns if len(inputs)]
+        answers += [scene.answers[turn.start :: count]] * (len(columns) if len(inputs) else 0)
+    told = predict_all(scene.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
+    wrong = (told != torch.cat(answers)).double().cpu()
+    sizes = [len(part) for part in parts]
+    sums = torch.stack([part.sum() for part in wrong.split(sizes)]).reshape(-1, len(columns))
+    return (sums.sum(dim=0) / len(scene.references)).float()
+
+
+def _moved(scene: Scene, patches: _Patches, places: list[tuple[int, int]]) -> SamplePairs:
+    """The pairs, and their clean inputs in turn with the patch in each of these places."""
+    pairs, labels = scene.pairs, scene.labels
+    turn = [number % len(pairs) for number in range(len(places))]
+    corrupted = [
+        patches.put(number, pairs.clean[number : number + 1], row, column)
+        for number, (row, column) in zip(turn, places, strict=True)
+    ]
+    changed = [
+        i for i, number in enumerate(turn) if not torch.equal(corrupted[i][0], pairs.clean[number])
+    ]
+    kept = [turn[i] for i in changed]
+    return SamplePairs(
+        torch.cat([pairs.corrupted, *(corrupted[i] for i in changed)]),
+        torch.cat([pairs.clean, pairs.clean[kept]]),
+        torch.cat([labels, labels[kept]]),
+    )

@@ -1,0 +1,268 @@
+"""What localisation, solving, detection and rectification all look at: model, pairs, references.
+
+Imports torch only.  A `Scene` is made once a call, from checked input, inside `inspecting`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_labels, check_number
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.ranks import ALONE, Ranks
+from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.candidates import Probe, runner_up
+from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
+from rectify_widgets.engine.model.gradients import margin
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.memory import (
+    Counts,
+    Sizes,
+    check_limit,
+    hand_back,
+    measure_sizes,
+    parts,
+)
+from rectify_widgets.engine.model.running import (
+    chunk_size,
+    model_device,
+    model_dtype,
+    predict,
+    predict_all,
+)
+
+PROBE = 32
+"""References that carry the corruption in one sweep."""
+SPLIT = 64
+"""References from which on solving and judging use disjoint halves."""
+MAX_REFERENCES = 768
+"""References that are looked at one by one; statistics may stream more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A model, the pairs, and references with and without the pairs' corruption."""
+
+    model: nn.Module
+    catalog: LayerCatalog
+    layers: Mapping[str, EditableLayer]
+    pairs: SamplePairs
+    """On the model's device, with labels."""
+    references: Tensor
+    """``M × C × H × W``; the pairs' clean inputs where no references were given."""
+    carriers: Tensor
+    """The references with the pairs' corruption transplanted onto them."""
+    answers: Tensor
+    """``M``, the model's own prediction for each reference."""
+    given: bool
+    """Whether references were given."""
+    limit: int | None = None
+    """Bytes to keep to."""
+    sizes: Sizes | None = None
+    """What the model's passes take; known where there is a limit."""
+    ranks: Ranks = ALONE
+    """Who makes the call too, each with the same scene."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the pairs."""
+        assert self.pairs.labels is not None  # noqa: S101 - `look` has filled them in
+        return self.pairs.labels
+
+    def parts(self) -> list[dict[str, EditableLayer]]:
+        """The layers, as many at a time as the limit allows; all where there is none."""
+        if self.sizes is None:
+            return [dict(self.layers)]
+        given = len(self.references) if self.given else 0
+        counts = counts_of(len(self.pairs), given, self.references)
+        names = parts(self.sizes, counts, list(self.layers), self.limit)
+        return [{name: self.layers[name] for name in some} for some in names]
+
+    def hand_back(self) -> None:
+        """Between two steps of the work: keep to the limit by handing back what was freed."""
+        if self.limit is not None:
+            hand_back(self.references.device)
+
+    def only(self, rows: Tensor) -> Scene:
+        """The same scene with some of the references."""
+        return replace(
+            self,
+            references=self.references[rows],
+            carriers=self.carriers[rows],
+            answers=self.answers[rows],
+        )
+
+    def halves(self, rows: Tensor, seed: int) -> tuple[Scene, Scene]:
+        """Scenes to solve and to judge with: disjoint halves of these references, if enough."""
+        if not self.given or len(rows) < SPLIT:
+            return self.only(rows), self.only(rows)
+        mixed = rows[_shuffle(len(rows), seed)]
+        half = len(rows) // 2
+        return self.only(mixed[:half]), self.only(mixed[half:])
+
+    def pair_probe(self) -> Probe:
+        """The pairs themselves as a probe."""
+        return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)
+
+    def probe(
+        self, model: nn.Module, seed: int, monitor: Monitor | None = None, *, size: int = PROBE
+    ) -> Probe:
+        """References on which the behaviour still shows; then those where it is nearest to."""
+        if not self.given:
+            return self.pair_probe()
+        scores = predict_all(model, self.carriers, monitor=monitor)
+        margins = margin(scores, self.answers, runner_up(scores, self.answers))
+        wrong = (margins < 0).nonzero().flatten()
+        if len(wrong) >= size:
+            rows = wrong[_shuffle(len(wrong), seed)[:size].to(wrong.device)]
+        else:
+            rows = margins.argsort()[:size]
+        return Probe(self.carriers[rows], self.references[rows], self.answers[rows])
+
+    def sources(self, seed: int, size: int = PROBE) -> list[tuple[Tensor, Tensor]]:
+        """Corrupted and clean inputs to solve from.
+
+        The pairs alone and, where references are many enough to judge on others, the pairs with
+        references that carry the transplanted corruption.
+        """
+        sources = [(self.pairs.corrupted, self.pairs.clean)]
+        if self.given and len(self.references) >= SPLIT // 2:
+            rows = _shuffle(len(self.references), seed)[:size].to(self.references.device)
+            sources.append(
+                (
+                    torch.cat([self.pairs.corrupted, self.carriers[rows]]),
+                    torch.cat([self.pairs.clean, self.references[rows]]),
+                )
+            )
+        return sources
+
+
+def look(
+    model: nn.Module,
+    pairs: object,
+    reference: Inputs | None,
+    *,
+    statistics: object = None,
+    layers: object = None,
+    argument: str = "layers",
+    limit: int = MAX_REFERENCES,
+    opacity: float | None = None,
+    memory_limit: int | None = None,
+    own: bool = False,
+    seed: int = 0,
+    monitor: Monitor | None = None,
+    ranks: Ranks = ALONE,
+) -> Scene:
+    """Check the input of a call and put the scene together.
+
+    Args:
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        pairs: `SamplePairs`.
+        reference: unlabelled inputs, or None (then a warning, and the pairs serve).
+        statistics: of the references, if they are known; then references may be missing.
+        layers: names, or None for all editable layers.
+        argument: what the caller calls ``layers``.
+        limit: references to take.
+        opacity: of the transplant, see `rectify_widgets.engine.data.corruption.transplant`.
+        memory_limit: bytes to keep to, or None.
+        own: whether the model is a copy of the call's own, which takes memory too.
+        seed: which references, and which pair's corruption goes onto which.
+        monitor: asked between batches, if there is one.
+        ranks: who makes the call too; all of them get the same scene.
+    """
+    pairs = check_pairs(pairs)
+    if statistics is not None and not isinstance(statistics, KeyStatistics):
+        raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
+    if opacity is not None:
+        check_number("opacity", opacity, low=0.0, high=1.0)
+    memory_limit = check_limit(memory_limit)
+    pairs = pairs.to(model_device(model), model_dtype(model))
+    references = pairs.clean
+    if reference is None and statistics is None:
+        warnings.warn(
+            "reference: none given, so the pairs' own positions serve as statistics; "
+            "16 or more unlabelled inputs make edits far more precise",
+            UserWarning,
+            stacklevel=3,
+        )
+    if reference is not None:
+        references = _take(reference, limit, seed, ranks).to(pairs.clean)
+        if references.shape[1:] == pairs.clean.shape:
+            raise ValueError(
+                f"pairs: got samples of shape {tuple(pairs.clean.shape[1:])} for references of "
+                f"shape {tuple(references.shape[1:])}; add the batch dimension with [None]"
+            )
+        if references.shape[1:] != pairs.clean.shape[1:]:
+            raise ValueError(
+                f"reference: got samples of shape {tuple(references.shape[1:])}, want "
+                f"{tuple(pairs.clean.shape[1:])} as in pairs"
+            )
+    scores = predict(model, pairs.clean[:1])
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("model: its scores are NaN or infinite, want a model with finite weights")
+    labels = pairs.labels
+    if labels is None:
+        labels = predict_all(model, pairs.clean, monitor=monitor).argmax(dim=1)
+    labels = check_labels("pairs.labels", labels, count=len(pairs), classes=scores.shape[1])
+    catalog = editable_layers(model, pairs.clean)
+    answers = labels
+    if reference is not None:
+        answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
+    chosen = catalog.select(argument, layers)
+    sizes = None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1])
+    if sizes is not None and own:
+        sizes = replace(sizes, copy=sizes.weights)
+    scene = Scene(
+        model=model,
+        catalog=catalog,
+        layers=chosen,
+        pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
+        references=references,
+        carriers=(
+            pairs.corrupted
+            if reference is None
+            else transplant(pairs, references, opacity=opacity, seed=seed)
+        ),
+        answers=answers,
+        given=reference is not None,
+        limit=memory_limit,
+        ranks=ranks,
+        sizes=sizes,
+    )
+    scene.parts()  # says now if the limit is too low
+    return scene
+
+
+def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
+    """Samples that a call looks at, from so many pairs and references (0 for none) like ``inputs``.
+
+    Where `Scene.halves` splits them, one half is solved with.
+    """
+    looked = min(references, MAX_REFERENCES)
+    more = PROBE if looked >= SPLIT // 2 else 0
+    return Counts(
+        references=looked,
+        probe=min(PROBE, looked) if looked else pairs,
+        sources=pairs + (pairs + more if more else 0),
+        chunk=chunk_size(inputs, inputs.device),
+    )
+
+
+def _take(reference: Inputs, limit: int, seed: int, ranks: Ranks) -> Tensor:
+    """Up to ``limit`` references: at random from a tensor, the first of anything else."""
+    total = count_inputs(reference)
+    if isinstance(reference, Tensor) and total is not None and total > limit:
+        reference = reference[_shuffle(total, seed)[:limit].to(reference.device)]
+    return gather("reference", reference, limit, ranks)
+
+
+def _shuffle(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

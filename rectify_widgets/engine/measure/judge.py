@@ -1,0 +1,183 @@
+"""How far a model is from having the behaviour removed, and at what price.  Imports torch only.
+
+Everything is measured against what the *original* model answered to the references without the
+corruption, so no label is needed:
+
+- *gap*: mean total variation distance between the class probabilities on references with the
+  corruption and the original's probabilities without it (0: the corruption changes nothing);
+- *disturbance*: the same distance on references without the corruption;
+- *degradation*: expected loss of accuracy on references without the corruption.  Where a prediction
+  flips from ``a`` to ``b``, the original model's own probabilities say what that costs,
+  ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  With labelled
+  data for validation it is the measured loss of accuracy instead;
+- *worst class*: the same degradation within the class that suffers most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.measure.replay import Replay
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import predict_all
+
+WEIGHT = 2.0
+"""What a point of disturbance weighs against a point of gap."""
+CLASS_FACTOR = 5.0
+"""The worst class may lose this many times the budget of the mean."""
+CLASS_SIZE = 10
+"""Classes with fewer references are too small to judge by themselves."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a `Judge` measured; all numbers are fractions, but for the class that suffers most."""
+
+    gap: float
+    disturbance: float
+    degradation: float
+    worst_class: float
+    sufferer: int | None = None
+
+    @property
+    def objective(self) -> float:
+        """Gap plus weighted disturbance: what the loop makes smaller."""
+        return self.gap + WEIGHT * self.disturbance
+
+    def within(self, budget: float) -> bool:
+        """Whether the degradation, of the mean and of the worst class, is within the budget."""
+        return self.degradation <= budget and self.worst_class <= CLASS_FACTOR * budget
+
+
+class Judge:
+    """Measures a model on fixed references.
+
+    Args:
+        model: the original model.
+        references, carriers: ``M × C × H × W`` without and with the corruption.
+        validation: labelled inputs on which degradation is measured instead, or None.
+        monitor: asked between batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        references: Tensor,
+        carriers: Tensor,
+        validation: tuple[Tensor, Tensor] | None = None,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self._inputs = {"corrupted": carriers, "clean": references}
+        self._replays: dict[str, Replay] = {}
+        scores = predict_all(model, references, monitor=monitor)
+        self._original = scores.softmax(dim=1)
+        self._answers = scores.argmax(dim=1)
+        self._validation = validation
+        if validation is None:
+            self._groups, self._start = self._answers, torch.zeros_like(self._answers).float()
+        else:
+            inputs, labels = validation
+            self._inputs["validation"] = inputs
+            self._groups = labels
+            answers = predict_all(model, inputs, monitor=monitor).argmax(dim=1)
+            self._start = -(answers == labels).float()
+
+    @contextmanager
+    def sharing(
+        self, model: nn.Module, layers: Sequence[EditableLayer], monitor: Monitor
+    ) -> Iterator[None]:
+        """Measure edits of these layers, one at a time, without running what comes before them.
+
+        Within the block nothing but the edited layer may differ from the model as it is now.  What
+        is measured is the same.
+        """
+        try:
+            for kind, inputs in self._inputs.items():
+                self._replays[kind] = Replay(model, inputs, layers, monitor=monitor)
+            yield
+        finally:
+            self._replays.clear()
+
+    def measure(
+        self, model: nn.Module, monitor: Monitor | None = None, edited: str | None = None
+    ) -> Verdict:
+        """Measure ``model``; the monitor is told, and asked between batches.
+
+        ``edited`` names the layer that is being tried, where work is shared.
+        """
+        if monitor is not None:
+            monitor.report(0.0, "measuring the gap")
+        gap = self._gap(model, monitor, edited)
+        if monitor is not None:
+            monitor.report(0.5, "measuring the degradation")
+        return self._finish(model, gap, monitor, edited)
+
+    def measure_below(
+        self,
+        model: nn.Module,
+        bar: float,
+        monitor: Monitor | None = None,
+        edited: str | None = None,
+    ) -> Verdict | None:
+        """Measure ``model``; None where its gap alone is already ``bar`` or more."""
+        gap = self._gap(model, monitor, edited)
+        return None if gap >= bar else self._finish(model, gap, monitor, edited)
+
+    def _predict(
+        self, model: nn.Module, kind: str, monitor: Monitor | None, edited: str | None
+    ) -> Tensor:
+        if edited is not None and kind in self._replays:
+            return self._replays[kind].scores(model, edited, monitor)
+        return predict_all(model, self._inputs[kind], monitor=monitor)
+
+    def _gap(self, model: nn.Module, monitor: Monitor | None, edited: str | None) -> float:
+        return self._distance(self._predict(model, "corrupted", monitor, edited))
+
+    def _finish(
+        self, model: nn.Module, gap: float, monitor: Monitor | None, edited: str | None
+    ) -> Verdict:
+        scores = self._predict(model, "clean", monitor, edited)
+        losses = self._losses(model, scores, monitor, edited) - self._start
+        worst, sufferer = self._worst(losses)
+        return Verdict(
+            gap=gap,
+            disturbance=self._distance(scores),
+            degradation=float(losses.mean()),
+            worst_class=worst,
+            sufferer=sufferer,
+        )
+
+    def _distance(self, scores: Tensor) -> float:
+        change = (scores.softmax(dim=1) - self._original).abs()
+        distance = 0.5 * change.sum(dim=1).mean()
+        return float(distance) if bool(torch.isfinite(distance)) else 1.0
+
+    def _losses(
+        self, model: nn.Module, scores: Tensor, monitor: Monitor | None, edited: str | None
+    ) -> Tensor:
+        """Cost of each sample's present prediction; compared with that at the start."""
+        if self._validation is not None:
+            answers = self._predict(model, "validation", monitor, edited).argmax(dim=1)
+            return -(answers == self._validation[1]).float()
+        rows = torch.arange(len(scores), device=scores.device)
+        kept = self._original[rows, scores.argmax(dim=1)]
+        return self._original[rows, self._answers] - kept
+
+    def _worst(self, losses: Tensor) -> tuple[float, int | None]:
+        """What the class that suffers most loses, and its number; None where none loses."""
+        worst, sufferer = 0.0, None
+        for group in self._groups.unique():
+            members = losses[self._groups == group]
+            if len(members) >= CLASS_SIZE:
+                # One flip of a small class is chance, not a trend: the costliest is set aside.
+                rest = members.sum() - members.max().clamp_min(0)
+                share = float(rest / len(members))
+                if share > worst:
+                    worst, sufferer = share, int(group)
+        return worst, sufferer

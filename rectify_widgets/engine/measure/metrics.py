@@ -1,0 +1,288 @@
+"""How reliable a classifier is on a labelled test set.  Imports torch only.
+
+All figures are fractions from 0 to 1; the printed table shows per cent.  Test sets are streamed: of
+each input no more than its predicted class and its label is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int, check_labels, check_module, check_number
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.ranks import Ranks, check_distributed
+from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
+from rectify_widgets.engine.model.running import inspecting, predict_all
+
+TITLES = {
+    "overall_accuracy": "overall accuracy",
+    "attack_success_rate": "attack success rate",
+    "corrupted_accuracy": "corrupted accuracy",
+    "clean_target_rate": "clean target rate",
+}
+_RESAMPLES = 1000
+_DRAWN = 1_000_000
+"""Values drawn at once, of as many resamples as that makes."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` measured.  A figure is None where the data for it was not given.
+
+    Attributes:
+        overall_accuracy: accuracy on the clean inputs (OA).
+        attack_success_rate: share of corrupted inputs predicted as the target, without those whose
+            true label is the target (ASR).
+        corrupted_accuracy: share of corrupted inputs that get their true label.
+        clean_target_rate: share of *clean* inputs of other classes predicted as the target.  No
+            repair need bring the attack success rate below this floor.
+        intervals: bootstrap interval of each figure, where a confidence was asked for.
+        samples: number of clean and of corrupted inputs.
+    """
+
+    overall_accuracy: float
+    attack_success_rate: float | None = None
+    corrupted_accuracy: float | None = None
+    clean_target_rate: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    samples: tuple[int, int] = (0, 0)
+
+    def figures(self) -> dict[str, float]:
+        """The figures that were measured, by attribute name."""
+        values = {name: getattr(self, name) for name in TITLES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        rows = [f"{TITLES[name]:<20} {text}" for name, text in self._texts().items()]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(TITLES[name])}</th>"
+            f"<td style='text-align:right'>{escape(text)}</td></tr>"
+            for name, text in self._texts().items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _texts(self) -> dict[str, str]:
+        texts = {}
+        for name, value in self.figures().items():
+            texts[name] = f"{100 * value:6.2f} %"
+            if name in self.intervals:
+                low, high = self.intervals[name]
+                texts[name] += f"  [{100 * low:.2f}, {100 * high:.2f}]"
+        return texts
+
+
+def evaluate(
+    model: nn.Module,
+    clean: Labelled,
+    corrupted: Labelled | None = None,
+    target: int | None = None,
+    *,
+    confidence: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    distributed: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Report:
+    """Measure a classifier on clean and corrupted test inputs.
+
+    Args:
+        model: the classifier; left as it was.
+        clean: inputs ``N × C × H × W`` and their ``N`` true labels, or a data set or a loader of
+            (input, label), which is streamed and may be larger than memory.
+        corrupted: inputs with the corruption and their *true* labels, likewise; None leaves these
+            figures out.
+        target: class that the corruption pulls to; None leaves the attack success rate out.
+        confidence: level of the bootstrap intervals, such as 0.95; None for none.
+        batch_size: inputs in one forward pass.
+        seed: of the bootstrap.
+        distributed: share the inputs out over the processes of ``torch.distributed``, every one of
+            which makes this call; see `rectify_widgets.engine.base.ranks`.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
+        Cancelled: ``cancel`` said so.
+    """
+    check_module("model", model)
+    check_int("batch_size", batch_size, low=1)
+    _check_level(confidence, seed)
+    check_target(target, None)
+    ranks = check_distributed(distributed)
+    monitor = Monitor(progress, cancel)
+    sets = {"clean": clean} if corrupted is None else {"clean": clean, "corrupted": corrupted}
+    with ranks.together():
+        like = None
+        for argument, data in sets.items():  # bad input shows before an hour has gone by
+            like, _ = next(labelled(argument, data, batch_size, like=like))
+        with inspecting(model) as module:
+            own = [
+                _answers(
+                    module, argument, data, target, batch_size, like, ranks,
+                    monitor.part(number / len(sets), (number + 1) / len(sets)),
+                )
+                for number, (argument, data) in enumerate(sets.items())
+            ]  # fmt: skip
+            monitor.report(1.0, "evaluated")
+    told = [_in_order(ranks.gather(rows)) for rows in own]
+    return evaluate_predictions(
+        told[0], told[1] if corrupted is not None else None, target,
+        confidence=confidence, seed=seed,
+    )  # fmt: skip
+
+
+def _in_order(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels in the order of the inputs, whichever rank had them."""
+    ordered = rows[rows[:, 0].argsort()]
+    return ordered[:, 1], ordered[:, 2]
+
+
+def _answers(
+    model: nn.Module,
+    argument: str,
+    data: Labelled,
+    target: int | None,
+    batch_size: int,
+    like: Tensor | None,
+    ranks: Ranks,
+    monitor: Monitor,
+) -> Tensor:
+    """Number, predicted class and label of every input of this rank, ``N × 3``."""
+    rows = [torch.empty(0, 3, dtype=torch.long)]
+    total, done = count_inputs(data), 0
+    stream = labelled(argument, data, batch_size, like=like, ranks=ranks)
+    for number, (inputs, labels) in enumerate(stream):
+        share = done * ranks.size / total if total else 0.0
+        monitor.report(share, f"evaluating {argument} inputs")
+        scores = scored(model, inputs, batch_size, monitor)
+        where = f"{argument}[1]" if isinstance(data, tuple | list) else f"{argument}: its labels"
+        check_labels(where, labels, count=len(labels), classes=scores.shape[1])
+        check_target(target, scores.shape[1])
+        first = (number * ranks.size + ranks.rank) << 32
+        order = first + torch.arange(len(labels))
+        rows.append(torch.stack([order, scores.argmax(dim=1), labels.cpu()], dim=1))
+        done += len(labels)
+    return torch.cat(rows)
+
+
+def evaluate_predictions(
+    clean: tuple[Tensor, Tensor],
+    corrupted: tuple[Tensor, Tensor] | None = None,
+    target: int | None = None,
+    *,
+    confidence: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """The figures of `evaluate` from classes that were predicted already.
+
+    Args:
+        clean: the ``N`` classes predicted for the clean inputs, and their true labels.
+        corrupted: the classes predicted for corrupted inputs, and their *true* labels.
+        target, confidence, seed: as in `evaluate`.
+
+    Raises:
+        TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
+    """
+    _check_level(confidence, seed)
+    check_target(target, None)
+    answers, y = _told("clean", clean)
+    outcomes = {"overall_accuracy": answers == y}
+    if target is not None:
+        outcomes["clean_target_rate"] = (answers == target)[y != target]
+    if corrupted is not None:
+        predicted, yt = _told("corrupted", corrupted)
+        outcomes["corrupted_accuracy"] = predicted == yt
+        if target is not None:
+            outcomes["attack_success_rate"] = (predicted == target)[yt != target]
+            if not len(outcomes["attack_success_rate"]):
+                raise ValueError(
+                    f"corrupted: all its labels are the target {target}, want other classes too"
+                )
+    intervals = {}
+    if confidence is not None:
+        intervals = {
+            name: bootstrap(hits.double(), confidence=confidence, seed=seed)
+            for name, hits in outcomes.items()
+            if len(hits)  # nothing to resample where all clean inputs are of the target class
+        }
+    rates = {
+        name: float(hits.double().mean()) if len(hits) else None for name, hits in outcomes.items()
+    }
+    return Report(
+        overall_accuracy=rates["overall_accuracy"] or 0.0,
+        attack_success_rate=rates.get("attack_success_rate"),
+        corrupted_accuracy=rates.get("corrupted_accuracy"),
+        clean_target_rate=rates.get("clean_target_rate"),
+        intervals=intervals,
+        samples=(len(y), 0 if corrupted is None else len(corrupted[1])),
+    )
+
+
+def scored(
+    model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor | None = None
+) -> Tensor:
+    """Scores on the CPU.  Infinite ones are fine (a masked class), NaN has no greatest class."""
+    scores = predict_all(model, inputs, batch_size, monitor).cpu()
+    if bool(scores.isnan().any()):
+        raise ValueError("model: some of its scores are NaN, want a model with finite weights")
+    return scores
+
+
+def check_target(target: object, classes: int | None) -> int | None:
+    """``target`` if it is None or a class number (below ``classes``, where that is known)."""
+    if target is None:
+        return None
+    number = check_int("target", target, low=0)
+    if classes is not None and number >= classes:
+        raise ValueError(f"target: got {number}, want a class from 0 to {classes - 1}")
+    return number
+
+
+def _check_level(confidence: object, seed: object) -> None:
+    check_int("seed", seed, low=0)
+    if confidence is not None:
+        check_number("confidence", confidence, low=0.5, high=0.9999)
+
+
+def _told(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels, on the CPU."""
+    predicted, labels = data
+    predicted = check_labels(f"{argument}[0]", predicted, count=len(predicted))
+    labels = check_labels(f"{argument}[1]", labels, count=len(predicted))
+    if not len(labels):
+        raise ValueError(f"{argument}: got no predictions, want at least one")
+    return predicted.cpu(), labels.cpu()
+
+
+def bootstrap(
+    values: Tensor,
+    *,
+    confidence: float,
+    seed: int,
+    statistic: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (or of another ``statistic`` over the last axis).
+
+    Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; 1,000 resamples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = len(values)
+    found = []
+    for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1)):
+        drawn = values[torch.randint(count, (len(rows), count), generator=generator)]
+        if statistic is None:
+            found.append(drawn.mean(dim=1))
+        else:
+            found.append(torch.stack([statistic(row) for row in drawn]))
+    means = torch.cat(found)
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
+    return float(low), float(high)

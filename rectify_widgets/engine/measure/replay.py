@@ -1,0 +1,289 @@
+"""Trial edits of a layer share all that runs before it: that is run once, kept, and gone on from.
+
+Imports torch only.  Which module calls end before a layer begins is seen in one forward pass of one
+sample; a replay then answers those calls with what they gave, and everything behind runs as ever,
+so that the scores are the same to the bit.  Of the answers only those are kept that something behind
+really looks at: a block's output and what goes round it, not all that happened within.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import chunk_size, predict, predict_all, working_dtype
+
+ROOM = 2**29
+"""Bytes that a replay may keep; chunks of inputs beyond are run whole."""
+
+
+class _Touched(Exception):  # noqa: N818 - says what is needed; nothing is wrong
+    def __init__(self, call: int) -> None:
+        super().__init__(call)
+        self.call = call
+
+
+class _Absent(Tensor):
+    """Stands for an answer that nobody may need; says so when somebody does."""
+
+    call: int
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        absent = next(one for one in tree_leaves((args, kwargs)) if isinstance(one, _Absent))
+        raise _Touched(absent.__dict__["call"])
+
+    @classmethod
+    def of(cls, call: int) -> _Absent:
+        absent = torch.empty(0).as_subclass(cls)
+        absent.__dict__["call"] = call
+        return absent
+
+
+@dataclass
+class _Call:
+    """One call of a module in a forward pass."""
+
+    module: nn.Module
+    parent: int
+    start: int
+    stop: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to go on from a layer."""
+
+    answers: Mapping[nn.Module, tuple[int | None, ...]]
+    """For each module, in the order of its calls in a replay: the call that is answered for it, or
+    None where it runs."""
+    needed: frozenset[int]
+    """Calls whose answers something behind the layer looks at."""
+
+
+class Replay:
+    """Scores of fixed inputs under edits of one layer at a time.
+
+    The model must not change otherwise as long as the replay is used; a layer that cannot be
+    replayed (a model that draws random numbers, say) is run whole.
+
+    Args:
+        model: in evaluation mode, with the weights that everything before an edit will have.
+        inputs: ``N × C × H × W`` on the model's device.
+        layers: those that will be edited.
+        room: bytes to keep at most.
+        monitor: asked between chunks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        layers: Iterable[EditableLayer],
+        *,
+        room: int = ROOM,
+        monitor: Monitor,
+    ) -> None:
+        self._inputs = inputs
+        self._chunks = inputs.split(chunk_size(inputs, inputs.device))
+        calls = _trace(model, inputs[:1])
+        self._plans: dict[str, _Plan] = {}
+        for layer in layers:
+            if layer.name not in self._plans:
+                plan = _plan(model, layer.module, calls, inputs[:1])
+                if plan is not None:
+                    self._plans[layer.name] = plan
+        self._kept: list[dict[int, Any]] = []
+        wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
+        with suppress(torch.OutOfMemoryError):  # then what is kept so far must do
+            self._keep(model, calls, wanted, room, monitor)
+
+    def _keep(
+        self,
+        model: nn.Module,
+        calls: list[_Call],
+        wanted: frozenset[int],
+        room: int,
+        monitor: Monitor,
+    ) -> None:
+        for chunk in self._chunks if wanted else ():
+            monitor.check()
+            kept = _answers(model, calls, wanted, chunk)
+            room -= sum(leaf.nbytes for leaf in tree_leaves(kept) if isinstance(leaf, Tensor))
+            if room < 0 or len(kept) < len(wanted):
+                break
+            self._kept.append(kept)
+
+    def scores(self, model: nn.Module, edited: str, monitor: Monitor | None = None) -> Tensor:
+        """Scores with the model as it is now, which differs in the edited layer alone."""
+        plan = self._plans.get(edited)
+        kept = self._kept if plan is not None else []
+        found = []
+        for chunk, answers in zip(self._chunks, kept, strict=False):
+            assert plan is not None  # noqa: S101 - nothing is kept without one
+            if monitor is not None:
+                monitor.check()
+            try:
+                with _answering(plan, answers):
+                    scores = predict(model, chunk)
+            except torch.OutOfMemoryError:
+                self._kept.clear()
+                break
+            found.append(scores.to(working_dtype(scores.dtype)))
+        rest = self._inputs[sum(map(len, found)) :]
+        if len(rest):
+            found.append(predict_all(model, rest, len(self._chunks[0]), monitor))
+        return torch.cat(found)
+
+
+@contextmanager
+def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Have modules run other functions while the block runs."""
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.callback(_restore, module, module.__dict__.get("forward"))
+            module.__dict__["forward"] = forward
+        yield
+
+
+def _restore(module: nn.Module, forward: object) -> None:
+    if forward is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = forward
+
+
+def _watched(
+    module: nn.Module, before: Callable[[], Any], after: Callable[[Any, Any], None]
+) -> Callable[..., Any]:
+    """The module's forward, with something done before it and with what it answers."""
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        noted = before()
+        answer = forward(*args, **kwargs)
+        after(noted, answer)
+        return answer
+
+    return run
+
+
+def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
+    """All calls of one forward pass, in the order in which they begin."""
+    calls: list[_Call] = []
+    under_way: list[int] = []
+    clock = iter(range(10**9))
+
+    def enter(module: nn.Module) -> _Call:
+        call = _Call(module, under_way[-1] if under_way else -1, next(clock))
+        under_way.append(len(calls))
+        calls.append(call)
+        return call
+
+    def leave(call: _Call, _: Any) -> None:
+        call.stop = next(clock)
+        under_way.pop()
+
+    forwards = {
+        module: _watched(module, partial(enter, module), leave) for module in model.modules()
+    }
+    with _instead(forwards):
+        predict(model, sample)
+    return calls
+
+
+def _answers(
+    model: nn.Module, calls: list[_Call], wanted: frozenset[int], inputs: Tensor
+) -> dict[int, Any]:
+    """What the wanted calls answer to these inputs, before anything changes it in place."""
+    kept: dict[int, Any] = {}
+    modules = {calls[number].module for number in wanted}
+    turns = {
+        module: iter([n for n, call in enumerate(calls) if call.module is module])
+        for module in modules
+    }
+
+    def keep(number: int, answer: Any) -> None:
+        if number in wanted:
+            kept[number] = _copied(answer)
+
+    forwards = {
+        module: _watched(module, partial(next, turn, -1), keep) for module, turn in turns.items()
+    }
+    with _instead(forwards):
+        predict(model, inputs)
+    return kept
+
+
+def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor) -> _Plan | None:
+    """How to go on from the layer; None where that does not give what the whole model does."""
+    start = next((call.start for call in calls if call.module is layer), 0)
+    over = [call.stop < start for call in calls]
+    answered = {
+        number
+        for number, call in enumerate(calls)
+        if over[number] and call.parent >= 0 and not over[call.parent]
+    }
+    within = [False] * len(calls)  # a call that is answered for
+    for number, call in enumerate(calls):
+        within[number] = call.parent >= 0 and (call.parent in answered or within[call.parent])
+    turns: dict[nn.Module, list[int | None]] = {}
+    for number, call in enumerate(calls):
+        if not within[number]:
+            turns.setdefault(call.module, []).append(number if number in answered else None)
+    answers = {
+        module: tuple(turn)
+        for module, turn in turns.items()
+        if any(number is not None for number in turn)
+    }
+    if not answers:
+        return None
+    whole = predict(model, sample)
+    everything = _answers(model, calls, frozenset(answered), sample)
+    # Of an answer that is no tensor nobody can say which part is looked at.
+    needed = {number for number, answer in everything.items() if not isinstance(answer, Tensor)}
+    while True:
+        plan = _Plan(answers, frozenset(needed))
+        try:
+            with _answering(plan, everything):
+                again = predict(model, sample)
+        except _Touched as touched:
+            needed.add(touched.call)
+        except (AttributeError, RuntimeError, TypeError):
+            return None  # what the model does with tensors is not for stand-ins (scripted code)
+        else:
+            return plan if torch.equal(again, whole) else None
+
+
+@contextmanager
+def _answering(plan: _Plan, kept: Mapping[int, Any]) -> Iterator[None]:
+    """Answer the plan's calls from what is kept while the block runs."""
+
+    def answering(module: nn.Module, turns: Iterator[int | None]) -> Callable[..., Any]:
+        forward = module.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            number = next(turns, None)
+            if number is None:
+                return forward(*args, **kwargs)
+            return _copied(kept[number]) if number in plan.needed else _Absent.of(number)
+
+        return run
+
+    forwards = {module: answering(module, iter(turns)) for module, turns in plan.answers.items()}
+    with _instead(forwards):
+        yield
+
+
+def _copied(answer: Any) -> Any:
+    """A copy, which may be changed in place."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, answer)

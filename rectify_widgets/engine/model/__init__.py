@@ -1,0 +1,1 @@
+"""A model as the engine sees it: running it, its layers as keys and values, its gradients, its memory."""

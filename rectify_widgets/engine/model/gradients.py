@@ -1,0 +1,119 @@
+"""The gradient of every layer, averaged along the path from corrupted to clean, in one sweep.
+
+Imports torch only.  At each of ``m`` midpoints of the straight path from ``x̃`` to ``x`` one forward
+and one backward pass give the gradient of the margin ``z_y − z_ŷ`` with respect to the output of
+*every* editable layer at once.  The averages are those of captum's ``InternalInfluence`` (Leino et
+al. 2018, "Influence-Directed Explanations for Deep Convolutional Networks", with the uniform
+distribution over the path), at a fraction of the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import arranged, capturing, chunk_size, in_chunks, predict
+
+STEPS = 8
+"""Midpoints of the path in one sweep."""
+
+
+def margin(scores: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+    """``z_y − z_ŷ`` of each sample."""
+    rows = torch.arange(len(scores), device=scores.device)
+    return scores[rows, labels] - scores[rows, rivals]
+
+
+def sweep(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    start: Tensor,
+    end: Tensor,
+    labels: Tensor,
+    rivals: Tensor,
+    *,
+    steps: int = STEPS,
+    batch_size: int | None = None,
+    monitor: Monitor,
+) -> dict[str, Tensor]:
+    """Each layer's gradient of the margin, averaged over midpoints between ``start`` and ``end``.
+
+    By layer ``N × G × O/G × P``; layers that the gradient does not reach are missing.
+
+    Args:
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        layers: the layers to watch.
+        start, end: ``N × C × H × W``, the corrupted and the clean inputs.
+        labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
+        steps: midpoints of the path.
+        batch_size: points in one pass; None takes what is prompt to cancel.
+        monitor: progress and cancellation.
+    """
+    most = batch_size or chunk_size(start, start.device)
+
+    def look(rows: slice) -> dict[str, Tensor]:
+        share = monitor.part(rows.start / len(start), rows.stop / len(start))
+        some = start[rows], end[rows], labels[rows], rivals[rows]
+        return path_average(model, layers, *some, steps, most, share)
+
+    parts = list(in_chunks(len(start), min(most, 64), look))
+    reached = [name for name in layers if all(name in part for part in parts)]
+    return {name: torch.cat([part[name] for part in parts]) for name in reached}
+
+
+def path_average(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    start: Tensor,
+    end: Tensor,
+    labels: Tensor,
+    rivals: Tensor,
+    steps: int,
+    most: int,
+    monitor: Monitor,
+) -> dict[str, Tensor]:
+    """The averages of one chunk by layer, ``most`` points of the path in one pass; see `sweep`."""
+    sums: dict[str, Tensor] = {}
+    edges: dict[str, GradientEdge] = {}
+
+    def watch(name: str, _: Tensor, output: Tensor) -> None:
+        # The edge stands for the layer's own output even where what follows changes the tensor in
+        # place (in-place ReLU); the tensor itself would not.
+        if output.requires_grad:
+            edges[name] = get_gradient_edge(output)
+
+    modules = {name: layer.module for name, layer in layers.items()}
+    # Several steps in one pass, where one alone would leave the machine waiting.
+    together = max(1, most // len(start))
+    places = (torch.arange(steps, device=start.device) + 0.5).to(start) / steps
+
+    def look(rows: slice) -> dict[str, Tensor]:
+        monitor.report(rows.start / steps, "following gradients through every layer")
+        at = places[rows].reshape(-1, 1, *[1] * (start.ndim - 1))
+        count = len(at)
+        point = arranged(model, (start + at * (end - start)).flatten(0, 1).detach())
+        edges.clear()
+        with torch.enable_grad(), capturing(modules, watch):
+            point.requires_grad_(True)
+            scores = predict(model, point)
+            total = margin(scores, labels.repeat(count), rivals.repeat(count)).sum()
+        if not edges or not total.requires_grad:
+            return {}
+        # Unused: layers behind which the model stops the gradient.
+        found = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
+        parts = {}
+        for name, gradient in zip(edges, found, strict=True):
+            if gradient is not None:
+                part = layers[name].positions(gradient, samples=len(point))
+                parts[name] = part.unflatten(0, (count, -1)).sum(dim=0)
+        return parts
+
+    for parts in in_chunks(steps, together, look):
+        for name, part in parts.items():
+            sums[name] = part if name not in sums else sums[name].add_(part)
+    return {name: total / steps for name, total in sums.items()}

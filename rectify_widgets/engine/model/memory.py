@@ -1,0 +1,274 @@
+"""How much memory a call takes, known before it is spent, and kept to a limit.  Imports torch only.
+
+What grows without bound are the second moments, one number for each pair of key entries of every
+layer, and what one look keeps of every layer on some dozens of samples: its inputs and gradients.
+Both are kept for some of the layers at a time where a limit asks for it, at the price of another
+pass for each further part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.gradients import STEPS, path_average
+from rectify_widgets.engine.model.keys import EditableLayer, pad
+from rectify_widgets.engine.model.running import capturing, predict, working_dtype
+
+FACTORS = 6
+"""Matrices of the size of a second moment that solving one layer holds besides it: a scaled copy,
+one factor for each of four ridges, and the one that is being made."""
+FACTOR_ROOM = 2**30
+"""Bytes of such factors that a rectification keeps from round to round, where memory has no limit."""
+SLACK = 0.05
+"""What a reckoned peak may turn out larger by: buffers of libraries, and holes between tensors."""
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Bytes that one layer takes."""
+
+    inputs: int
+    """Its inputs on one sample, padded as its keys are."""
+    outputs: int
+    """Its outputs, or their gradient, on one sample."""
+    moment: int
+    """Its second moment."""
+    unfolded: int
+    """Its unfolded keys on one sample, as far as statistics take them."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a model's passes take for one sample, measured on one."""
+
+    layers: Mapping[str, LayerSize]
+    sample: int
+    """The sample itself."""
+    forward: int
+    """Most that is alive at one time in a forward pass."""
+    sweep: int
+    """The same with the backward pass, gradients of all layers included."""
+    weights: int
+    """All parameters and buffers; whatever the number of samples."""
+    copy: int = 0
+    """The copy of them that a call works on, if it does."""
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is on, and the most of them at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf.untyped_storage())
+        return result
+
+    def meet(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these, which were there before."""
+        self._known.update(_place(tensor.untyped_storage()) for tensor in tensors)
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        place, size = _place(storage), storage.nbytes()
+        if place in self._known:
+            return
+        self._known.add(place)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._leave, place, size)
+
+    def _leave(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
+
+
+def _place(storage: torch.UntypedStorage) -> int:
+    """What tells one storage from another while both are alive."""
+    return int(storage._cdata)  # noqa: SLF001 - has no public name
+
+
+def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor) -> Sizes:
+    """Run one sample forward and one step of a sweep, and see what they take.
+
+    Args:
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        layers: those to know about.
+        example: ``1 × C × H × W`` on the model's device.
+    """
+    found: dict[str, LayerSize] = {}
+
+    def note(name: str, inputs: Tensor, output: Tensor) -> None:
+        layer = layers[name]
+        each = working_dtype(inputs.dtype).itemsize
+        padded = pad(layer.module, inputs) if isinstance(layer.module, nn.Conv2d) else inputs
+        found[name] = LayerSize(
+            inputs=padded.numel() * each,
+            outputs=output.numel() * each,
+            moment=layer.groups * layer.key_size**2 * each,
+            unfolded=layer.groups
+            * layer.key_size
+            * each
+            * min(64, output.numel() // layer.outputs),
+        )
+
+    tensors = [*model.parameters(), *model.buffers()]
+    with capturing({name: layer.module for name, layer in layers.items()}, note):
+        predict(model, example)
+    plain, whole = _Live(), _Live()
+    for live in (plain, whole):
+        live.meet([*tensors, example])
+    with plain:
+        scores = predict(model, example)
+    labels = torch.zeros(1, dtype=torch.long, device=scores.device)
+    with whole:
+        path_average(model, layers, example, example, labels, labels + 1, 1, 1, Monitor())
+    return Sizes(
+        layers=found,
+        sample=example.numel() * example.element_size(),
+        forward=plain.most,
+        sweep=whole.most,
+        weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many samples a call looks at."""
+
+    references: int
+    """Those that are looked at one by one."""
+    probe: int
+    """Those of one sweep."""
+    sources: int
+    """Those that edits are solved from."""
+    chunk: int
+    """Those in one pass of a sweep or of a prediction."""
+    batch: int = 64
+    """Those in one pass of the statistics."""
+
+
+def held(size: LayerSize, counts: Counts) -> int:
+    """Bytes that one look keeps of a layer: keys and gradients of the probe, keys to solve from."""
+    keys = 2 * (counts.probe + counts.sources) * size.inputs
+    return keys + 2 * counts.probe * size.outputs + size.moment
+
+
+def fixed(sizes: Sizes, counts: Counts) -> int:
+    """Bytes that one look takes whatever the layers: references, carriers, and one pass."""
+    data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
+    swept = min(counts.chunk, counts.probe * STEPS)
+    passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
+    return data + passing + sizes.copy
+
+
+def look_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
+    """Bytes of one look at these layers, at most."""
+    some = [sizes.layers[name] for name in names]
+    solving = max((size.moment for size in some), default=0) * FACTORS
+    return fixed(sizes, counts) + sum(held(size, counts) for size in some) + solving
+
+
+def collect_peak(sizes: Sizes, names: Collection[str], chunk: int) -> int:
+    """Bytes of collecting the statistics of these layers, so many samples in a pass, at most."""
+    return _standing(sizes, names) + chunk * _passing(sizes, names)
+
+
+def _standing(sizes: Sizes, names: Collection[str]) -> int:
+    """Bytes of the second moments, of putting the largest one together, and of a copied model."""
+    moments = [sizes.layers[name].moment for name in names]
+    return sum(moments) + 2 * max(moments, default=0) + sizes.copy
+
+
+def _passing(sizes: Sizes, names: Collection[str]) -> int:
+    """Bytes that one sample takes on its way through the statistics."""
+    return sizes.forward + 2 * max(sizes.layers[name].unfolded for name in names)
+
+
+def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int | None) -> int:
+    """Samples in one pass of the statistics: as many as fit, at least one, a batch at most.
+
+    Raises:
+        ValueError: the second moments alone take more than the limit.
+    """
+    if limit is None:
+        return batch
+    needed = limit_for(collect_peak(sizes, names, 1))
+    if needed > limit:
+        raise ValueError(
+            f"memory_limit: got {told(limit)}, want at least {told(needed)} for the second moments "
+            f"of {len(names)} layers; give more, or fewer layers"
+        )
+    fitting = (limit / (1 + SLACK) - _standing(sizes, names)) // _passing(sizes, names)
+    return max(1, min(batch, int(fitting)))
+
+
+def limit_for(peak: int) -> int:
+    """The least limit that a reckoned peak is kept to."""
+    return math.ceil(peak * (1 + SLACK))
+
+
+def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None) -> list[list[str]]:
+    """The layers in order, in as few parts as keep one look within the limit.
+
+    Raises:
+        ValueError: one layer alone takes more.
+    """
+    if limit is None:
+        return [list(names)]
+    found: list[list[str]] = []
+    for name in names:
+        if found and limit_for(_peak(sizes, counts, [*found[-1], name])) <= limit:
+            found[-1].append(name)
+            continue
+        needed = limit_for(_peak(sizes, counts, [name]))
+        if needed > limit:
+            raise ValueError(
+                f"memory_limit: got {told(limit)}, want at least {told(needed)}, which layer "
+                f"{name!r} takes alone; give more, or fewer references or pairs"
+            )
+        found.append([name])
+    return found
+
+
+def _peak(sizes: Sizes, counts: Counts, names: Sequence[str]) -> int:
+    return max(look_peak(sizes, counts, names), collect_peak(sizes, names, 1))
+
+
+def hand_back(device: torch.device) -> None:
+    """Hand memory that was freed back to the system.
+
+    The C library keeps what lies between pieces that are in use, and torch what it had of a GPU: a
+    process that works in parts would grow well beyond what any part takes.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries do not know how
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def told(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def check_limit(limit: object) -> int | None:
+    """``memory_limit`` if it is None or a positive number of bytes."""
+    return None if limit is None else check_int("memory_limit", limit, low=1)

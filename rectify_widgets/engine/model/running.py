@@ -1,0 +1,352 @@
+"""Looking at a model without leaving a trace.  Imports torch, and numpy for its random state.
+
+`inspecting` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
+holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
+answers.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
+fewer inputs at a time where a device is short of memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_module
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.outputs import Adapted, way_out
+
+CHUNK = 500_000
+"""Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
+how late a request to stop is granted; accelerators take sixteen times as much."""
+
+MOST = 256
+"""Inputs in one forward pass at most."""
+
+
+Result = TypeVar("Result")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module, by whose names layers go.
+
+    It lies behind ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and `adapt`.
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """The module to run: the user's own, behind its adapter where it has one."""
+    while not isinstance(model, Adapted):
+        if (inner := _inside(model)) is None:
+            return model
+        model = inner
+    module = unwrap(model)
+    return model if module is model.module else Adapted(module, model.output)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps; None for any other module."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | Adapted):
+        return model.module
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+_CHANNELS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model is run with the channels of a pixel side by side, as long as it is looked at."""
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def only_here(model: nn.Module) -> Iterator[None]:
+    """Keep other threads from looking at this model meanwhile, however it is wrapped.
+
+    Flags and hooks belong to a module, not to a thread: two threads that look at one model at a
+    time would count each other's calls and put back each other's flags.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(unwrap(model), threading.RLock())
+    with lock:
+        yield
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model as the engine runs it, which shares nothing with it.
+
+    Raises:
+        ValueError: it has lazy layers without a shape, or cannot be copied.
+    """
+    module = runnable(model)
+    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    try:
+        with only_here(model), torch.inference_mode(mode=False):  # else it could not be edited
+            return copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
+            "attributes, or give modules that hold locks or files a __deepcopy__"
+        ) from error
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or bool(getattr(module, "_compiled_call_impl", None))
+
+
+@contextmanager
+def inspecting(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
+
+    On leaving, every module has the training flag that it came with.  Another thread that wants to
+    look at the same model waits; running it from another thread by other means is not safe meanwhile,
+    since a block may hold hooks or try edits.  Autocast and inference mode
+    of the caller do not reach inside, since statistics want full precision and the sweep wants
+    gradients.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: its weights hold no data yet (lazy layers, which a run would change for good) or
+            not at all (the meta device).
+    """
+    module = runnable(check_module("model", model))
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError("model: its weights are on the meta device, want a model that holds data")
+    device = model_device(module)
+    with ExitStack() as stack:
+        stack.enter_context(only_here(module))
+        stack.enter_context(_arranging(module))
+        flags = [(part, part.training) for part in module.modules()]
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if any(_is_compiled(part) for part, _ in flags):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for part, _ in flags:
+                part.training = False
+            yield module
+        finally:
+            for part, training in flags:
+                part.training = training
+
+
+@contextmanager
+def _arranging(model: nn.Module) -> Iterator[None]:
+    """Forget how the model was arranged when the outermost block ends."""
+    own = unwrap(model)
+    outermost = own not in _CHANNELS_LAST
+    _CHANNELS_LAST.setdefault(own, False)
+    try:
+        yield
+    finally:
+        if outermost:
+            del _CHANNELS_LAST[own]
+
+
+@contextmanager
+def capturing(
+    modules: Mapping[str, nn.Module], callback: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call ``callback(name, input, output)`` after each module's forward, while the block runs."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(
+                _: nn.Module, args: tuple[object, ...], output: object, name: str = name
+            ) -> None:
+                if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                    callback(name, args[0], output)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    """Kind, words, position and spare normal of numpy's global generator."""
+    return cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002 - users draw from it
+
+
+@contextmanager
+def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
+    """Give the random states of torch, numpy and Python back as they were.
+
+    A user's model or data set may draw from any of them.  A state is written only where the block
+    has changed it.
+    """
+    cpu = torch.get_rng_state()
+    array, python = _numpy_state(), random.getstate()
+    cuda = (
+        torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
+    )
+    try:
+        yield
+    finally:
+        if not torch.equal(cpu, torch.get_rng_state()):
+            torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)  # type: ignore[arg-type]
+        if not np.array_equal(array[1], (now := _numpy_state())[1]) or array[2:] != now[2:]:
+            np.random.set_state(array)  # noqa: NPY002 - the global state is the point
+        if python != random.getstate():
+            random.setstate(python)
+
+
+def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
+    """Have the model run with channels last until `inspecting` ends, if it gives these scores so.
+
+    On a CPU convolutions then take up to a third less time.  Not every model can be run so
+    (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights stay as they are arranged.
+    """
+    if not (_rearranged(inputs) and any(isinstance(part, nn.Conv2d) for part in model.modules())):
+        return
+    _CHANNELS_LAST[unwrap(model)] = True
+    try:
+        found = predict(model, inputs)
+        scale = float(scores.abs().max())
+        same = torch.allclose(found, scores, rtol=0.0, atol=1e-3 * scale, equal_nan=True)
+    except (AssertionError, RuntimeError, ValueError):  # what is wrong otherwise is seen elsewhere
+        same = False
+    if not same:
+        disarrange(model)
+
+
+def disarrange(model: nn.Module) -> None:
+    """Take `arrange` back."""
+    _CHANNELS_LAST[unwrap(model)] = False
+
+
+def arranged(model: nn.Module, inputs: Tensor) -> Tensor:
+    """A copy of the inputs, arranged in memory as the model is run."""
+    last = _rearranged(inputs) and _CHANNELS_LAST.get(unwrap(model), False)
+    return inputs.clone(memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def _rearranged(inputs: Tensor) -> bool:
+    """Whether such inputs may gain from another arrangement."""
+    return inputs.ndim == 4 and inputs.device.type == "cpu" and inputs.dtype == torch.float32
+
+
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Scores ``N × classes`` of ``inputs``; the random state is what it was before.
+
+    The model gets a copy, since its first layer may work in place.  What it raises is passed on,
+    with a note (from Python 3.11 on) of what it was given.
+
+    Raises:
+        TypeError: the model answers with something that is not a tensor.
+        ValueError: the scores are not ``N × classes`` with two classes or more.
+    """
+    # With gradients the caller arranges: that of a weight must not go through channels_last, see
+    # `layers.pad`.
+    given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
+    try:
+        with preserving_rng(inputs.device):
+            scores = model(given)
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"the model raised this on inputs of shape {tuple(inputs.shape)}, {inputs.dtype}; "
+                "the first dimension counts samples (add it to a single image with [None])"
+            )
+        raise
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"model: {way_out(scores, len(inputs))}")
+    if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:
+        raise ValueError(
+            f"model: its output has shape {tuple(scores.shape)} for {inputs.shape[0]} inputs, "
+            "want N × classes with at least two classes"
+        )
+    return scores
+
+
+def predict_all(
+    model: nn.Module,
+    inputs: Tensor,
+    batch_size: int | None = None,
+    monitor: Monitor | None = None,
+) -> Tensor:
+    """Scores of any number of inputs in float32 or better; the monitor is asked between batches.
+
+    ``batch_size`` inputs at a time; None takes what `chunk_size` finds prompt.
+    """
+    device, dtype = model_device(model), model_dtype(model)
+
+    def scores(rows: slice) -> Tensor:
+        if monitor is not None:
+            monitor.check()
+        chunk = inputs[rows].to(device=device, dtype=dtype)
+        return predict(model, chunk).to(working_dtype(dtype))
+
+    size = batch_size or chunk_size(inputs, device)
+    return torch.cat(list(in_chunks(len(inputs), size, scores)))
+
+
+def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+    """What ``work`` returns for ``count`` rows, ``size`` at a time.
+
+    Where a device has no memory left for so many, ``work`` is called again for the first half of
+    them, and no later chunk is larger.  So it must not have changed anything when it fails.
+    """
+    first = 0
+    while first < count:
+        rows = slice(first, min(first + size, count))
+        together = rows.stop - first
+        try:
+            result = work(rows)
+        except torch.OutOfMemoryError as error:
+            if together == 1:
+                if hasattr(error, "add_note"):
+                    error.add_note("this was a single input, so smaller chunks cannot help")
+                raise
+            size = together // 2
+        else:
+            first = rows.stop
+            yield result
+            continue
+        # Not while the error is being handled, whose frames still hold their tensors.
+        torch.cuda.empty_cache()
+
+
+def chunk_size(inputs: Tensor, device: torch.device) -> int:
+    """Number of inputs in one forward pass, so that who asks to stop need not wait long."""
+    room = CHUNK if device.type == "cpu" else 16 * CHUNK
+    return min(max(room // max(inputs[0].numel(), 1), 1), MOST)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer (the CPU where it has none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the model's first floating-point parameter (float32 where it has none)."""
+    for tensor in model.parameters():
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.float32
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which the engine calculates: float64 for float64 models, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32

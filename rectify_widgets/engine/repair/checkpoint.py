@@ -1,0 +1,186 @@
+"""A rectification on disk between two rounds, so that one that was killed goes on.
+
+Imports torch only.  The file is one of edits, which `load_edits` reads too, with what else the loop
+has to know in its description: trials, figures, references left out, and what the run was asked
+for, so that the checkpoint of another run is refused.  It is replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rectify_widgets.engine.base.files import read_tensors, write_tensors
+from rectify_widgets.engine.edit.edits import FORMAT, Edits, digest, pack_edits, unpack_edits
+from rectify_widgets.engine.find.problem import Scene
+from rectify_widgets.engine.measure.judge import Verdict
+from rectify_widgets.engine.repair.result import Facts, Step
+
+_DATA = ("model", "pairs", "reference", "validation")
+"""What of a run is told by a digest."""
+_SEALED = ("edits", "run", "state")
+"""The words that the seal is of, besides the tensors."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A rectification between two rounds, or at its end.
+
+    Attributes:
+        edits: those kept so far, in order.
+        steps: every trial of the rounds that are done.
+        rounds: how many are done.
+        flagged: rows of the references that were found to carry the corruption.
+        suspected: share of them that looked corrupted where they were too many to leave out.
+        start, now: what was measured before the first edit and after the last.
+        seconds: time by stage.
+        stopped: why it ended; None while there are rounds to come.
+        facts: for the diagnosis, once it has ended.
+    """
+
+    edits: Edits
+    steps: tuple[Step, ...]
+    rounds: int
+    flagged: tuple[int, ...]
+    suspected: float
+    start: Verdict
+    now: Verdict
+    seconds: Mapping[str, float]
+    stopped: str | None = None
+    facts: Facts | None = None
+
+
+def check_path(path: object) -> Path:
+    """``path`` as the place of a checkpoint.
+
+    Raises:
+        TypeError: it is no path.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it is a folder itself.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"checkpoint: got {type(path).__name__}, want the name of a file")
+    file = Path(os.fspath(path))
+    if file.is_dir():
+        raise ValueError(f"checkpoint: {str(file)!r} is a folder, want the name of a file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"checkpoint: no folder {str(file.parent)!r}; make it first")
+    return file
+
+
+class Checkpoint:
+    """The file of one run; without a path nothing is kept.
+
+    Args:
+        path: see `check_path`.
+        scene: with the model as given.
+        validation: labelled inputs, or None.
+        options: whatever else makes the run what it is.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        scene: Scene,
+        validation: tuple[Tensor, Tensor] | None,
+        options: Mapping[str, object],
+    ) -> None:
+        self._path = path
+        self._run = {} if path is None else _describe(scene, validation, options)
+
+    def save(self, state: State) -> None:
+        """Replace the file; whenever the process dies, one whole state is on disk."""
+        if self._path is None:
+            return
+        tensors, edits = pack_edits(state.edits)
+        told = asdict(replace(state, edits=Edits()))
+        del told["edits"]
+        words = {"edits": edits, "run": json.dumps(self._run), "state": json.dumps(told)}
+        write_tensors(self._path, FORMAT, tensors, {**words, "seal": _seal(words, tensors)})
+
+    def load(self) -> State | None:
+        """The state of this run; None where there is no file yet.
+
+        Raises:
+            ValueError: the file is damaged, no checkpoint, or of another run.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            words, tensors = read_tensors(self._path, FORMAT, "edits")
+        except ValueError as error:
+            raise _refused(self._path, "is damaged, or no checkpoint") from error
+        if "state" not in words:
+            raise _refused(self._path, "holds edits, but is no checkpoint")
+        if words.get("seal") != _seal(words, tensors):
+            raise _refused(self._path, "is damaged")
+        before = json.loads(words["run"])
+        for name, now in self._run.items():
+            if before.get(name) != now:
+                was = "another" if name in _DATA else f"{before.get(name)}, and not {now}"
+                raise _refused(self._path, f"is of another run: its {name} was {was}")
+        return _state(json.loads(words["state"]), unpack_edits(str(self._path), words, tensors))
+
+
+def _refused(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"checkpoint: {str(path)!r} {why}; give another file name, or delete it to start over"
+    )
+
+
+def _describe(
+    scene: Scene, validation: tuple[Tensor, Tensor] | None, options: Mapping[str, object]
+) -> dict[str, str]:
+    """What makes a run what it is: digests of the model as given and the data, and the options."""
+    pairs, module = scene.pairs, scene.model
+    data = {
+        "model": [*module.named_parameters(), *module.named_buffers()],
+        "pairs": [("x̃", pairs.corrupted), ("x", pairs.clean), ("y", scene.labels)],
+        "reference": [("x", scene.references)] if scene.given else [],
+        "validation": list(zip("xy", validation, strict=True)) if validation else [],
+    }
+    digests = {name: _digest(tensors) for name, tensors in data.items()}
+    return {**digests, **{name: json.dumps(value) for name, value in options.items()}}
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        whole.update(f"{name} {digest(tensor)} ".encode())
+    return whole.hexdigest()
+
+
+def _seal(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """A digest of all that a file says: safetensors itself does not notice a flipped bit."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name in _SEALED:
+        whole.update(f"{name} {words.get(name)} ".encode())
+    whole.update(_digest(sorted(tensors.items())).encode())
+    return whole.hexdigest()
+
+
+def _state(told: Mapping[str, Any], edits: Edits) -> State:
+    """The state from what JSON makes of it."""
+    facts = told["facts"]
+    if facts is not None:
+        pairs = {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
+        facts = Facts(**{**facts, **pairs})
+    return State(
+        edits=edits,
+        steps=tuple(Step(**step) for step in told["steps"]),
+        rounds=told["rounds"],
+        flagged=tuple(told["flagged"]),
+        suspected=told["suspected"],
+        start=Verdict(**told["start"]),
+        now=Verdict(**told["now"]),
+        seconds=told["seconds"],
+        stopped=told["stopped"],
+        facts=facts,
+    )

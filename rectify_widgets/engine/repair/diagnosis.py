@@ -1,0 +1,257 @@
+"""Why a behaviour is still there after `rectify`, in sentences with figures.  Imports torch only.
+
+`Facts` are what the loop saw of pairs and references besides its trials; `diagnose` reads them
+together with the trials.  A sentence says what was measured and, only where the toolkit knows a way
+out, what to try.  Nothing is said of what was not measured: a Trojan at another place, say, is
+unknown to the references, which carry the corruption where the pairs have it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.find.problem import SPLIT, Scene
+from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
+from rectify_widgets.engine.model.running import predict_all
+from rectify_widgets.engine.repair.result import Facts, Rectification, Step
+
+LOOKED_AT = 512
+"""References on which the behaviour is counted, before the first edit and after the last."""
+LITTLE = 0.5
+"""The corruption carries over badly where it shows on less than this share of what it does on the
+pairs."""
+HALF = 0.5
+"""Of the classes, so many at least should be among the references."""
+STANDS_OUT = 2.0
+"""A class is named where what is left in it is this many times the mean."""
+FALLING = 0.9
+"""Where the last round left no more than this of the gap, further rounds are worth while."""
+NOTABLE = 0.1
+"""Shares under this are not worth a sentence."""
+SPREAD = 0.5
+"""Where no edit closes so much of the gap, the behaviour is spread over layers."""
+OVER_BUDGET = "over the degradation budget"
+"""Reason of a trial that the budget alone ruled out."""
+
+
+class Witness:
+    """Looks at a scene before the first edit and after the last, at the same references.
+
+    Args:
+        scene: with the model as given.
+        monitor: asked between batches, before the first edit.
+    """
+
+    def __init__(self, scene: Scene, monitor: Monitor | None = None) -> None:
+        self._scene = scene
+        count = len(scene.references)
+        self._rows = torch.linspace(0, count - 1, min(count, LOOKED_AT)).round().long()
+        self._before = self._classes(scene.carriers, monitor)
+        scores = predict_all(scene.model, scene.pairs.clean)
+        self._classes_known = scores.shape[1]
+        self._clean = scores.argmax(dim=1)
+        self._moved = predict_all(scene.model, scene.pairs.corrupted).argmax(dim=1) != self._clean
+
+    def _classes(self, inputs: Tensor, monitor: Monitor | None = None) -> Tensor:
+        """What the model says now of those rows of ``inputs``, ``N`` classes."""
+        return predict_all(self._scene.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
+
+    def facts(self, flagged: Tensor, suspected: float, *, shared: bool) -> Facts:
+        """What is known when the loop has ended; see `Facts`."""
+        scene = self._scene
+        answers = scene.answers[self._rows]
+        looked = ~torch.isin(self._rows.to(answers.device), flagged.to(answers.device))
+        led = (self._before != answers) & looked
+        wrong = (self._classes(scene.carriers) != answers)[looked]
+        other = (self._classes(scene.references) != answers)[looked]
+        return Facts(
+            pairs=len(scene.pairs),
+            references=len(scene.references) if scene.given else 0,
+            shared=shared,
+            shown=_share(led[looked]),
+            shown_pairs=_share(self._moved),
+            unlike=int((self._clean != scene.labels).sum()),
+            classes=self._classes_known,
+            classes_seen=len(scene.answers.unique()),
+            suspected=suspected,
+            left=_share(wrong),
+            worst_left=_worst(wrong, answers[looked]),
+            changed=_share(other),
+            worst_changed=_worst(other, answers[looked]),
+        )
+
+
+def _worst(hits: Tensor, groups: Tensor) -> tuple[int, float] | None:
+    """The group with the greatest share of hits, and that share, among those large enough."""
+    shares = {
+        int(group): _share(hits[groups == group])
+        for group in groups.unique()
+        if int((groups == group).sum()) >= CLASS_SIZE
+    }
+    return max(shares.items(), key=lambda item: item[1], default=None)
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean()) if hits.numel() else 0.0
+
+
+def diagnose(result: Rectification) -> tuple[str, ...]:
+    """Short sentences on why the behaviour is still there; none where it is not.
+
+    Without references a met target proves little, and it is said so.
+
+    A rectification that was cancelled, or that nothing is known of, gets none either.
+    """
+    facts = result.facts
+    if facts is None:
+        return ()
+    if result.stopped == "target":
+        if result.edits and facts.references:
+            return ()
+        return (*_about_the_pairs(facts), *_about_the_references(result, facts))
+    return (
+        *_what_is_left(facts),
+        *(() if _one_sided(facts) else _why_it_ended(result)),
+        *_who_pays(facts),
+        *_about_the_pairs(facts),
+        *_about_the_references(result, facts),
+    )
+
+
+def _what_is_left(facts: Facts) -> Iterator[str]:
+    inputs = "references" if facts.references else "pairs"
+    if not facts.left:
+        yield (
+            f"The corruption changes the class of none of the {inputs} any more (before the edits, "
+            f"of {_percent(facts.shown)}): the gap that is left is one of probabilities."
+        )
+        return
+    where = ""
+    if worst := _outstanding(facts.worst_left, facts.left):
+        where = f", most of all in class {worst[0]} ({_percent(worst[1])})"
+    yield (
+        f"The corruption still changes the class of {_percent(facts.left)} of the {inputs}{where}; "
+        f"before the edits, of {_percent(facts.shown)}."
+    )
+
+
+def _why_it_ended(result: Rectification) -> Iterator[str]:
+    rounds = max((step.round for step in result.steps), default=0)
+    last = [step for step in result.steps if step.round == rounds]
+    blocked = {
+        step.gap_after: step
+        for step in last
+        if step.reason == OVER_BUDGET
+        and step.gap_after is not None
+        and step.gap_after < result.gap_after
+    }
+    if blocked and result.max_degradation is not None:
+        yield _over_budget(blocked[min(blocked)], result)
+    if result.stopped == "round limit" and result.strategy == "dynamic":
+        kept = next((step for step in last if step.accepted), None)
+        if kept is not None and (kept.gap_after or 0.0) < FALLING * kept.gap_before:
+            yield (
+                f"The last round of max_rounds={rounds} still brought the gap from "
+                f"{_percent(kept.gap_before)} to {_percent(kept.gap_after)}: allow more."
+            )
+    if result.strategy == "static" and result.edits:
+        yield "One layer was edited once: strategy='dynamic' goes on with others."
+    if not last:
+        yield "The corruption reaches no layer that can be edited."
+    elif not any(step.accepted for step in last) and not blocked:
+        yield (
+            f"Of {len(last)} edits tried in the last round, none lowers the gap by more than "
+            f"{WEIGHT:g} times what it disturbs on clean inputs."
+        )
+    gaps = [step.gap_after for step in result.steps if step.round == 1]
+    least = min((gap for gap in gaps if gap is not None), default=result.gap_before)
+    closed = 1 - least / max(result.gap_before, 1e-9)
+    if result.strategy == "dynamic" and NOTABLE < closed < SPREAD:
+        yield (
+            "No layer holds it alone: of the edits tried first, the best one closes "
+            f"{_percent(closed)} of the gap."
+        )
+
+
+def _who_pays(facts: Facts) -> Iterator[str]:
+    if worst := _outstanding(facts.worst_changed, facts.changed):
+        yield (
+            f"The edits change the class of {_percent(worst[1])} of the clean references of class "
+            f"{worst[0]} ({_percent(facts.changed)} of all)."
+        )
+
+
+def _one_sided(facts: Facts) -> bool:
+    """Whether most classes are not among the references, so that no figure of theirs can be trusted."""
+    return bool(facts.references) and facts.classes_seen < HALF * facts.classes
+
+
+def _outstanding(worst: tuple[int, float] | None, mean: float) -> tuple[int, float] | None:
+    """The class and its share where that is notable; else None."""
+    return worst if worst and worst[1] > max(STANDS_OUT * mean, NOTABLE) else None
+
+
+def _over_budget(step: Step, result: Rectification) -> str:
+    """What the most effective trial that the budget ruled out would have done."""
+    loss, worst = step.degradation_after or 0.0, step.worst_class or 0.0
+    budget = result.max_degradation or 0.0
+    needed = math.ceil(1000 * max(loss, worst / CLASS_FACTOR)) / 1000
+    price = f"a degradation of {_percent(loss, 2)}"
+    if worst > CLASS_FACTOR * budget:
+        price += f", and of {_percent(worst, 2)} in class {step.sufferer}, which suffers most"
+    return (
+        f"The budget ruled out an edit of {step.layer} that brings the gap from "
+        f"{_percent(step.gap_before)} to {_percent(step.gap_after)} for {price} (budget "
+        f"{_percent(budget)}, {_percent(CLASS_FACTOR * budget)} in one class): "
+        f"max_degradation={needed:g} allows it."
+    )
+
+
+def _about_the_pairs(facts: Facts) -> Iterator[str]:
+    if facts.unlike:
+        yield (
+            f"The model gives the clean input of {facts.unlike} of {facts.pairs} pairs another "
+            "class than its label: the label is wrong, the input is not as clean as it should be, "
+            "or the model does not know the class without the corruption."
+        )
+    if facts.shown_pairs == 0:
+        yield (
+            "The corruption changes the class of none of the pairs: look whether corrupted and "
+            "clean differ in what leads the model astray."
+        )
+    elif facts.references and facts.shown < LITTLE * facts.shown_pairs:
+        yield (
+            f"The corruption changes the class of {_percent(facts.shown_pairs)} of the pairs but, "
+            f"put onto the references, of {_percent(facts.shown)} of them: either it leads few "
+            "inputs astray, or it does not carry over as it was cut from the pairs (see opacity)."
+        )
+
+
+def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
+    if facts.suspected:
+        yield (
+            f"{_percent(facts.suspected)} of the references look as if they carried the corruption, "
+            "too many to leave them out: if they do, give references most of which are clean."
+        )
+    if not facts.references:
+        yield "No references were given: a few dozen unlabelled inputs make edits more precise."
+    elif _one_sided(facts):
+        yield (
+            f"The model gives the references {facts.classes_seen} of its {facts.classes} classes: "
+            "what an edit costs the others is not seen; give references like the inputs of "
+            "training."
+        )
+    if facts.references and facts.shared and result.steps:
+        yield (
+            f"With {facts.references} references, edits were solved and judged on the same ones; "
+            f"from {SPLIT} on they are divided."
+        )
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100.0 * share:.{digits}f} %"

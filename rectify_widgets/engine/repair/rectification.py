@@ -1,0 +1,190 @@
+"""Removing a behaviour: one edit of a named layer, or edit after edit until it is gone.
+
+Imports torch only.  This is the call; the loop behind it is in ``rounds.py``, and what makes it
+survive being killed in ``checkpoint.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import (
+    check_choice,
+    check_inputs,
+    check_int,
+    check_labels,
+    check_module,
+    check_number,
+)
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import DIRECTIONS
+from rectify_widgets.engine.find.candidates import RIDGES
+from rectify_widgets.engine.find.localization import METHODS, check_grid
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.model.catalog import LayerCatalog
+from rectify_widgets.engine.model.running import copied, inspecting, predict_all
+from rectify_widgets.engine.repair.checkpoint import Checkpoint, check_path
+from rectify_widgets.engine.repair.diagnosis import Witness, diagnose
+from rectify_widgets.engine.repair.refining import STEPS
+from rectify_widgets.engine.repair.result import Rectification
+from rectify_widgets.engine.repair.rounds import Rounds
+
+STRATEGIES = ("dynamic", "static")
+
+
+def rectify(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    strategy: str = "dynamic",
+    layer: str | None = None,
+    method: str = "edit-attribution",
+    max_rounds: int = 8,
+    max_degradation: float = 0.01,
+    target_gap: float = 0.02,
+    validation: tuple[Tensor, Tensor] | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+    ridges: Sequence[float] = RIDGES,
+    refine_steps: int | None = None,
+    opacity: float | None = None,
+    memory_limit: int | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Rectification:
+    """Remove the behaviour that the pairs show from a copy of the model.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts; one is enough.
+        reference: unlabelled inputs like those of training (tensor, data set or loader); up to
+            768 are used.  Some may carry the corruption, unmarked: they are found and left out.
+            None works with a warning, from the pairs alone.
+        strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
+            one layer once.
+        layer: name of the layer for ``"static"``; None means the last convolution or, without
+            one, the last linear layer.
+        method: how layers are ranked, see `localize`.
+        max_rounds: bound on the number of rounds.
+        max_degradation: budget for the loss of accuracy on uncorrupted inputs, a fraction; the
+            class that suffers most may lose five times as much.
+        target_gap: gap at which the behaviour counts as removed, a fraction.
+        validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
+        directions, ridges: what edits are chosen from, see `localize`.
+        refine_steps: gradient steps, see `rectify_widgets.engine.repair.refining`, on the best edits of a
+            round in which no closed form closes half of the gap that is left, or comes within
+            twice the target; 0 leaves all edits in closed form, as the paper has them.  None means
+            100 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
+            from some and judge on others; a step costs as much as training on 128 inputs, and a
+            round makes up to six times as many.
+        opacity: of the corruption when it is transplanted, see `transplant`.
+        memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
+            are then looked at in parts, with the same result.
+        seed: of every random choice.
+        checkpoint: name of a file that is written anew after each round (safetensors).  Where it
+            exists already, the run goes on from its last kept edit and ends, on the same kind of
+            machine, with the very edits of one that was never interrupted; one that has ended
+            gives its result again.  The call must be the same: `ValueError` else.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.  On cancel the edits kept so
+            far are returned.
+
+    Raises:
+        TypeError, ValueError: bad input, before anything is touched; a named layer that cannot be
+            edited or that the corruption does not reach.
+        Cancelled: ``cancel`` said so before the gap was measured for the first time.
+    """
+    check_module("model", model)
+    check_choice("strategy", strategy, STRATEGIES)
+    check_choice("method", method, METHODS)
+    check_int("max_rounds", max_rounds, low=1)
+    check_int("seed", seed, low=0)
+    if refine_steps is None:
+        refine_steps = STEPS if strategy == "dynamic" else 0
+    check_int("refine_steps", refine_steps, low=0)
+    budget = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
+    target = check_number("target_gap", target_gap, low=0.0, high=1.0)
+    if layer is not None and strategy != "static":
+        raise ValueError(
+            f"layer: got {layer!r} with strategy {strategy!r}, want strategy='static' to edit one "
+            "named layer"
+        )
+    grid = check_grid(directions, ridges)
+    path = None if checkpoint is None else check_path(checkpoint)
+    monitor = Monitor(progress, cancel)
+    work = copied(model)
+    with inspecting(work) as module:
+        scene = look(
+            module,
+            pairs,
+            reference,
+            seed=seed,
+            opacity=opacity,
+            memory_limit=memory_limit,
+            own=True,
+            monitor=monitor,
+        )
+        if strategy == "static":
+            name = _last_layer(scene.catalog) if layer is None else layer
+            chosen = scene.catalog.get("layer", name)
+            scene = replace(scene, layers={chosen.name: chosen})
+            max_rounds = 1
+        like = scene.pairs.clean
+        labelled = None if validation is None else check_validation(module, validation, like)
+        options = {
+            "strategy": strategy, "layer": layer, "method": method, "max_rounds": max_rounds,
+            "max_degradation": budget, "target_gap": target, "directions": grid[0],
+            "ridges": grid[1], "refine_steps": refine_steps, "opacity": opacity, "seed": seed,
+        }  # fmt: skip
+        file = Checkpoint(path, scene, labelled, options)
+        state = file.load()
+        witness = Witness(scene, monitor.silent())
+        loop = Rounds(scene, labelled, method, grid, budget, target, refine_steps, seed, monitor)
+        if state is not None:
+            loop.restore(state)
+        stopped, facts = (state.stopped, state.facts) if state else (None, None)
+        if stopped is None:
+            stopped = loop.run(max_rounds, layer, monitor, lambda: file.save(loop.state()))
+            if stopped != "cancelled":  # who cancels does not want to wait
+                facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
+                file.save(loop.state(stopped, facts))
+    result = Rectification(
+        model=work,
+        edits=loop.edits,
+        steps=loop.steps,
+        strategy=strategy,
+        stopped=stopped,
+        gap_before=loop.start.gap,
+        gap_after=loop.now.gap,
+        degradation=loop.now.degradation,
+        flagged=loop.flagged,
+        seconds=loop.seconds,
+        max_degradation=budget,
+        target_gap=target,
+        facts=facts,
+    )
+    return replace(result, diagnosis=diagnose(result))
+
+
+def _last_layer(catalog: LayerCatalog) -> str:
+    """The last convolution or, without one, the last linear layer."""
+    names = [layer.name for layer in catalog]
+    convolutions = [layer.name for layer in catalog if isinstance(layer.module, nn.Conv2d)]
+    return (convolutions or names)[-1]
+
+
+def check_validation(model: nn.Module, data: object, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Labelled inputs on the device of the references ``like``, checked."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(f"validation: got {type(data).__name__}, want (inputs, labels)")
+    inputs = check_inputs("validation[0]", data[0], like=like).to(like)
+    classes = predict_all(model, inputs[:1]).shape[1]
+    labels = check_labels("validation[1]", data[1], count=len(inputs), classes=classes)
+    return inputs, labels.to(inputs.device)

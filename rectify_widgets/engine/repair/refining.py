@@ -1,0 +1,168 @@
+"""Refining a rank-one edit by gradient steps on what it is judged by.  Imports torch only.
+
+The closed form is the optimum of a stand-in: the layer's outputs on corrupted inputs shall be those
+on clean ones.  What a rectification wants is that the *model's answers* be those, and that nothing
+else change.  Starting from the closed form, both factors of ``Λ dᵀ`` are moved by Adam (Kingma and
+Ba 2015) along the gradient of just that, on the references that edits are solved from:
+
+    mean TV(p'(x̃), p(x)) + keep · mean TV(p'(x), p(x))
+
+where ``p`` are the original model's probabilities, ``p'`` the edited one's, ``x`` references, ``x̃``
+the same with the transplanted corruption, and TV the total variation distance.  The edit stays of
+rank one and needs no label; whether it is better is judged on other references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.find.candidates import Candidate
+from rectify_widgets.engine.model.running import (
+    chunk_size,
+    in_chunks,
+    model_dtype,
+    preserving_rng,
+    working_dtype,
+)
+
+STEPS = 100
+"""Gradient steps: a third as many leave more of the gap, three times as many little less."""
+BATCH = 64
+"""References in one step, each with and without the corruption."""
+RATE = 0.1
+"""First learning rate, in units of the root mean square of each factor; it falls to 0 (cosine)."""
+KEEP = 4.0
+"""What a point of disturbance weighs against one of gap at first: more than where edits are judged, so
+that what is found is within the budget more often."""
+STRICTER = 2.0
+"""An edit that is over the budget is refined again, with this many times the weight and one such
+part of the rate."""
+TURNS = 3
+"""Times that one edit is refined at most."""
+WEAKER = 0.5
+"""What is tried of an edit that is over the budget still."""
+LAYERS = 2
+"""Layers whose best edit is refined in one round."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the edited model is to answer."""
+
+    carriers: Tensor
+    """References with the corruption, ``M × C × H × W``."""
+    references: Tensor
+    """The same without it."""
+    wanted: Tensor
+    """The original model's probabilities for the latter, ``M × classes``."""
+
+    def only(self, rows: Tensor) -> Goal:
+        """Some of the references."""
+        return Goal(self.carriers[rows], self.references[rows], self.wanted[rows])
+
+
+def starts(
+    tried: Sequence[tuple[float, Candidate]], shortlist: Sequence[Candidate]
+) -> list[Candidate]:
+    """The edits to refine, one each of the best few layers: by what was measured, then predicted.
+
+    Args:
+        tried: objective and edit of each trial that was worth finishing.
+        shortlist: all edits that were tried, as they were ranked.
+    """
+    measured = [candidate for _, candidate in sorted(tried, key=lambda one: one[0])]
+    found: dict[str, Candidate] = {}
+    for candidate in (*measured, *shortlist):
+        found.setdefault(candidate.layer.name, candidate)
+    return list(found.values())[:LAYERS]
+
+
+def refine(
+    model: nn.Module,
+    start: Candidate,
+    goal: Goal,
+    *,
+    steps: int,
+    seed: int,
+    monitor: Monitor,
+    turn: int = 0,
+) -> Candidate:
+    """The edit after ``steps`` gradient steps; the model, its flags and gradients stay as they are.
+
+    Args:
+        model: in evaluation mode, with the weights that the edit would be added to.
+        start: the edit to begin from; its prediction is kept.
+        goal: what to answer.
+        steps: how many steps, at least one.
+        seed: draws the references of each step.
+        monitor: progress and cancellation.
+        turn: how often the edit has been refined already: disturbance weighs more each time, and the
+            learning rate is less.
+    """
+    keep, rate = KEEP * STRICTER**turn, RATE / STRICTER**turn
+    weight = start.layer.module.weight.detach()
+    name = next(name for name, one in model.named_parameters() if one is start.layer.module.weight)
+    units = [factor.square().mean().sqrt() for factor in (start.left, start.right)]
+    if not all(bool(unit > 0) for unit in units):
+        return start
+    factors = [
+        (factor / unit).requires_grad_()
+        for factor, unit in zip((start.left, start.right), units, strict=True)
+    ]
+    optimizer = torch.optim.Adam(factors, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = torch.Generator().manual_seed(seed)
+
+    def edited() -> Tensor:
+        delta = torch.einsum("go,gk->gok", *factors).reshape(weight.shape) * units[0] * units[1]
+        return (weight.to(delta) + delta).to(weight)
+
+    for step in range(steps):
+        monitor.report(step / steps, f"refining {start.layer.name}")
+        rows = torch.randperm(len(goal.references), generator=draw)[:BATCH]
+        loss = partial(
+            _loss, model, name, edited, goal.only(rows.to(goal.wanted.device)), keep, monitor
+        )
+        _set_gradients(factors, loss, 2 * len(rows), chunk_size(goal.references, weight.device))
+        optimizer.step()
+        schedule.step()
+    left, right = (factor.detach() * unit for factor, unit in zip(factors, units, strict=True))
+    return replace(start, left=left, right=right, refined=True)
+
+
+def _loss(
+    model: nn.Module,
+    name: str,
+    edited: Callable[[], Tensor],
+    goal: Goal,
+    keep: float,
+    monitor: Monitor,
+    part: slice,
+) -> Tensor:
+    """What some rows of the references, with the corruption and then without, add to the loss."""
+    monitor.check()
+    inputs = torch.cat([goal.carriers, goal.references])[part]
+    weights = goal.wanted.new_ones(2 * len(goal.wanted)) / len(goal.wanted)
+    weights[len(goal.wanted) :] *= keep
+    with torch.enable_grad(), preserving_rng(inputs.device):
+        scores = functional_call(model, {name: edited()}, (inputs.to(model_dtype(model)),))
+        answers = scores.to(working_dtype(scores.dtype)).softmax(dim=1)
+        distances = 0.5 * (answers - goal.wanted.repeat(2, 1)[part]).abs().sum(dim=1)
+        loss: Tensor = (distances * weights[part]).sum()
+    return loss
+
+
+def _set_gradients(
+    factors: Sequence[Tensor], loss: Callable[[slice], Tensor], count: int, size: int
+) -> None:
+    """The gradient of a loss that adds up over ``count`` rows, ``size`` of them at a time."""
+    parts = in_chunks(count, size, lambda part: torch.autograd.grad(loss(part), factors))
+    for factor, found in zip(factors, zip(*parts, strict=True), strict=True):
+        factor.grad = torch.stack(found).sum(dim=0)

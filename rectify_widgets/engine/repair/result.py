@@ -1,0 +1,222 @@
+"""`Rectification`: a repaired copy of a model with the whole history of how it came about.
+
+Imports torch; pandas only where a frame is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, how_found, save_edits
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the loop saw, besides its trials; shares are fractions.
+
+    Attributes:
+        pairs: how many.
+        references: how many were looked at one by one; 0 where none were given.
+        shared: whether edits were solved and judged on the same references.
+        shown: share of the references whose class the corruption changes, before any edit.
+        shown_pairs: share of the pairs whose class it changes.
+        unlike: pairs whose clean input the model gives another class than their label.
+        classes: how many the model has.
+        classes_seen: how many of them it gives at least one of the references.
+        suspected: share of the references that looked corrupted, where they were too many to leave
+            out; else 0.
+        left: share of the references whose class the corruption still changes.
+        worst_left: class of which most is left, and that share; None where no class is large enough.
+        changed: share of the references whose class the edits changed without the corruption.
+        worst_changed: class of which most changed, likewise.
+    """
+
+    pairs: int
+    references: int
+    shared: bool
+    shown: float
+    shown_pairs: float
+    unlike: int
+    classes: int
+    classes_seen: int
+    suspected: float
+    left: float
+    worst_left: tuple[int, float] | None
+    changed: float
+    worst_changed: tuple[int, float] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial edit, kept or rolled back.  All figures are fractions.
+
+    Attributes:
+        round: number of the round, from 1.
+        layer, direction, ridge: the edit.
+        score: editability of the layer that round.
+        gap_before, gap_after: distance between the predictions on corrupted references and the
+            original model's on clean ones; ``gap_after`` is None where it was not worth finishing.
+        degradation_before, degradation_after: expected (or, with validation data, measured) loss of
+            accuracy on clean inputs.
+        worst_class: the same for the class that suffers most.
+        accepted: whether the edit was kept.
+        reason: why, or why not.
+        seconds: what the trial took.
+        sufferer: number of the class that suffers most; None where none does.
+        refined: whether gradient steps followed on the closed form.
+    """
+
+    round: int
+    layer: str
+    score: float
+    direction: str
+    ridge: float
+    gap_before: float
+    gap_after: float | None
+    degradation_before: float
+    degradation_after: float | None
+    worst_class: float | None
+    accepted: bool
+    reason: str
+    seconds: float
+    sufferer: int | None = None
+    refined: bool = False
+
+    @property
+    def found(self) -> str:
+        """How the edit was solved, for people: ``"contrast 0.01, refined"``."""
+        return how_found(self.direction, self.ridge, self.refined)
+
+
+STEP_COLUMNS = tuple(item.name for item in fields(Step))
+
+
+@dataclass(frozen=True, eq=False)
+class Rectification:
+    """What `rectify` made.
+
+    Attributes:
+        model: the repaired copy; the model that was passed in is unchanged.
+        edits: the kept edits, in order.
+        steps: every trial, rejected ones included.
+        strategy: ``"dynamic"`` or ``"static"``.
+        stopped: why it ended: ``"target"``, ``"no layer helps"``, ``"round limit"`` or
+            ``"cancelled"``.
+        gap_before, gap_after: see `Step`.
+        degradation: see `Step`, after the last kept edit.
+        flagged: rows of the references that were found to carry the corruption and left out.
+        seconds: time by stage: statistics, sweep, solving, evaluation, refining.
+        max_degradation, target_gap: as they were asked for; None where that is not known.
+        facts: what the diagnosis rests on besides the steps; None where it was cancelled.
+        diagnosis: short sentences on why the behaviour is still there, with figures and what to try;
+            empty where the target was met, unless there was nothing to do.
+    """
+
+    model: nn.Module
+    edits: list[RankOneEdit]
+    steps: list[Step]
+    strategy: str
+    stopped: str
+    gap_before: float
+    gap_after: float
+    degradation: float
+    flagged: Tensor
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    max_degradation: float | None = None
+    target_gap: float | None = None
+    facts: Facts | None = None
+    diagnosis: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Rectification({len(self.edits)} edits in {len(self.steps)} trials, "
+            f"gap {self.gap_before:.3f} to {self.gap_after:.3f}, stopped: {self.stopped})"
+        )
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(step.layer) for step in self.steps)])
+        lines = [
+            f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept",
+        ]
+        for step in self.steps:
+            after = "     –" if step.gap_after is None else f"{step.gap_after:6.3f}"
+            loss = "     –" if step.degradation_after is None else f"{step.degradation_after:6.3f}"
+            lines.append(
+                f"{step.round:>5}  {step.layer:<{width}}  {step.found:<23}  "
+                f"{step.gap_before:6.3f} →{after}       {loss}  "
+                f"{'yes' if step.accepted else 'no'}: {step.reason}"
+            )
+        lines.append(
+            f"stopped: {self.stopped}; gap {self.gap_before:.3f} → {self.gap_after:.3f}, "
+            f"degradation {self.degradation:.3f}, {len(self.edits)} edits kept, "
+            f"{len(self.flagged)} references found corrupted"
+        )
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.diagnosis)])
+
+    def _repr_html_(self) -> str:
+        body = ""
+        for step in self.steps:
+            weight = "bold" if step.accepted else "normal"
+            after = "–" if step.gap_after is None else f"{step.gap_after:.3f}"
+            loss = "–" if step.degradation_after is None else f"{step.degradation_after:.3f}"
+            cells = (
+                str(step.round),
+                f"<code>{escape(step.layer)}</code>",
+                escape(step.found),
+                f"{step.gap_before:.3f} → {after}",
+                loss,
+                ("✓ " if step.accepted else "✗ ") + escape(step.reason),
+            )
+            columns = "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells)
+            body += f"<tr style='font-weight:{weight}'>{columns}</tr>"
+        heads = "".join(
+            f"<th style='text-align:left'>{head}</th>"
+            for head in ("round", "layer", "edit", "gap", "degradation", "kept")
+        )
+        why = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.diagnosis)
+        return (
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+            f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
+            f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
+            + (f"<ul>{why}</ul>" if why else "")
+        )
+
+    def at(self, step: int) -> nn.Module:
+        """A copy of the model as it was after ``step`` kept edits, weights equal to the bit.
+
+        0 is the model as given, ``len(edits)`` the repaired one.  The copy shares nothing with
+        `model`, which must still be as `rectify` left it.
+
+        Raises:
+            TypeError: ``step`` is not a whole number.
+            ValueError: there are not that many edits, or `model` was changed since.
+        """
+        check_int("step", step, low=0)
+        if step > len(self.edits):
+            raise ValueError(f"step: got {step}, want 0 to {len(self.edits)}, the edits kept")
+        with torch.inference_mode(mode=False):  # what is made inside it cannot be edited
+            model = copy.deepcopy(self.model)
+        for edit in reversed(self.edits[step:]):
+            edit.revert(model)
+        return model
+
+    def to_frame(self) -> Any:
+        """The steps as a pandas ``DataFrame`` (needs pandas)."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas") from error
+        return pd.DataFrame([asdict(step) for step in self.steps], columns=list(STEP_COLUMNS))
+
+    def save(self, path: str | Path) -> None:
+        """Write the kept edits, a few kilobytes of safetensors, for `load_edits`."""
+        save_edits(Edits(self.edits), path)

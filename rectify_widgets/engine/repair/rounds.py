@@ -1,0 +1,384 @@
+"""The loop behind `rectify`: round after round of collecting, ranking, solving and trying.
+
+Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
+references whose prediction is still wrong, tries the best few edits, refines the best ones where the
+closed form falls short, and keeps the one that makes the gap plus the weighted disturbance smallest
+within the budget; all others are rolled back bit for bit.  Edits are solved and refined on one half
+of the references and judged on the other.  A round draws from the seed and its own number alone, so
+that a loop restored from its state goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.edit.closed_form import Unreached
+from rectify_widgets.engine.edit.edits import Edits, RankOneEdit
+from rectify_widgets.engine.find.candidates import Candidate, different, trying
+from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
+from rectify_widgets.engine.find.localization import layer_scores
+from rectify_widgets.engine.find.problem import Scene
+from rectify_widgets.engine.find.proposals import Collected, Looked, look_at_layers
+from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.memory import FACTOR_ROOM
+from rectify_widgets.engine.model.running import predict_all
+from rectify_widgets.engine.repair.checkpoint import State
+from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
+from rectify_widgets.engine.repair.refining import TURNS, WEAKER, Goal, refine, starts
+from rectify_widgets.engine.repair.result import Facts, Step
+
+STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
+"""What time is told of."""
+TRIALS = 10
+"""Edits tried in one round, before any is refined."""
+ENOUGH = 0.5
+"""A closed form that closes this share of the gap that is left is not refined."""
+NEAR = 2.0
+"""Nor is anything within this many times the target: there is little to gain for the time.  Both were
+settled with test figures of the comparison in view, one pair each."""
+LEAST_GAIN = 1e-3
+"""An edit that improves the objective by less is not kept."""
+MOST_CORRUPTED = 0.5
+"""Should more references than this look corrupted, the detection has failed and is not used."""
+SAME = 1e-3
+"""Two measurements of one gap, perhaps on two machines, differ by less."""
+
+
+@dataclass
+class _Trials:
+    """What one round has tried."""
+
+    number: int
+    """That of the round."""
+    scores: Mapping[str, float]
+    """Editability of the layers in it."""
+    measured: list[tuple[float, Candidate]] = field(default_factory=list)
+    """Objective and edit of what was worth finishing."""
+    best: tuple[Candidate, Verdict, int] | None = None
+    """The edit to keep, what was measured of it, and its row among all steps."""
+
+
+class Rounds:
+    """One rectification under way: the scene, what is known of it, and what has been done."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        validation: tuple[Tensor, Tensor] | None,
+        method: str,
+        grid: tuple[tuple[str, ...], tuple[float, ...]],
+        budget: float,
+        target: float,
+        refine_steps: int,
+        seed: int,
+        monitor: Monitor,
+    ) -> None:
+        self.scene = scene
+        self.edits: list[RankOneEdit] = []
+        self.steps: list[Step] = []
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._nested = 0.0
+        self.flagged = torch.empty(0, dtype=torch.long)
+        self.suspected = 0.0
+        self.rounds = 0
+        self._validation = validation
+        self._method, self._grid = method, grid
+        self._budget, self._target, self._seed = budget, target, seed
+        self._refine_steps = refine_steps
+        self.start: Verdict
+        self.now: Verdict
+        self._split(torch.arange(len(scene.references)), monitor)
+
+    def state(self, stopped: str | None = None, facts: Facts | None = None) -> State:
+        """All that `restore` needs, between two rounds."""
+        return State(
+            edits=Edits(self.edits),
+            steps=tuple(self.steps),
+            rounds=self.rounds,
+            flagged=tuple(self.flagged.tolist()),
+            suspected=self.suspected,
+            start=self.start,
+            now=self.now,
+            seconds=dict(self.seconds),
+            stopped=stopped,
+            facts=facts,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from there: the same references, edits and figures.
+
+        Raises:
+            ValueError: the model does not answer as it did when the state was written.
+        """
+        if state.flagged:
+            rows = torch.arange(len(self.scene.references))
+            self.flagged = torch.tensor(state.flagged)
+            self._split(rows[~torch.isin(rows, self.flagged)], Monitor())
+        if abs(self.start.gap - state.start.gap) > SAME:
+            raise ValueError(
+                f"checkpoint: it began at a gap of {state.start.gap:.4f}, and the same model and "
+                f"references now have one of {self.start.gap:.4f}; delete it to start over"
+            )
+        for edit in state.edits:
+            edit.apply(self.scene.model)
+        self.edits, self.steps = list(state.edits), list(state.steps)
+        self.start, self.now = state.start, state.now
+        self.rounds, self.suspected = state.rounds, state.suspected
+        for stage, seconds in state.seconds.items():
+            self.seconds[stage] += seconds
+
+    def run(
+        self,
+        max_rounds: int,
+        required: str | None,
+        monitor: Monitor,
+        kept: Callable[[], None],
+    ) -> str:
+        """Go round after round, calling ``kept`` before the first and after each; why it ended."""
+        stopped = "round limit"
+        kept()
+        try:
+            for number in range(self.rounds + 1, max_rounds + 1):
+                if self.now.gap <= self._target:
+                    break
+                part = monitor.part((number - 1) / max_rounds, number / max_rounds)
+                if not self._round(number, required, part):
+                    stopped = "no layer helps"
+                    break
+                self.rounds = number
+                kept()
+        except Cancelled:
+            # The best edit of the round that was under way has not been applied.
+            for row, step in enumerate(self.steps):
+                if step.accepted and step.round == number:
+                    self.steps[row] = replace(step, accepted=False, reason="cancelled")
+            return "cancelled"
+        if self.now.gap <= self._target:
+            stopped = "target"
+        with suppress(Cancelled):  # there is nothing left to stop
+            monitor.report(1.0, f"stopped: {stopped}")
+        return stopped
+
+    def _split(self, rows: Tensor, monitor: Monitor) -> None:
+        """Solve on one half of these references and judge on the other, if there are enough."""
+        self.solving, self.judging = self.scene.halves(rows, self._seed)
+        judged = self.judging
+        self.shared = torch.equal(self.solving.references, judged.references)
+        room = 0 if self.scene.limit else FACTOR_ROOM
+        self._collected = Collected(self.solving, None, None, self._seed, room)
+        with self._clock("evaluation"):
+            self._judge = Judge(
+                self.scene.model, judged.references, judged.carriers, self._validation, monitor
+            )
+            self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
+        self._goal: Goal | None = None
+        if (
+            self._refine_steps and not self.shared
+        ):  # else nothing would tell what was learnt by heart
+            with self._clock("refining"):
+                scores = predict_all(self.scene.model, self.solving.references, monitor=monitor)
+            self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
+
+    def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
+        """One round; whether an edit was kept."""
+        message = f"round {number}"
+        monitor.report(0.0, f"{message}: looking at the layers")
+        looked = self._look(number, monitor.part(0.0, 0.25))
+        if number == 1 and self._leave_out_corrupted(looked.options, monitor):
+            looked = self._look(number, monitor.part(0.25, 0.5))
+        options = looked.options
+        if required is not None and not options[required]:
+            raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
+        monitor.report(0.5, f"{message}: ranking layers")
+        with self._clock("sweep"):
+            part = monitor.part(0.5, 0.6)
+            scores = layer_scores(self._method, self.solving, looked, 0, part)
+        shortlist = _shortlist(options, scores, self._method)
+        with self._clock("evaluation"):
+            return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
+
+    def _look(self, number: int, monitor: Monitor) -> Looked:
+        """Collect what is stale, look, and solve for every layer."""
+        scene = self.solving
+        directions, ridges = self._grid
+        with self._clock("sweep"):
+            probe = scene.probe(scene.model, self._seed + number, monitor)
+        return look_at_layers(
+            scene, self._collected, probe, scene.sources(self._seed + number), monitor,
+            directions=directions, ridges=ridges, projection=self._method == "projection",
+            clock=self._clock,
+        )  # fmt: skip
+
+    def _leave_out_corrupted(
+        self, options: Mapping[str, list[Candidate]], monitor: Monitor
+    ) -> bool:
+        """Drop references that carry the corruption already; whether there were any."""
+        voters = pick_voters(options)
+        if not self.scene.given or not voters:
+            return False
+        with self._clock("evaluation"):
+            scores = corruption_scores(
+                self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
+            )
+        corrupted = scores > THRESHOLD
+        share = float(corrupted.float().mean())
+        if share > MOST_CORRUPTED:
+            self.suspected = share
+        if not bool(corrupted.any()) or share > MOST_CORRUPTED:
+            return False
+        self.flagged = corrupted.nonzero().flatten()
+        self._split((~corrupted).nonzero().flatten(), monitor)
+        return True
+
+    def _keep_best(
+        self,
+        number: int,
+        shortlist: list[Candidate],
+        scores: Mapping[str, float],
+        monitor: Monitor,
+    ) -> bool:
+        """Try the shortlist on the judging references and keep the best edit, if one is good.
+
+        Where none closes much of the gap, the best ones of some layers are refined and tried again.
+        """
+        model = self.scene.model
+        trials = _Trials(number, scores)
+        # What is shared takes memory, which a limit may not leave.
+        layers = [] if self.scene.limit else [candidate.layer for candidate in shortlist]
+        with self._judge.sharing(model, layers, monitor):
+            share = monitor.part(0.0, 0.5 if self._goal else 1.0)
+            for position, candidate in enumerate(shortlist):
+                name = candidate.layer.name
+                share.report(position / len(shortlist), f"round {number}: trying {name}")
+                self._try(candidate, trials, monitor)
+            if self._goal and self._falls_short(trials.best):
+                chosen = starts(trials.measured, shortlist)
+                for position, candidate in enumerate(chosen):
+                    part = monitor.part(*(0.5 + 0.5 * (position + i) / len(chosen) for i in (0, 1)))
+                    self._refine(candidate, trials, part)
+        monitor.report(1.0, f"round {number}: done")
+        if trials.best is None:
+            return False
+        candidate, self.now, _ = trials.best
+        edit = candidate.edit()
+        edit.apply(model)
+        self.edits.append(edit)
+        self._collected.forget(self.scene.catalog.after(candidate.layer.name))
+        return True
+
+    def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
+        """Refine an edit and try it.
+
+        Over the budget, again with more weight on what is to stay, and at last with less of it.
+        """
+        assert self._goal is not None  # noqa: S101 - asked before
+        for turn in range(TURNS):
+            with self._clock("refining"):
+                candidate = refine(
+                    self.scene.model, candidate, self._goal, steps=self._refine_steps,
+                    seed=self._seed + trials.number, turn=turn,
+                    monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
+                )  # fmt: skip
+            if self._try(candidate, trials, monitor) != OVER_BUDGET:
+                return
+        weaker = replace(candidate, left=WEAKER * candidate.left)
+        self._try(weaker, trials, monitor)
+
+    def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
+        """Whether the best closed form of a round leaves much, of the gap it found and at all."""
+        left = self.now.gap if best is None else best[1].gap
+        return left > NEAR * self._target and left > (1.0 - ENOUGH) * self.now.gap
+
+    def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
+        """Measure an edit, note what came of it, and remember it if it is the best so far.
+
+        Answers why it is not kept, see `_objection`.
+        """
+        best = trials.best
+        bar = (best[1] if best else self.now).objective
+        began = time.perf_counter()
+        with trying(candidate):
+            verdict = self._judge.measure_below(
+                self.scene.model, bar, monitor, candidate.layer.name
+            )
+        reason = self._objection(verdict, bar)
+        seconds = time.perf_counter() - began
+        self.steps.append(self._step(candidate, trials, verdict, reason, seconds))
+        if verdict is None:
+            return reason
+        trials.measured.append((verdict.objective, candidate))
+        if reason is None:
+            if best is not None:
+                self._overrule(best[2], candidate)
+            trials.best = (candidate, verdict, len(self.steps) - 1)
+        return reason
+
+    def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
+        """Why an edit is not kept; None where it is the best so far."""
+        if verdict is None:
+            return "closes too little of the gap"
+        if verdict.objective > self.now.objective - LEAST_GAIN:
+            return "gap and disturbance together do not fall"
+        if not verdict.within(max(self._budget, self.now.degradation)):
+            return OVER_BUDGET
+        return None if verdict.objective < bar else "another edit of this round did better"
+
+    def _overrule(self, row: int, by: Candidate) -> None:
+        reason = f"{by.layer.name}{', refined,' if by.refined else ''} did better"
+        self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
+
+    def _step(
+        self,
+        candidate: Candidate,
+        trials: _Trials,
+        verdict: Verdict | None,
+        objection: str | None,
+        seconds: float,
+    ) -> Step:
+        return Step(
+            round=trials.number,
+            layer=candidate.layer.name,
+            score=trials.scores[candidate.layer.name],
+            direction=candidate.direction,
+            ridge=candidate.ridge,
+            gap_before=self.now.gap,
+            gap_after=None if verdict is None else verdict.gap,
+            degradation_before=self.now.degradation,
+            degradation_after=None if verdict is None else verdict.degradation,
+            worst_class=None if verdict is None else verdict.worst_class,
+            accepted=objection is None,
+            reason=objection or "best of this round",
+            seconds=seconds,
+            sufferer=None if verdict is None else verdict.sufferer,
+            refined=candidate.refined,
+        )
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        """Count the block's time as that stage's, but for what is another's within it."""
+        began, around, self._nested = time.perf_counter(), self._nested, 0.0
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            self.seconds[stage] += took - self._nested
+            self._nested = around + took
+
+
+def _shortlist(
+    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
+) -> list[Candidate]:
+    """The edits to try: by prediction, or the best of each layer in the order of another method."""
+    few = {name: different(found) for name, found in options.items()}
+    if method == "edit-attribution":
+        mixed = [candidate for found in few.values() for candidate in found]
+        return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
+    ranked = sorted(few, key=lambda name: -scores[name])
+    return [candidate for name in ranked for candidate in few[name]][:TRIALS]

@@ -1,0 +1,230 @@
+"""`solve_edit`: the edit of one layer as a user asks for it.  Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.edit.closed_form import (
+    DIRECTIONS,
+    Unreached,
+    closed_form,
+    closed_form_channel,
+    key_sums,
+)
+from rectify_widgets.engine.edit.edits import RankOneEdit, digest
+from rectify_widgets.engine.edit.solver import MAX_RIDGE, DenseSolver, MatrixFreeSolver, Solver
+from rectify_widgets.engine.edit.statistics import KeyStatistics, collect
+from rectify_widgets.engine.find.candidates import RIDGES, Candidate, layer_keys
+from rectify_widgets.engine.find.localization import TRIALS, layer_scores
+from rectify_widgets.engine.find.problem import Scene, look
+from rectify_widgets.engine.find.proposals import Collected, look_at_layers
+from rectify_widgets.engine.model.keys import KEY_SPACES, Keys
+from rectify_widgets.engine.model.running import capturing, inspecting, predict
+
+SOLVERS = ("dense", "matrix-free")
+
+
+def solve_edit(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    layer: str | None = None,
+    reference: Inputs | None = None,
+    statistics: KeyStatistics | None = None,
+    direction: str | None = None,
+    ridge: float | None = None,
+    key_space: str = "patch",
+    solver: str = "dense",
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> RankOneEdit:
+    """Solve for the rank-one edit of one layer that maps the pairs' corrupted keys to clean values.
+
+    What is None is chosen as `localize` chooses it, and the edit is the one that it scored: solved
+    from the pairs and, where references are given, from some that carry the transplanted
+    corruption.  A layer, direction and ridge that are all given are solved from the pairs alone, and
+    so is every edit in the channel key space or by the matrix-free solver.  Nothing is applied.
+
+    Args:
+        model: the classifier; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        layer: dotted name, or None for the most editable one.
+        reference: unlabelled inputs like those of training.
+        statistics: of the references, where they have been collected already; then ``reference``
+            is only looked at to choose.
+        direction: ``"contrast"`` or ``"key"``.
+        ridge: in units of the mean diagonal of the second moment.
+        key_space: ``"patch"``, or ``"channel"`` for per-pixel channel vectors (Bau et al. 2020).
+        solver: ``"dense"``, or ``"matrix-free"`` to solve from the references' layer inputs without
+            forming the second moment.
+        seed: which references are looked at.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input; stale statistics; a layer that cannot be edited or that
+            the corruption does not reach.
+        Cancelled: ``cancel`` said so.
+    """
+    check_choice("key_space", key_space, KEY_SPACES)
+    check_choice("solver", solver, SOLVERS)
+    check_int("seed", seed, low=0)
+    directions: tuple[str, ...] = DIRECTIONS
+    ridges: tuple[float, ...] = RIDGES
+    if direction is not None:
+        directions = (check_choice("direction", direction, DIRECTIONS),)
+    if ridge is not None:
+        ridges = (check_number("ridge", ridge, low=0.0, high=MAX_RIDGE),)
+    monitor = Monitor(progress, cancel)
+    with inspecting(model) as module:
+        names = None if layer is None else [layer]
+        scene = look(
+            module, pairs, reference, statistics=statistics, layers=names, argument="layer",
+            seed=seed, monitor=monitor,
+        )  # fmt: skip
+        last = monitor
+        if layer is None or direction is None or ridge is None:
+            known = statistics if key_space == "patch" else None
+            as_scored = key_space == "patch" and solver == "dense"
+            sources = scene.sources(seed) if as_scored else scene.sources(seed)[:1]
+            best = _choose(scene, reference, known, sources, directions, ridges, seed, monitor)
+            if as_scored:
+                monitor.report(1.0, f"solved {best.layer.name}")
+                return best.edit()
+            layer, direction, ridge = best.layer.name, best.direction, best.ridge
+            last = monitor.part(0.8, 1.0)
+        last.report(0.0, f"solving {layer}")
+        scene = replace(scene, layers={layer: scene.layers[layer]})
+        if key_space == "channel":
+            edit = _channel_edit(scene, layer, statistics, direction, ridge, seed, last)
+        else:
+            if solver == "matrix-free":
+                factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
+            else:
+                known = Collected(scene, reference, statistics, seed).of(scene.layers, last)
+                factor = DenseSolver(layer, known[layer].moment)
+            edit = _patch_edit(scene, layer, factor, direction, ridge)
+        monitor.report(1.0, f"solved {layer}")
+        return edit
+
+
+def _patch_edit(
+    scene: Scene, name: str, solver: Solver, direction: str, ridge: float
+) -> RankOneEdit:
+    corrupted, clean = _pair_keys(scene, name)
+    source = _sum(key_sums(scene.layers[name], corrupted, clean), name, direction)
+    right = solver.solve(source.unsqueeze(1), ridge)
+    left = closed_form(right, corrupted, clean)
+    candidate = Candidate(
+        scene.layers[name], direction, ridge, left[:, 0], right[:, 0], share=0.0, cost=0.0
+    )
+    return candidate.edit()
+
+
+def _channel_edit(
+    scene: Scene,
+    name: str,
+    statistics: KeyStatistics | None,
+    direction: str,
+    ridge: float,
+    seed: int,
+    monitor: Monitor,
+) -> RankOneEdit:
+    """The edit in the key space of per-pixel channel vectors; a linear layer has only one space."""
+    layer = scene.layers[name]
+    if statistics is None:
+        statistics = collect(
+            scene.model, scene.references, scene.catalog, scene.layers, key_space="channel",
+            seed=seed, monitor=monitor,
+        )  # fmt: skip
+    elif statistics.key_space != "channel":
+        raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'channel' keys")
+    statistics.check(scene.model, scene.catalog, [name])
+    solver = DenseSolver(name, statistics[name].moment)
+    if not isinstance(layer.module, nn.Conv2d):
+        return _patch_edit(scene, name, solver, direction, ridge)
+    inputs: dict[bool, Tensor] = {}
+    for corrupt, samples in ((True, scene.pairs.corrupted), (False, scene.pairs.clean)):
+
+        def keep(_: str, layer_input: Tensor, __: Tensor, corrupt: bool = corrupt) -> None:
+            inputs[corrupt] = layer_input.detach().clone()
+
+        with capturing({name: layer.module}, keep):
+            predict(scene.model, samples)
+    count = len(scene.pairs)
+    corrupted, clean = (layer.pixels(inputs[corrupt], count) for corrupt in (True, False))
+    change = corrupted - clean
+    weights = change.norm(dim=2)
+    if float(weights.max()) <= 0.0:
+        raise Unreached(f"layer: the corruption of the pairs does not reach layer {name!r}")
+    weights = weights / weights.sum(dim=(0, 2), keepdim=True).clamp_min(1e-30)
+    source = corrupted if direction == "key" else change
+    right = solver.solve(torch.einsum("ngp,ngkp->gk", weights, source).unsqueeze(1), ridge)[:, 0]
+    whole = layer.keys(inputs[False], count) - layer.keys(inputs[True], count)
+    left = closed_form_channel(layer, right, inputs[True].to(right), whole.values())
+    return RankOneEdit(
+        layer=name,
+        left=left.reshape(layer.outputs, -1).cpu(),
+        right=(right[0] if layer.groups == 1 else right).cpu(),
+        shape=tuple(layer.module.weight.shape),
+        direction=direction,
+        ridge=ridge,
+        key_space="channel",
+        solved_for=digest(layer.module.weight),
+    )
+
+
+def _pair_keys(scene: Scene, name: str) -> tuple[Keys, Keys]:
+    """The layer's keys on the pairs, corrupted and clean."""
+    layers = {name: scene.layers[name]}
+    corrupted = layer_keys(scene.model, layers, scene.pairs.corrupted)
+    return corrupted[name], layer_keys(scene.model, layers, scene.pairs.clean)[name]
+
+
+def _reference_keys(scene: Scene) -> list[Keys]:
+    """The keys of the scene's one layer on the references, one object a batch."""
+    (name,) = scene.layers
+    return [
+        layer_keys(scene.model, scene.layers, chunk)[name] for chunk in scene.references.split(64)
+    ]
+
+
+def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
+    if direction not in sums:
+        raise Unreached(
+            f"layer: the {direction} direction of layer {name!r} vanishes: the changes of its keys "
+            "cancel out over the positions"
+        )
+    return sums[direction]
+
+
+def _choose(
+    scene: Scene,
+    reference: Inputs | None,
+    statistics: KeyStatistics | None,
+    sources: Sequence[tuple[Tensor, Tensor]],
+    directions: tuple[str, ...],
+    ridges: tuple[float, ...],
+    seed: int,
+    monitor: Monitor,
+) -> Candidate:
+    """The candidate that `localize` puts first among the layers of the scene."""
+    looked = look_at_layers(
+        scene, Collected(scene, reference, statistics, seed),
+        scene.probe(scene.model, seed, monitor), sources, monitor.part(0.0, 0.75),
+        directions=directions, ridges=ridges,
+    )  # fmt: skip
+    options = looked.options
+    if not any(options.values()):
+        names = ", ".join(map(repr, scene.layers))
+        raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
+    scores = layer_scores("edit-attribution", scene, looked, TRIALS, monitor.part(0.75, 0.8))
+    return options[max((name for name in options if options[name]), key=scores.__getitem__)][0]

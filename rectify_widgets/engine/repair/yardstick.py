@@ -1,0 +1,151 @@
+"""`Yardstick`: gap and degradation of any edited copy of a model, on one scale.  Imports torch only.
+
+`rectify` measures as it goes, against the model that it was given.  Where edits are made one by one
+or in several goes, or are taken back in between, their figures can be compared only if all of them
+are measured against the same original on the same references: that is what this is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.running import inspecting, model_device, model_dtype, predict
+from rectify_widgets.engine.repair.rectification import check_validation
+
+
+class Yardstick:
+    """Measures edited copies of a model against that model, on fixed references.
+
+    With the arguments of a `rectify` call, and what it found corrupted as ``exclude``, the figures
+    are those of its steps.  The yardstick keeps references and the original's answers to them, no
+    model.
+
+    Args:
+        model: the original; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        reference: unlabelled inputs like those of training; up to 768 are looked at, and where they
+            are 64 or more, half of those are measured on: the half that `rectify` does not solve
+            with.  None measures on the pairs.
+        seed: which references, and which pair's corruption goes onto which; that of `rectify`.
+        opacity: of the corruption when it is transplanted, see `transplant`.
+        exclude: references that carry the corruption themselves, as ``Rectification.flagged``:
+            numbers that count the references that are looked at.  Those are all of them in their
+            own order, unless a tensor has more than 768 rows: then it is ``seed`` that picks them.
+        validation: labelled inputs ``(x, y)`` on which the loss of accuracy is measured instead.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Attributes:
+        count: references that are measured on.
+
+    Raises:
+        TypeError, ValueError: bad input, before anything is touched.
+        Cancelled: ``cancel`` said so.
+
+    Example:
+        >>> yardstick = Yardstick(model, pairs, reference, exclude=result.flagged)
+        >>> yardstick.measure(result.at(1)).gap
+        0.31
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pairs: SamplePairs,
+        reference: Inputs | None,
+        *,
+        seed: int = 0,
+        opacity: float | None = None,
+        exclude: Tensor | Sequence[int] | None = None,
+        validation: tuple[Tensor, Tensor] | None = None,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        check_module("model", model)
+        check_pairs(pairs)
+        check_int("seed", seed, low=0)
+        if opacity is not None:
+            check_number("opacity", opacity, low=0.0, high=1.0)
+        monitor = Monitor(progress, cancel)
+        with inspecting(model) as module:
+            monitor.report(0.0, "looking at the references")
+            if reference is None:
+                on_device = pairs.to(model_device(module), model_dtype(module))
+                references, carriers = on_device.clean, on_device.corrupted
+                _kept(exclude, 0)
+            else:
+                scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
+                _, judged = scene.halves(_kept(exclude, len(scene.references)), seed)
+                references, carriers = judged.references, judged.carriers
+            labelled = (
+                None if validation is None else check_validation(module, validation, references)
+            )
+            monitor.report(0.5, "asking the original model")
+            self._judge = Judge(module, references, carriers, labelled, monitor)
+            self._sample = references[:1]
+            self._classes = predict(module, self._sample).shape[1]
+        self.count = len(references)
+
+    def __repr__(self) -> str:
+        return f"Yardstick({self.count} references)"
+
+    def measure(
+        self, model: nn.Module, *, progress: Progress | None = None, cancel: Cancel | None = None
+    ) -> Verdict:
+        """Gap, disturbance, degradation and worst class of an edited copy, all fractions.
+
+        Args:
+            model: the original or a copy with edits; left as it was.
+            progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+        Raises:
+            TypeError: ``model`` is not a module.
+            ValueError: it has another number of classes than the original.
+            Cancelled: ``cancel`` said so.
+        """
+        monitor = Monitor(progress, cancel)
+        with inspecting(model) as module:
+            classes = predict(module, self._sample).shape[1]
+            if classes != self._classes:
+                raise ValueError(
+                    f"model: its output has {classes} classes, want {self._classes} like the "
+                    "original, of which it should be a copy with edits"
+                )
+            return self._judge.measure(module, monitor)
+
+
+def _kept(exclude: object, count: int) -> Tensor:
+    """Rows of ``count`` references that are not excluded."""
+    rows = torch.arange(count)
+    if exclude is None:
+        return rows
+    try:
+        left_out = torch.as_tensor(exclude)
+    except (TypeError, ValueError, RuntimeError):
+        left_out = None
+    if (
+        left_out is None
+        or left_out.ndim != 1
+        or (len(left_out) and (left_out.is_floating_point() or left_out.dtype is torch.bool))
+    ):
+        raise TypeError(
+            f"exclude: got {type(exclude).__name__}, want the numbers of references, such as "
+            "Rectification.flagged"
+        )
+    if len(left_out) and not 0 <= int(left_out.min()) <= int(left_out.max()) < count:
+        raise ValueError(
+            f"exclude: got numbers from {int(left_out.min())} to {int(left_out.max())}, want "
+            f"those of {count} references"
+        )
+    rows = rows[~torch.isin(rows, left_out.cpu())]
+    if count and not len(rows):
+        raise ValueError(f"exclude: got all {count} references, want one left at least")
+    return rows
