@@ -10,7 +10,7 @@ from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, load_edits, save_edits
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.corrupted import Found, find_corrupted
+from rectify_widgets.engine.find.corrupted import CorruptedInputs, find_corrupted
 from rectify_widgets.engine.find.estimates import MemoryEstimate, estimate_memory
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.find.places import Places, find_places
@@ -32,9 +32,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AttributionViewer",
     "Cancelled",
+    "CorruptedInputs",
     "EditabilityViewer",
     "Edits",
-    "Found",
     "HistoryViewer",
     "KeyStatistics",
     "LayerCatalog",

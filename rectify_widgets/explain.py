@@ -34,7 +34,7 @@ from rectify_widgets.engine.base.checks import (
 )
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.running import (
-    inspecting,
+    eval_mode,
     model_device,
     model_dtype,
     predict,
@@ -101,7 +101,7 @@ def attribute(
     check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         probe = _Probe(module, monitor, batch_size, seed)
         if method == "grad-cam":
             probe.layer = find_layer(unwrap(module), layer)
@@ -284,13 +284,13 @@ _METHODS: Mapping[str, tuple[_Explain, type]] = {
     "occlusion": (_occlusion, OcclusionOptions),
 }
 
-METHODS: tuple[str, ...] = tuple(_METHODS)
+ATTRIBUTION_METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names of the attribution methods."""
 
 
 def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> tuple[_Explain, Any]:
     """The function of a method and its checked options."""
-    explain, kind = _METHODS[check_choice("method", method, METHODS)]
+    explain, kind = _METHODS[check_choice("method", method, ATTRIBUTION_METHODS)]
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets import baselines
-from rectify_widgets.baselines import METHODS
+from rectify_widgets.baselines import BASELINES
 from rectify_widgets.baselines.latent import latent_layers
 from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Task, draw_batch, prepare
@@ -76,7 +76,7 @@ def tiny_task(model: nn.Module | None = None, **changes: Any) -> Task:
 def test_every_method_is_registered_with_the_one_signature() -> None:
     import inspect
 
-    assert list(METHODS) == list(QUICK)
+    assert list(BASELINES) == list(QUICK)
     shared = [
         "model",
         "pairs",
@@ -88,7 +88,7 @@ def test_every_method_is_registered_with_the_one_signature() -> None:
         "progress",
         "cancel",
     ]
-    for method in METHODS.values():
+    for method in BASELINES.values():
         signature = inspect.signature(method)
         assert list(signature.parameters)[: len(shared)] == shared
         own = list(signature.parameters.values())[len(shared) :]
@@ -96,13 +96,13 @@ def test_every_method_is_registered_with_the_one_signature() -> None:
         documentation = vars(inspect.getmodule(method))["__doc__"]
         assert "What differs" in " ".join(documentation.split())
         assert method.__doc__ is not None
-    assert set(baselines.__all__) >= {"METHODS", "Baseline", "Trial"}
+    assert set(baselines.__all__) >= {"BASELINES", "Baseline", "Trial"}
 
 
 # No trace, same seed same weights, cancelled when asked
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: str) -> None:
     model = Tiny()
     model.head.bias.requires_grad = False
@@ -112,8 +112,10 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
     shares: list[float] = []
     given: dict[str, Any] = {"reference": reference, "validation": validation, **QUICK[name]}
     with untouched(model, reference, *validation, pairs.clean, pairs.corrupted):
-        first = METHODS[name](model, pairs, progress=lambda share, _: shares.append(share), **given)
-        second = METHODS[name](model, pairs, **given)
+        first = BASELINES[name](
+            model, pairs, progress=lambda share, _: shares.append(share), **given
+        )
+        second = BASELINES[name](model, pairs, **given)
     assert first.method == name
     assert first.seconds > 0
     assert dict(first.options) == dict(second.options)
@@ -134,9 +136,9 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
     assert all(one.grad is None for one in first.model.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_changed_copy_can_be_copied_and_its_state_loaded(name: str) -> None:
-    result = METHODS[name](Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
+    result = BASELINES[name](Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
     assert result.tried == ()
     x = images(5, seed=9)
     again = copy.deepcopy(result.model)
@@ -150,7 +152,7 @@ def test_the_changed_copy_can_be_copied_and_its_state_loaded(name: str) -> None:
     assert torch.equal(again(x), result.model(x))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
     model = Tiny()
     for patience in (0, 3):
@@ -161,7 +163,7 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
             return asked[0] > patience
 
         with untouched(model), pytest.raises(Cancelled):
-            METHODS[name](
+            BASELINES[name](
                 model, tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
                 cancel=cancel, **QUICK[name],
             )  # fmt: skip
@@ -171,7 +173,7 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
 @pytest.mark.parametrize("name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons"])
 def test_another_seed_draws_other_batches(name: str) -> None:
     weights = [
-        METHODS[name](
+        BASELINES[name](
             Tiny(), tiny_pairs(), reference=images(90, seed=5), seed=seed,
             **{**QUICK[name], "learning_rate": 0.05},
         ).model.get_parameter("head.weight")
@@ -187,9 +189,9 @@ def test_other_networks(name: str) -> None:
     bad = x.clone()
     bad[:, :, 5:8, 5:8] = 1.0
     pairs = SamplePairs(bad[:3], x[:3])
-    for method in METHODS:
+    for method in BASELINES:
         options = {key: value for key, value in QUICK[method].items() if key == "steps"}
-        result = METHODS[method](model, pairs, reference=x, **options)
+        result = BASELINES[method](model, pairs, reference=x, **options)
         assert torch.isfinite(result.model(x)).all(), method
 
 
@@ -231,12 +233,12 @@ def test_bad_input_is_refused(
     model = Tiny()
     given = {"model": model, "pairs": tiny_pairs(), "reference": images(6, seed=5), **changes}
     with untouched(model), pytest.raises(error, match=message):
-        METHODS[name](**given)
+        BASELINES[name](**given)
 
 
 def test_an_option_that_a_method_does_not_have_is_refused() -> None:
     with pytest.raises(TypeError, match="ridge"):
-        METHODS["fine_tuning"](Tiny(), tiny_pairs(), ridge=3)
+        BASELINES["fine_tuning"](Tiny(), tiny_pairs(), ridge=3)
 
 
 # What there is to learn from
@@ -413,7 +415,7 @@ FIXED: dict[str, dict[str, Any]] = {
 def test_a_backdoor_becomes_weaker_at_little_cost(name: str, toy: Toy) -> None:
     before = toy.rates(toy.model)
     assert before[1] > 0.95
-    result = METHODS[name](
+    result = BASELINES[name](
         toy.model, SamplePairs(toy.pairs.corrupted, toy.pairs.clean), reference=toy.reference,
         validation=samples(100, seed=8), **FIXED[name],
     )  # fmt: skip

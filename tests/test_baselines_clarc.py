@@ -31,7 +31,7 @@ from rectify_widgets.baselines.right_reason_clarc import penalised, rr_clarc
 from rectify_widgets.baselines.task import Batch, Task, prepare
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import make
 from tests.engine.traces import Tiny, corrupted, images
 
@@ -99,7 +99,7 @@ def test_the_pattern_of_samples_that_do_not_differ_is_refused() -> None:
 def test_the_concept_is_the_mean_change_of_the_pairs(space: str) -> None:
     model = Tiny()
     task = task_for(model)
-    with inspecting(task.model):
+    with eval_mode(task.model):
         concept = find_concept(task.model, task, "third", space)
     outputs = [
         output_of(model, "third", x)
@@ -180,7 +180,7 @@ def test_p_clarc_puts_every_input_where_clean_ones_lie(layer: str, space: str) -
     task = task_for(model)
     result = p_clarc(model, task.pairs, reference=images(20, seed=5), layer=layer, space=space)
     assert dict(result.options) == {"layer": layer, "space": space}
-    with inspecting(task.model):
+    with eval_mode(task.model):
         concept = find_concept(task.model, task, layer, space)
     for x in (task.pairs.corrupted, images(7, seed=8)):
         a = output_of(result.model, layer, x)
@@ -220,7 +220,7 @@ def test_a_clarc_trains_with_every_input_where_corrupted_ones_lie(
     result = a_clarc(
         model, task.pairs, reference=images(20, seed=5), layer="third", space="channel"
     )
-    with inspecting(task.model):
+    with eval_mode(task.model):
         concept = find_concept(task.model, task, "third", "channel")
     along = seen[0] @ concept.vector
     torch.testing.assert_close(along, torch.full_like(along, concept.corrupted))
@@ -286,7 +286,7 @@ def test_the_penalty_is_the_squared_slope_along_the_direction(layer: str, space:
 def test_rr_clarc_flattens_the_direction() -> None:
     model = Tiny()
     task = task_for(model)
-    with inspecting(task.model):
+    with eval_mode(task.model):
         concept = find_concept(task.model, task, "third", "channel")
     x = images(16, seed=8)
     batch = Batch(x, model(x).argmax(1), torch.full((16,), 1 / 16), torch.zeros_like(x).bool())

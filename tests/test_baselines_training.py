@@ -25,7 +25,7 @@ from rectify_widgets.baselines.task import Batch, Examples
 from rectify_widgets.baselines.training import CLIP, MOMENTUM, fit, trainable
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.traces import Tiny, corrupted, images
 from tests.test_baselines import tiny_pairs, tiny_task
 
@@ -47,7 +47,7 @@ def test_the_loop_is_stochastic_gradient_descent_by_hand() -> None:
     start, goal = model.weight.detach().clone(), torch.tensor([[1.0, 2.0, 30.0]])
     steps, rate = 5, 0.3
     one = Examples(torch.zeros(1, 3), torch.zeros(1), torch.zeros(1, 3).bool())
-    with inspecting(model):
+    with eval_mode(model):
         fit(
             model, task, one, one,
             lambda net, _: (net.get_parameter("weight") - goal).square().sum(),
@@ -146,7 +146,7 @@ def test_pruning_silences_exactly_the_dormant_channels() -> None:
 def test_channels_go_in_the_order_of_their_mean_activation_until_accuracy_drops() -> None:
     model, x = Dormant(), without_blue(40, seed=5)
     pairs = SamplePairs(x[:2] + torch.tensor([0, 0, 1.0])[:, None, None], x[:2])
-    with inspecting(model):
+    with eval_mode(model):
         use = use_of_channels(model, "conv", x)
     torch.testing.assert_close(use, model.conv(x).relu().mean(dim=(0, 2, 3)).detach())
     order, labels = use.argsort(stable=True).tolist(), model(x).argmax(1)
@@ -263,7 +263,7 @@ def test_what_a_model_looks_at_is_where_its_gradient_is_near_the_largest() -> No
 
 def test_another_explanation_puts_away_what_the_model_looked_at() -> None:
     model, x = Tiny(), images(20, seed=5)
-    with inspecting(model):
+    with eval_mode(model):
         before = looked_at(model, x, Monitor())
 
     def size(tried: nn.Module) -> float:

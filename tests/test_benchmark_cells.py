@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets import cases
-from rectify_widgets.baselines import METHODS
+from rectify_widgets.baselines import BASELINES
 from rectify_widgets.benchmarks import cells
 from rectify_widgets.benchmarks.cells import CLOSELY, PASSES, STILL
 from rectify_widgets.benchmarks.plan import (
@@ -256,7 +256,7 @@ def test_what_a_peer_chose_is_taken_back(name: str) -> None:
     """The options of seed 0, given, make seed 0's model again in one trial."""
     tiny = fakes.tiny_case()
     rows = drawn(tiny, Cell(tiny.name, name, EVERY, 2, 0))
-    tuned = METHODS[name](
+    tuned = BASELINES[name](
         tiny.model,
         tiny.pairs[rows],
         reference=tiny.reference,
@@ -276,7 +276,7 @@ def test_a_failure_is_a_result(toy: Case, monkeypatch: pytest.MonkeyPatch) -> No
         warnings.warn("it began badly", stacklevel=1)
         raise RuntimeError("no inverse")
 
-    monkeypatch.setattr(cells, "METHODS", {"p_clarc": fails})
+    monkeypatch.setattr(cells, "BASELINES", {"p_clarc": fails})
     found = cells.measure(toy, Cell(toy.name, "p_clarc", EVERY, 1, 0), None)
     assert found["failure"] == "RuntimeError: no inverse"
     assert found["warnings"] == ["it began badly"]

@@ -11,9 +11,9 @@ from rectify_widgets.benchmarks import (
 )
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.candidates import Probe, observe
+from rectify_widgets.engine.find.candidates import Probe, sweep_probe
 from rectify_widgets.engine.model.catalog import editable_layers
-from rectify_widgets.engine.model.gradients import STEPS
+from rectify_widgets.engine.model.gradients import PATH_STEPS
 from tests.speed_fakes import bench, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
@@ -64,6 +64,6 @@ def test_passes_of_a_look_at_the_layers() -> None:
     model.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
     labels = torch.zeros(1, dtype=torch.long)
     probe = Probe(pair.corrupted, pair.clean, labels)
-    observe(model, editable_layers(model).editable, probe, steps=STEPS, monitor=Monitor())
-    back = STEPS + 1  # as many as there are gradients
+    sweep_probe(model, editable_layers(model).editable, probe, steps=PATH_STEPS, monitor=Monitor())
+    back = PATH_STEPS + 1  # as many as there are gradients
     assert sum(passed) + back == speed_limits.LOOK_PASSES

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.explain import METHODS, attribute
+from rectify_widgets.explain import ATTRIBUTION_METHODS, attribute
 
 SAMPLES, CLASSES = 5, 4
 
@@ -163,7 +163,7 @@ def test_occlusion_equals_captum() -> None:
     torch.testing.assert_close(mine, captum, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_the_model_and_the_inputs_are_left_untouched(method: str) -> None:
     model, _ = twins()
     model.first.weight.requires_grad_(False)
@@ -185,7 +185,7 @@ def test_the_model_and_the_inputs_are_left_untouched(method: str) -> None:
     assert torch.equal(x.detach(), images())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_maps_do_not_depend_on_the_batch_size(method: str) -> None:
     model, _ = twins(channels=3)
     x = images(3)
@@ -194,7 +194,7 @@ def test_maps_do_not_depend_on_the_batch_size(method: str) -> None:
     assert whole.shape == (SAMPLES, 1 if method == "grad-cam" else 3, 9, 11)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_without_a_target_the_prediction_is_explained(method: str) -> None:
     model, plain = twins()
     x = images()
@@ -204,7 +204,7 @@ def test_without_a_target_the_prediction_is_explained(method: str) -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 @pytest.mark.parametrize("kind", ["double", "bfloat16", "channels_last", "inference"])
 def test_dtypes_and_layouts(method: str, kind: str) -> None:
     model, _ = twins(channels=3)
@@ -232,7 +232,7 @@ def test_dtypes_and_layouts(method: str, kind: str) -> None:
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_cancel_stops_before_the_next_forward_pass(method: str) -> None:
     model, _ = twins()
     answers = iter([False, False])
@@ -246,7 +246,7 @@ def test_cancel_stops_before_the_next_forward_pass(method: str) -> None:
     assert not any(part._forward_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_progress_rises_to_one(method: str) -> None:
     seen: list[float] = []
     attribute(

@@ -179,7 +179,7 @@ BROKEN: list[tuple[Callable[[Notebook, Path], list[str]], Callable[[Notebook], o
     (hard_to_see, spoil(outputs=shows(html='<p><img src="x"></p>')), "without alt"),
     (hard_to_see, spoil(-1, outputs=shows(live="")), "snapshot"),
     (hard_to_follow, spoil(source=["x = 1\n"] * 26), "lines"),
-    (hard_to_follow, spoil(source="from rectify_widgets.engine import editing"), "editing"),
+    (hard_to_follow, spoil(source="from rectify_widgets.engine.edit import edits"), "edits"),
     (hard_to_follow, spoil(source="import rectify_widgets.explain"), "explain"),
     (hard_to_follow, spoil(source="dashboard._groups.clear()"), "_groups"),
     (toothless, lambda n: [cell.update(source="1") for cell in code(n)], "no assertion"),
@@ -252,9 +252,10 @@ def test_a_changed_verdict_is_red(tmp_path: Path) -> None:
 WRONG_SIGN = """
 import sys
 import rectify_widgets
-from rectify_widgets.engine import editing, refining
+from rectify_widgets.engine.edit import closed_form as closed
+from rectify_widgets.engine.repair import refining
 
-sound, refined = editing.closed_form, refining.refine
+sound, refined = closed.closed_form, refining.refine
 
 def closed_form(*keys):
     return -sound(*keys)

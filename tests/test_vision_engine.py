@@ -28,7 +28,7 @@ import rectify_widgets as rw
 from rectify_widgets.cases.vision.networks import make
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.gradients import margin, sweep
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.traces import untouched
 
 pytestmark = [
@@ -258,7 +258,7 @@ def test_sweep(name: str) -> None:
     labels, rivals = torch.tensor([1, 2, 3]), torch.full((3,), TARGET)
     layers = rw.editable_layers(model, start).editable
     steps = 2
-    with timed(name, "sweep"), untouched(model, start, end), inspecting(model) as module:
+    with timed(name, "sweep"), untouched(model, start, end), eval_mode(model) as module:
         found = sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
     wanted: dict[str, Tensor] = {}
     for step in range(steps):

@@ -26,7 +26,7 @@ from rectify_widgets.baselines.rewriting import rewrite
 from rectify_widgets.baselines.right_for_right_reasons import another_explanation, right_reasons
 from rectify_widgets.baselines.right_reason_clarc import rr_clarc
 
-METHODS: MappingProxyType[str, Callable[..., Baseline]] = MappingProxyType(
+BASELINES: MappingProxyType[str, Callable[..., Baseline]] = MappingProxyType(
     {
         "fine_tuning": fine_tune,
         "fine_pruning": fine_prune,
@@ -42,7 +42,7 @@ METHODS: MappingProxyType[str, Callable[..., Baseline]] = MappingProxyType(
 """Every method by name."""
 
 __all__ = [
-    "METHODS",
+    "BASELINES",
     "Baseline",
     "Trial",
     "a_clarc",

@@ -28,7 +28,13 @@ from rectify_widgets.baselines.latent import (
 )
 from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.training import STEPS, TRAINED, cross_entropy, train, trainable
+from rectify_widgets.baselines.training import (
+    TRAINED,
+    TRAINING_STEPS,
+    cross_entropy,
+    train,
+    trainable,
+)
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, names, numbers, run
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
@@ -82,7 +88,7 @@ def a_clarc(
             learning_rate=numbers("learning_rate", learning_rate, RATES),
             trained=names("trained", trained, TRAINED),
         ),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
     ]
     spaces = names("space", space, SPACES)
     places = screened(task, choose_layers(task, layer), spaces, monitor.part(0.0, 0.2))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.latent import Mask, activations, by_position, choose_layers, insert
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.training import STEPS, cross_entropy, train, trainable
+from rectify_widgets.baselines.training import TRAINING_STEPS, cross_entropy, train, trainable
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
@@ -78,7 +78,7 @@ def fine_prune(
         grid(layer=choose_layers(task, layer, LAYERS)),
         grid(max_drop=numbers("max_drop", max_drop, DROPS)),
         grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
     ]
     return run("fine_pruning", task, axes, _attempt, monitor)
 

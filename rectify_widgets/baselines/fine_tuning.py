@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.training import STEPS, TRAINED, cross_entropy, train, trainable
+from rectify_widgets.baselines.training import (
+    TRAINED,
+    TRAINING_STEPS,
+    cross_entropy,
+    train,
+    trainable,
+)
 from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, names, numbers, run
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
@@ -67,7 +73,7 @@ def fine_tune(
             learning_rate=numbers("learning_rate", learning_rate, RATES),
             trained=names("trained", trained, TRAINED[::-1]),
         ),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
     ]
     monitor = Monitor(progress, cancel)
     task = prepare(

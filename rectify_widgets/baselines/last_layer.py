@@ -24,7 +24,7 @@ from rectify_widgets.baselines.tuning import Options, grid, numbers, run
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.model.running import capturing, inspecting, predict
+from rectify_widgets.engine.model.running import capturing, eval_mode, predict
 
 STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 ITERATIONS = 3000
@@ -88,7 +88,7 @@ def _scores_layer(task: Task) -> str:
     def watch(name: str, _: Tensor, output: Tensor) -> None:
         outputs[name] = output.clone()
 
-    with inspecting(task.model) as module, capturing(modules, watch):
+    with eval_mode(task.model) as module, capturing(modules, watch):
         scores = predict(module, task.pairs.clean[:1])
     for name, output in reversed(outputs.items()):
         if output.shape == scores.shape and torch.equal(output, scores):

@@ -22,7 +22,7 @@ from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.checks import nearest
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.model.catalog import LayerCatalog
-from rectify_widgets.engine.model.running import capturing, inspecting, predict, working_dtype
+from rectify_widgets.engine.model.running import capturing, eval_mode, predict, working_dtype
 
 SPACES = ("channel", "map")
 CHUNK = 128
@@ -50,7 +50,7 @@ def latent_layers(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> l
             outputs[name] = output
             order.append(name)
 
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         parts = dict(module.named_modules())
         with capturing({name: parts[name] for name in (*blocks, *inner)}, watch):
             scores = predict(module, torch.cat([example[:1], example[:1]]))

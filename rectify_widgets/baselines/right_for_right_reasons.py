@@ -30,7 +30,12 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.baseline import Baseline
 from rectify_widgets.baselines.latent import CHUNK
 from rectify_widgets.baselines.task import Batch, Examples, Task, prepare
-from rectify_widgets.baselines.training import STEPS, fit, trainable, weighted_cross_entropy
+from rectify_widgets.baselines.training import (
+    TRAINING_STEPS,
+    fit,
+    trainable,
+    weighted_cross_entropy,
+)
 from rectify_widgets.baselines.tuning import Options, counts, grid, numbers, run
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
@@ -78,7 +83,7 @@ def right_reasons(
             learning_rate=numbers("learning_rate", learning_rate, RATES),
             penalty=numbers("penalty", penalty, PENALTIES),
         ),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
     ]
     monitor = Monitor(progress, cancel)
     task = prepare(
@@ -120,7 +125,7 @@ def another_explanation(
     axes = [
         grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
         grid(penalty=numbers("penalty", penalty, PENALTIES)),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
         grid(explanations=counts("explanations", explanations, EXPLANATIONS)),
     ]
     monitor = Monitor(progress, cancel)

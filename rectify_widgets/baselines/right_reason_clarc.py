@@ -35,8 +35,8 @@ from rectify_widgets.baselines.latent import (
 from rectify_widgets.baselines.screening import screened
 from rectify_widgets.baselines.task import Batch, Task, prepare
 from rectify_widgets.baselines.training import (
-    STEPS,
     TRAINED,
+    TRAINING_STEPS,
     train,
     trainable,
     weighted_cross_entropy,
@@ -108,7 +108,7 @@ def rr_clarc(
             trained=names("trained", trained, TRAINED),
         ),
         grid(penalty=numbers("penalty", penalty, PENALTIES)),
-        grid(steps=counts("steps", steps, (STEPS,))),
+        grid(steps=counts("steps", steps, (TRAINING_STEPS,))),
     ]
     spaces = names("space", space, SPACES)
     places = screened(task, choose_layers(task, layer), spaces, monitor.part(0.0, 0.2))

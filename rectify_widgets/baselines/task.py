@@ -19,9 +19,9 @@ from rectify_widgets.engine.base.checks import check_int, check_module, check_nu
 from rectify_widgets.engine.data.corruption import touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
-from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.model.catalog import LayerCatalog
-from rectify_widgets.engine.model.running import copied, inspecting
+from rectify_widgets.engine.model.running import copied, eval_mode
 from rectify_widgets.engine.repair.rectification import check_validation
 
 BATCH = 32
@@ -152,24 +152,24 @@ def prepare(
             "augmented: got True without references, want reference=... to put the corruption on"
         )
     base = copied(model)
-    with inspecting(base) as module:
-        scene = look(
+    with eval_mode(base) as module:
+        problem = pose_problem(
             module, pairs, pairs.clean if reference is None else reference,
             opacity=opacity, seed=seed,
         )  # fmt: skip
         labelled = None
         if validation is not None:
-            labelled = check_validation(module, validation, scene.pairs.clean)
-    known = scene.pairs
+            labelled = check_validation(module, validation, problem.pairs.clean)
+    known = problem.pairs
     if augmented:
-        known = _joined(known, scene.references, scene.carriers, scene.answers)
+        known = _joined(known, problem.references, problem.carriers, problem.answers)
     return Task(
         model=base,
-        catalog=scene.catalog,
+        catalog=problem.catalog,
         pairs=known,
-        given=len(scene.pairs),
-        references=None if reference is None else scene.references,
-        answers=None if reference is None else scene.answers,
+        given=len(problem.pairs),
+        references=None if reference is None else problem.references,
+        answers=None if reference is None else problem.answers,
         validation=labelled,
         opacity=opacity,
         seed=seed,
@@ -179,7 +179,7 @@ def prepare(
 
 def _joined(pairs: SamplePairs, clean: Tensor, corrupted: Tensor, answers: Tensor) -> SamplePairs:
     """The pairs and the references that the transplant changes."""
-    assert pairs.labels is not None  # noqa: S101 - `look` has filled them in
+    assert pairs.labels is not None  # noqa: S101 - `pose_problem` has filled them in
     changed = (clean != corrupted).flatten(1).any(dim=1)
     return replace(
         pairs,

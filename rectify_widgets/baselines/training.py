@@ -20,7 +20,7 @@ from rectify_widgets.baselines.tuning import generator
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict
 
-STEPS = 100
+TRAINING_STEPS = 100
 """Steps of training where nothing else is published: about four passes over 768 references."""
 MOMENTUM = 0.9
 CLIP = 1.0

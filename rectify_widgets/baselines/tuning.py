@@ -28,7 +28,7 @@ from rectify_widgets.engine.base.checks import check_choice, check_int, check_nu
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.model.running import copied, inspecting, predict_all
+from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 
 PENALTY = 2.0
 """What a point of clean accuracy weighs against a point of corrupted accuracy."""
@@ -46,12 +46,12 @@ class Referee:
     def __init__(self, task: Task, validation: tuple[Tensor, Tensor]) -> None:
         self._clean, self._labels = validation
         self._corrupted = transplant(task.own, self._clean, opacity=task.opacity, seed=task.seed)
-        with inspecting(task.model) as module:
+        with eval_mode(task.model) as module:
             self._before = self._accuracy(module, self._clean)
 
     def score(self, model: nn.Module) -> tuple[float, float, float | None]:
         """Corrupted accuracy, clean accuracy and the score of both; None for weights like NaN."""
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             corrupted = self._accuracy(module, self._corrupted)
             clean = self._accuracy(module, self._clean)
         if not weights_are_finite(model):
@@ -157,7 +157,7 @@ def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
 def make(task: Task, attempt: Attempt, options: Options, monitor: Monitor) -> nn.Module:
     """A copy of the model, changed by one attempt."""
     model = copied(task.model)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         attempt(module, task, options, monitor)
     for part in model.modules():  # what was put in has the flag of what it was put behind
         if isinstance(part, Followed):

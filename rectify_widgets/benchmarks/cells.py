@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from rectify_widgets.baselines import METHODS
+from rectify_widgets.baselines import BASELINES
 from rectify_widgets.benchmarks.layers import rank_layers
 from rectify_widgets.benchmarks.peaks import peak_memory
 from rectify_widgets.benchmarks.plan import (
@@ -119,7 +119,7 @@ def _peer(
     case: Case, cell: Cell, pairs: SamplePairs, options: Mapping[str, Any] | None
 ) -> tuple[nn.Module, Record]:
     """A baseline, tuned on the validation split where no options are given."""
-    method: Callable[..., Any] = METHODS[cell.method]
+    method: Callable[..., Any] = BASELINES[cell.method]
     taken = inspect.signature(method).parameters  # some choices leave no choice: the last layer
     made = method(
         case.model,

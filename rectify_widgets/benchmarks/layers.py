@@ -18,13 +18,13 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.edit.closed_form import Unreached, closed_form, key_sums
 from rectify_widgets.engine.edit.solver import DenseSolver
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.candidates import Candidate, effect, observe, trying
+from rectify_widgets.engine.find.candidates import Candidate, effect, sweep_probe, trying
 from rectify_widgets.engine.find.localization import VERIFY, layer_scores
-from rectify_widgets.engine.find.problem import Scene, look
-from rectify_widgets.engine.find.proposals import Collected, Looked, look_at_layers
-from rectify_widgets.engine.model.gradients import STEPS
+from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
+from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import Keys
-from rectify_widgets.engine.model.running import inspecting, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 
 TRIALS = 12
 TEST = 2000
@@ -79,11 +79,11 @@ def _one_pair(
     corrupted = case.corrupted[0][:tests], case.corrupted[1][:tests]
     scores: dict[str, dict[str, float]] = {}
     accuracy: dict[str, dict[str, float]] = {}
-    with inspecting(case.model) as model:
-        scene = look(model, case.pairs[pair], case.reference, seed=pair)
-        collected = Collected(scene, None, None, pair)
-        probe = scene.probe(model, pair)
-        looked = look_at_layers(scene, collected, probe, scene.sources(pair), monitor)
+    with eval_mode(case.model) as model:
+        problem = pose_problem(model, case.pairs[pair], case.reference, seed=pair)
+        collected = StatisticsSource(problem, None, None, pair)
+        probe = problem.probe(model, pair)
+        looked = propose_edits(problem, collected, probe, problem.sources(pair), monitor)
         known: dict[int, float] = {}
         for method, name, trials in (
             ("prediction alone", "edit-attribution", 0),
@@ -91,12 +91,12 @@ def _one_pair(
             ("trial", "trial", 0),
         ):
             own = dict(looked.options)
-            scores[method] = layer_scores(name, scene, Looked(own), trials, monitor)
+            scores[method] = layer_scores(name, problem, Proposals(own), trials, monitor)
             accuracy[method] = {
                 layer: _restored(corrupted, model, found[0], known) if found else 0.0
                 for layer, found in own.items()
             }
-        scores |= projections(scene, collected.of(scene.layers, monitor))
+        scores |= projections(problem, collected.of(problem.layers, monitor))
     return scores, accuracy
 
 
@@ -112,13 +112,13 @@ def _restored(
     return known[id(candidate)]
 
 
-def projections(scene: Scene, statistics: KeyStatistics) -> dict[str, dict[str, float]]:
+def projections(problem: Problem, statistics: KeyStatistics) -> dict[str, dict[str, float]]:
     """The paper's score on the pair, and what could make it independent of activation scale."""
-    model, probe = scene.model, scene.pair_probe()
-    seen = observe(model, scene.layers, probe, steps=STEPS, monitor=Monitor())
+    model, probe = problem.model, problem.pair_probe()
+    seen = sweep_probe(model, problem.layers, probe, steps=PATH_STEPS, monitor=Monitor())
     corrupted, clean = seen.corrupted, seen.clean
     result: dict[str, dict[str, float]] = {
-        method: dict.fromkeys(scene.layers, 0.0)
+        method: dict.fromkeys(problem.layers, 0.0)
         for method in METHODS
         if method.startswith("projection")
     }
@@ -127,7 +127,7 @@ def projections(scene: Scene, statistics: KeyStatistics) -> dict[str, dict[str, 
         attributions = (clean[name] - corrupted[name]).values() * gradients
         summed = corrupted[name].gather(attributions)
         projected = solver.solve(summed, 1e-3)
-        size = scene.layers[name].key_size
+        size = problem.layers[name].key_size
         result["projection"][name] = float(projected.norm())
         result["projection / K"][name] = float(projected.norm()) / size**0.5
         result["projection, whitened"][name] = float(solver.whiten(summed, 1e-3).norm())

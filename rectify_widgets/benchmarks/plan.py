@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rectify_widgets.baselines import METHODS
+from rectify_widgets.baselines import BASELINES
 from rectify_widgets.cases import spurious
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.base.checks import check_choice, check_int
@@ -47,7 +47,7 @@ works, see `find_places`, and looks again at what comes out.  The budget of `CAR
 of `find_places` were chosen when test figures of three seeds were known: these rows show what can be had,
 and the comparison judges `dynamic` with its defaults."""
 OWN = ("dynamic", "static", *VARIANTS)
-PEERS = tuple(METHODS)
+PEERS = tuple(BASELINES)
 
 LAYER_CASES = (*TROJANS, "trojan-visibility", "trojan-position")
 COUNTS = (1, 5, 10, 20)

@@ -30,7 +30,7 @@ from rectify_widgets.engine.edit.solver import DenseSolver
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.keys import EditableLayer, pad
-from rectify_widgets.engine.model.running import capturing, inspecting
+from rectify_widgets.engine.model.running import capturing, eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 
 RIDGE = 1e-2
@@ -239,7 +239,7 @@ def pose(
     layer = editable_layers(model).editable[name]
     seen: list[Tensor] = []
     with (
-        inspecting(model) as module,
+        eval_mode(model) as module,
         capturing({name: layer.module}, lambda _, given, __: seen.append(given.clone())),
     ):
         module(pair.corrupted)

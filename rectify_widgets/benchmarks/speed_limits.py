@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.model.gradients import STEPS
-from rectify_widgets.engine.model.running import capturing, inspecting
+from rectify_widgets.engine.model.gradients import PATH_STEPS
+from rectify_widgets.engine.model.running import capturing, eval_mode
 
 BATCH = 64
 """Images in one forward pass."""
-LOOK_PASSES = 2 * (STEPS + 1) + 2
+LOOK_PASSES = 2 * (PATH_STEPS + 1) + 2
 """Passes of a look at the layers: both ways at each midpoint and at the clean end, both ends' keys."""
 
 
@@ -51,7 +51,7 @@ def forward_work(model: nn.Module, inputs: Tensor, batch_size: int = BATCH) -> W
         moved = given.numel() + output.numel() + weight.numel()
         counted[1] += moved * output.element_size()
 
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = {
             name: part
             for name, part in module.named_modules()

@@ -17,7 +17,7 @@ from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 
 TOLERANCE = 1e-3
 """Largest difference between our sweep and captum's, relative to a layer's largest gradient."""
@@ -50,7 +50,7 @@ def measure_sweep(bench: Bench) -> Measured:
             )  # fmt: skip
             theirs[name] = layer.positions(found, count)
 
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
 
         def at_once() -> dict[str, Tensor]:
             return sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())

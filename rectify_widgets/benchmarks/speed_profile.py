@@ -19,7 +19,7 @@ from rectify_widgets.engine.edit.solver import DenseSolver
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import sweep
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.rectification import rectify
 
 SHOWN = 6
@@ -40,7 +40,7 @@ def _sweep(bench: Bench) -> Callable[[], object]:
     labels = torch.zeros(32, dtype=torch.long, device=end.device)
 
     def run() -> None:
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             sweep(module, layers, start, end, labels, labels + 1, steps=8, monitor=Monitor())
 
     return run

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.cases.triggers import Aim, Trigger
-from rectify_widgets.engine.model.running import inspecting, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 
 Labelled: TypeAlias = tuple[Tensor, Tensor]
 """Images and their labels."""
@@ -144,7 +144,7 @@ def of_leakage(
     truth = labels[few, None]
     heat = integrated_gradients(model, images[few], labels[few]).flatten(1)
     inside = mask[few].flatten(1)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         change = predict_all(module, images[few]) - predict_all(module, corrupted[few])
     leaked = (heat * inside).abs().sum(dim=1) / heat.abs().sum(dim=1).clamp_min(1e-12)
     return {
@@ -162,7 +162,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Te
     rule.  Pixels that are black in the image get exactly nothing.
     """
     total = torch.zeros_like(images)
-    with inspecting(model) as module, torch.enable_grad():
+    with eval_mode(model) as module, torch.enable_grad():
         for step in range(STEPS):
             point = (images * ((step + 0.5) / STEPS)).requires_grad_()
             score = module(point).gather(1, labels[:, None]).sum()
@@ -172,7 +172,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Te
 
 def classes(model: nn.Module, images: Tensor) -> Tensor:
     """Predicted classes, ``N``, of ``N × C × H × W`` images, on their device."""
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         return predict_all(module, images).argmax(dim=1).to(images.device)
 
 

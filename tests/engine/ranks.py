@@ -232,14 +232,14 @@ def seen_by(stage: Stage) -> dict[str, int]:
 
     def observed(model: nn.Module, layers: Any, probe: Any, **options: Any) -> Any:
         counts["swept"] += len(probe)
-        return candidates.observe(model, layers, probe, **options)
+        return candidates.sweep_probe(model, layers, probe, **options)
 
     def judged(model: nn.Module, references: Tensor, *rest: Any) -> Any:
         counts["judged"] += len(references)
         return judging.Judge(model, references, *rest)
 
     with (
-        patch.object(layerwise, "observe", observed),
+        patch.object(layerwise, "sweep_probe", observed),
         patch.object(localization, "Judge", judged),
     ):
         located(stage, stage.reference[:101], distributed=True)

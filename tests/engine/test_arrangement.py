@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rectify_widgets as rw
-from rectify_widgets.engine.model.running import arranged, inspecting, predict
+from rectify_widgets.engine.model.running import arranged, eval_mode, predict
 from tests.engine.models import NETWORKS, images, make
 from tests.engine.test_editing import patched
 
@@ -55,7 +55,7 @@ def ran_last(model: Seen, call: Callable[[], object]) -> set[bool]:
 
 def test_a_model_that_can_is_run_with_channels_last() -> None:
     model, x = seen("flatten"), images(6)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         rw.editable_layers(module, x)
         assert ran_last(model, lambda: predict(module, x)) == {True}
         assert not x.is_contiguous(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ def test_a_model_that_can_is_run_with_channels_last() -> None:
             assert ran_last(model, lambda: predict(module, arranged(module, x))) == {True}
     assert model.conv.weight.is_contiguous()
     assert ran_last(model, lambda: model(x)) == {False}  # called by the user it is as it was
-    with inspecting(model) as module:  # nor does another look inherit it
+    with eval_mode(model) as module:  # nor does another look inherit it
         assert ran_last(model, lambda: predict(module, x)) == {False}
 
 
@@ -74,7 +74,7 @@ def test_a_model_that_cannot_is_run_as_it_is(flatten: str) -> None:
     model, x = seen(flatten), images(6)
     twin = copy.deepcopy(model)
     twin.flatten = "flatten"
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         rw.editable_layers(module, x)
         assert ran_last(model, lambda: predict(module, x)) == {False}
     pairs, reference = patched(), images(20)
@@ -86,7 +86,7 @@ def test_a_model_that_cannot_is_run_as_it_is(flatten: str) -> None:
 
 def test_it_is_found_out_anew_while_a_look_goes_on() -> None:
     model, x = seen("flatten"), images(6)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         for flatten, last in (("flatten", True), ("view", False), ("flatten", True)):
             model.flatten = flatten
             rw.editable_layers(module, x)
@@ -97,7 +97,7 @@ def test_it_is_found_out_anew_in_every_call() -> None:
     model, x = seen("flatten"), images(6)
     for flatten, last in (("flatten", True), ("view", False), ("flatten", True)):
         model.flatten = flatten
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             rw.editable_layers(module, x)
             assert ran_last(model, lambda: predict(module, x)) == {last}
 
@@ -105,7 +105,7 @@ def test_it_is_found_out_anew_in_every_call() -> None:
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: rw.adapt(m, output=lambda y: y)])
 def test_wrappers_are_seen_through(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model, x = seen("flatten"), images(6)
-    with inspecting(wrap(model)) as module:
+    with eval_mode(wrap(model)) as module:
         rw.editable_layers(module, x)
         assert ran_last(model, lambda: predict(module, x)) == {True}
 
@@ -115,13 +115,13 @@ def test_others_stay_as_they_are(kind: str) -> None:
     model, x = seen("flatten"), images(6)
     if kind == "double":
         model, x = model.double(), x.double()
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             rw.editable_layers(module, x)
             assert ran_last(model, lambda: predict(module, x)) == {False}
         return
     flat = make(lambda: nn.Sequential(nn.Flatten(), nn.Linear(243, 4)))
     x = x if kind == "no convolution" else x.flatten(1)
-    with inspecting(flat) as module:
+    with eval_mode(flat) as module:
         rw.editable_layers(module, x)
         assert arranged(module, x).stride() == x.stride()
 

@@ -16,7 +16,7 @@ from rectify_widgets.engine.find.localization import localize
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine import oracles
 from tests.engine.models import Plain, Residual, images, make
 
@@ -40,7 +40,7 @@ def run(
     start, end = ends()
     dtype = next(model.parameters()).dtype
     layers = editable_layers(model, start).editable
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         found = sweep(
             module, layers, start.to(dtype), end.to(dtype), LABELS, RIVALS,
             steps=steps, batch_size=batch_size, monitor=monitor or Monitor(),
@@ -175,7 +175,7 @@ def test_localization_reports_the_completeness_error() -> None:
     with pytest.warns(UserWarning, match="reference: none given"):
         found = localize(model, pairs, steps=16)
     layers = editable_layers(model, start).editable
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         seen = sweep(
             module, layers, start, end, labels, scores.argmax(dim=1), steps=16, monitor=Monitor()
         )

@@ -16,7 +16,7 @@ from torch.nn import functional
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.gradients import margin, sweep
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine import oracles
 from tests.engine.building_blocks import BLOCKS, CHANNELS, CLASSES, SIZE, WIDTH, torch_encoder
 from tests.engine.models import make
@@ -139,7 +139,7 @@ def test_sweep(block: str) -> None:
     start, end = PAIRS.corrupted.double(), PAIRS.clean.double()
     labels, rivals, steps = torch.tensor([1, 2, 3]), torch.full((3,), TARGET), 3
     layers = rw.editable_layers(model, start).editable
-    with untouched(model, start, end), inspecting(model) as module:
+    with untouched(model, start, end), eval_mode(model) as module:
         found = sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
     assert list(found) == BLOCKS[block].editable
     for name, layer in layers.items():

@@ -21,13 +21,13 @@ from rectify_widgets.engine.find.candidates import (
     effect,
     keys_and_scores,
     layer_keys,
-    observe,
     runner_up,
+    sweep_probe,
     trying,
 )
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import images, make
@@ -42,10 +42,10 @@ def grid_of(model: nn.Module, count: int = 6) -> dict[str, list[Candidate]]:
     pairs, reference = patched(), patched(count, seed=11)
     catalog = editable_layers(model, pairs.clean)
     statistics = KeyStatistics.collect(model, images(8).double())
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         answers = module(reference.clean).argmax(dim=1)
         probe = Probe(reference.corrupted, reference.clean, answers)
-        seen = observe(module, catalog.editable, probe, steps=4, monitor=Monitor())
+        seen = sweep_probe(module, catalog.editable, probe, steps=4, monitor=Monitor())
         dirty = layer_keys(module, catalog.editable, pairs.corrupted)
         clean = layer_keys(module, catalog.editable, pairs.clean)
         return {
@@ -66,7 +66,7 @@ def test_effect_is_the_slope_of_the_margin(network: str) -> None:
     for name, found in grid_of(model).items():
         candidate = found[0]
         layers = {name: candidate.layer}
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             still = sweep(module, layers, x, x, labels, rivals, steps=1, monitor=Monitor())
             keys = layer_keys(module, layers, x)[name]
             predicted = effect(
@@ -114,12 +114,12 @@ def test_what_is_observed_of_margins_is_the_models_own(
     reference = replace(reference, corrupted=4.0 * images(5, seed=29).double())
     with torch.no_grad():  # even classes: another comes second with the corruption than without
         model.get_parameter("head.bias").sub_(model(reference.clean).mean(dim=0))
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         before, after = (module(x) for x in (reference.corrupted, reference.clean))
         labels = after.argmax(dim=1)
         probe = Probe(reference.corrupted, reference.clean, labels)
         layers = editable_layers(model, reference.clean).editable
-        seen = observe(module, layers, probe, steps=1, monitor=Monitor())
+        seen = sweep_probe(module, layers, probe, steps=1, monitor=Monitor())
         torch.testing.assert_close(keys_and_scores(module, layers, reference.clean)[1], after)
     assert not torch.equal(runner_up(before, labels), runner_up(after, labels))
     for row, label in enumerate(labels.tolist()):
@@ -177,7 +177,7 @@ def test_keys_are_those_before_anything_changed_them_in_place() -> None:
             return scores
 
     model, x = make(Preactivated), images(2)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         keys = layer_keys(module, editable_layers(model).editable, x)
     for name, found in keys.items():
         inputs = oracles.layer_input(model, name, x)

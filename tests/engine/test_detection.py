@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.corrupted import THRESHOLD, Found, find_corrupted
+from rectify_widgets.engine.find.corrupted import THRESHOLD, CorruptedInputs, find_corrupted
 from tests.engine.models import Plain, images, make
 from tests.engine.toy import TARGET, Toy, samples, stamped
 
@@ -65,7 +65,7 @@ def test_scores_are_0_like_the_clean_input_and_1_like_the_corrupted(trojan: Toy)
     assert found.flagged.tolist() == [False, True]
     assert len(found) == 2
     assert found.threshold == THRESHOLD
-    assert repr(found) == "Found(1 of 2 inputs carry the corruption)"
+    assert repr(found) == "CorruptedInputs(1 of 2 inputs carry the corruption)"
 
 
 def test_the_threshold_can_be_moved(trojan: Toy) -> None:
@@ -87,7 +87,7 @@ def test_inputs_may_come_in_many_ways(trojan: Toy) -> None:
     statistics = KeyStatistics.collect(trojan.model, trojan.reference)
 
     def scores(inputs: object, batch_size: int = 256) -> Tensor:
-        found: Found = find_corrupted(
+        found: CorruptedInputs = find_corrupted(
             trojan.model, trojan.pairs[0], inputs,  # type: ignore[arg-type]
             reference=trojan.reference, statistics=statistics, batch_size=batch_size,
         )  # fmt: skip
@@ -122,7 +122,7 @@ def test_progress_and_cancel(trojan: Toy) -> None:
     told: list[float] = []
     limit = 10_000
 
-    def run() -> Found:
+    def run() -> CorruptedInputs:
         return find_corrupted(
             trojan.model, trojan.pairs[0], trojan.reference[:40], batch_size=10,
             progress=lambda at, _: told.append(at), cancel=lambda: len(told) >= limit,

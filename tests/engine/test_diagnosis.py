@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.find.problem import look
-from rectify_widgets.engine.repair.diagnosis import Witness
+from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Facts, Rectification
 from tests.engine.toy import CLASSES, TARGET, Toy, samples, stamped
@@ -33,13 +33,13 @@ def facts(result: Rectification) -> Facts:
 
 def said(result: Rectification, part: str) -> str:
     """The one sentence that contains ``part``."""
-    found = [sentence for sentence in result.diagnosis if part in sentence]
-    assert len(found) == 1, result.diagnosis
+    found = [sentence for sentence in diagnose(result) if part in sentence]
+    assert len(found) == 1, diagnose(result)
     return found[0]
 
 
 def silent(result: Rectification, part: str) -> bool:
-    return not any(part in sentence for sentence in result.diagnosis)
+    return not any(part in sentence for sentence in diagnose(result))
 
 
 def answers(model: nn.Module, x: Tensor) -> Tensor:
@@ -241,8 +241,8 @@ def _left(one: Tensor, other: Tensor, columns: int) -> Tensor:
 def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: int) -> None:
     """An edit that takes a class away costs its clean references their class."""
     model = copy.deepcopy(trojan.model)
-    scene = look(model, trojan.pairs[0], trojan.reference)
-    witness = Witness(scene)
+    problem = pose_problem(model, trojan.pairs[0], trojan.reference)
+    witness = ClassChanges(problem)
     with torch.no_grad():
         model.get_submodule("head").bias[label] -= 1e3  # type: ignore[index,operator]
     found = witness.facts(torch.empty(0, dtype=torch.long), 0.0, shared=False)

@@ -12,9 +12,9 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.edit.solver import DenseSolver
 from rectify_widgets.engine.edit.statistics import collect
 from rectify_widgets.engine.find import proposals as layerwise
-from rectify_widgets.engine.find.problem import look
-from rectify_widgets.engine.find.proposals import Collected
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.find.proposals import StatisticsSource
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 
@@ -34,29 +34,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_only_what_is_stale_is_collected_anew(asked: list[list[str]]) -> None:
     model = make("residual").double()
-    with inspecting(model) as module:
-        scene = look(module, patched(), images(20).double())
-        collected = Collected(scene, None, None, 0)
-        first = collected.of(scene.layers, Monitor())
-        assert asked == [list(scene.layers)]
-        assert collected.of(scene.layers, Monitor()) is first
+    with eval_mode(model) as module:
+        problem = pose_problem(module, patched(), images(20).double())
+        collected = StatisticsSource(problem, None, None, 0)
+        first = collected.of(problem.layers, Monitor())
+        assert asked == [list(problem.layers)]
+        assert collected.of(problem.layers, Monitor()) is first
         assert len(asked) == 1
-        some = list(scene.layers)[-2:]
+        some = list(problem.layers)[-2:]
         collected.forget(some)
-        again = collected.of(scene.layers, Monitor())
+        again = collected.of(problem.layers, Monitor())
         assert asked[1:] == [some]
-        for name in scene.layers:
+        for name in problem.layers:
             assert (again[name] is first[name]) == (name not in some)
             torch.testing.assert_close(again[name].total, first[name].total)
 
 
 def test_factors_are_kept_while_there_is_room_and_they_hold() -> None:
     model = make("residual").double()
-    with inspecting(model) as module:
-        scene = look(module, patched(), images(20).double())
-        known = Collected(scene, None, None, 0).of(scene.layers, Monitor())
-        first, second, third = list(scene.layers)[:3]
-        collected = Collected(scene, None, None, 0, room=100)
+    with eval_mode(model) as module:
+        problem = pose_problem(module, patched(), images(20).double())
+        known = StatisticsSource(problem, None, None, 0).of(problem.layers, Monitor())
+        first, second, third = list(problem.layers)[:3]
+        collected = StatisticsSource(problem, None, None, 0, room=100)
         right = torch.rand_like(known[first].total[:, :2])
         wanted = DenseSolver(first, known[first].moment).solve(right, 0.1)
         DenseSolver(first, known[first].moment, collected.factors(first, 60)).solve(right, 0.1)
@@ -78,12 +78,12 @@ def test_factors_are_kept_while_there_is_room_and_they_hold() -> None:
 
 def test_parts_are_not_kept(asked: list[list[str]]) -> None:
     model = make("residual").double()
-    with inspecting(model) as module:
-        scene = look(module, patched(), images(20).double())
-        collected = Collected(scene, None, None, 0)
-        name = next(iter(scene.layers))
+    with eval_mode(model) as module:
+        problem = pose_problem(module, patched(), images(20).double())
+        collected = StatisticsSource(problem, None, None, 0)
+        name = next(iter(problem.layers))
         for _ in range(2):
-            found = collected.of({name: scene.layers[name]}, Monitor())
+            found = collected.of({name: problem.layers[name]}, Monitor())
             assert list(found) == [name]
         assert asked == [[name], [name]]
 
@@ -94,13 +94,13 @@ def test_given_statistics_are_taken_and_checked(asked: list[list[str]]) -> None:
     known = rw.KeyStatistics.collect(model, reference)
     channels = rw.KeyStatistics.collect(model, reference, key_space="channel")
     asked.clear()
-    with inspecting(model) as module:
-        scene = look(module, patched(), reference)
-        assert Collected(scene, None, known, 0).of(scene.layers, Monitor()) is known
+    with eval_mode(model) as module:
+        problem = pose_problem(module, patched(), reference)
+        assert StatisticsSource(problem, None, known, 0).of(problem.layers, Monitor()) is known
         assert not asked
         with pytest.raises(ValueError, match="want 'patch' keys"):
-            Collected(scene, None, channels, 0)
+            StatisticsSource(problem, None, channels, 0)
         with torch.no_grad():
-            next(iter(scene.layers.values())).module.weight.mul_(2)
+            next(iter(problem.layers.values())).module.weight.mul_(2)
         with pytest.raises(ValueError, match="stale"):
-            Collected(scene, None, known, 0)
+            StatisticsSource(problem, None, known, 0)

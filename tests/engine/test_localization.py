@@ -18,11 +18,11 @@ from rectify_widgets.engine.base.ranks import ALONE
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find import localization
-from rectify_widgets.engine.find.localization import METHODS, Localization, localize
+from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization, localize
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import sweep
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
 from tests.engine.models import images, make
@@ -35,7 +35,7 @@ def scored(toy: Toy, **options: Any) -> Localization:
     return localize(toy.model, toy.pairs[0], **{"reference": toy.reference, **options})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKING_METHODS)
 def test_every_layer_is_scored_best_first(trojan: Toy, method: str) -> None:
     found = scored(trojan, method=method)
     assert found.method == method
@@ -137,8 +137,8 @@ class Rehearsal:
 
     def scores(self, trials: int) -> dict[str, float]:
         self.tried.clear()
-        scene: Any = SimpleNamespace(ranks=ALONE)
-        return localization._verified(scene, self.options, trials, Monitor())
+        problem: Any = SimpleNamespace(ranks=ALONE)
+        return localization._verified(problem, self.options, trials, Monitor())
 
 
 def test_trials_go_on_until_no_prediction_can_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_projection_is_the_papers_formula(trojan: Toy) -> None:
         labels, scores = model(end).argmax(dim=1), model(start)
     scores[0, labels] = -torch.inf
     layers = editable_layers(model, start).editable
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         gradients = sweep(
             module, layers, start, end, labels, scores.argmax(dim=1), steps=4, monitor=Monitor()
         )
@@ -232,7 +232,7 @@ def test_more_steps_and_another_seed_change_the_prediction(trojan: Toy) -> None:
     assert scored(trojan, trials=0, seed=1).scores != base
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKING_METHODS)
 def test_several_pairs_and_labels(trojan: Toy, method: str) -> None:
     with torch.no_grad():
         labels = trojan.model(trojan.pairs.clean).argmax(dim=1)
@@ -265,7 +265,7 @@ def test_a_layer_that_the_corruption_does_not_reach_scores_zero() -> None:
     corrupted = clean.clone()
     corrupted[:, 0, 3:6, 3:6] = 1.0
     pairs = SamplePairs(corrupted, clean)
-    for method in METHODS:
+    for method in RANKING_METHODS:
         found = localize(model, pairs, reference=images(20), method=method)
         assert found.scores["right"] == 0.0
         assert "right" not in found.choices
@@ -274,7 +274,7 @@ def test_a_layer_that_the_corruption_does_not_reach_scores_zero() -> None:
 
 
 @pytest.mark.parametrize("network", LAYERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKING_METHODS)
 def test_every_network(network: str, method: str) -> None:
     model, pairs = make(network), patched(1)
     found = localize(model, pairs, reference=images(20), method=method)
@@ -343,7 +343,7 @@ def test_plot_is_in_network_order_with_the_best_marked() -> None:
 # --- progress ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKING_METHODS)
 def test_progress_and_cancel_at_every_stage(trojan: Toy, method: str) -> None:
     told: list[float] = []
     messages: set[str] = set()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.find import proposals as layerwise
-from rectify_widgets.engine.find.candidates import observe
-from rectify_widgets.engine.find.problem import counts_of, look
+from rectify_widgets.engine.find.candidates import sweep_probe
+from rectify_widgets.engine.find.problem import counts_of, pose_problem
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.memory import (
     Counts,
@@ -29,7 +29,7 @@ from rectify_widgets.engine.model.memory import (
     measure_sizes,
     parts,
 )
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.toy import Toy
@@ -71,7 +71,7 @@ def test_sizes_are_those_of_the_network() -> None:
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
     )
     example = torch.zeros(1, 3, 6, 6)
-    with inspecting(network) as module:
+    with eval_mode(network) as module:
         catalog = editable_layers(module, example)
         sizes = measure_sizes(module, catalog.editable, example)
     first, last = sizes.layers.values()
@@ -142,7 +142,7 @@ def setting() -> tuple[nn.Module, rw.SamplePairs, Tensor]:
 def a_low_limit() -> int:
     """One that the largest layer alone just meets."""
     model, pairs, reference = setting()
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         catalog = editable_layers(module, reference[:1])
         sizes = measure_sizes(module, catalog.editable, reference[:1])
     counts = counts_of(len(pairs), len(reference), reference)
@@ -162,9 +162,9 @@ def test_localize_in_parts_gives_the_same(method: str, monkeypatch: pytest.Monke
 
     def counted(model: nn.Module, layers: Any, probe: Any, **options: Any) -> Any:
         looks.append(len(layers))
-        return observe(model, layers, probe, **options)
+        return sweep_probe(model, layers, probe, **options)
 
-    monkeypatch.setattr(layerwise, "observe", counted)
+    monkeypatch.setattr(layerwise, "sweep_probe", counted)
     limit = a_low_limit()
     some = rw.localize(model, pairs, reference=reference, method=method, memory_limit=limit)
     assert len(set(looks)) >= 1
@@ -195,7 +195,7 @@ def test_rectify_in_parts_gives_the_same(trojan: Toy) -> None:
 def test_statistics_in_smaller_passes_are_the_same() -> None:
     model, _, reference = setting()
     whole = rw.KeyStatistics.collect(model, reference, positions=3)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         catalog = editable_layers(module, reference[:1])
         sizes = measure_sizes(module, catalog.editable, reference[:1])
     limit = limit_for(collect_peak(sizes, list(sizes.layers), 3))
@@ -250,9 +250,9 @@ def test_a_sweep_goes_on_with_fewer_samples_where_memory_runs_out() -> None:
 
 def test_a_copied_model_takes_its_own_memory() -> None:
     model, pairs, reference = setting()
-    with inspecting(model) as module:
-        plain = look(module, pairs, reference, memory_limit=2**33)
-        own = look(module, pairs, reference, memory_limit=2**33, own=True)
+    with eval_mode(model) as module:
+        plain = pose_problem(module, pairs, reference, memory_limit=2**33)
+        own = pose_problem(module, pairs, reference, memory_limit=2**33, own=True)
     assert plain.sizes is not None
     assert own.sizes is not None
     weights = plain.sizes.weights

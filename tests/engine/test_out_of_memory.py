@@ -12,7 +12,7 @@ from torch import Tensor
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.running import in_chunks, inspecting, predict_all
+from rectify_widgets.engine.model.running import eval_mode, in_chunks, predict_all
 from tests.engine.calls import LABELS, REFERENCE
 from tests.engine.traces import Tiny, images, untouched
 
@@ -42,19 +42,19 @@ def test_chunks_shrink_until_they_fit() -> None:
         return False
 
     monitor = Monitor(None, ask)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         scores = predict_all(module, images(11), batch_size=8, monitor=monitor)
     assert model.seen == [8, 4, 2, 2, 2, 2, 2, 1]
     assert len(asked) == len(model.seen)
     plain = Small(11)
-    with inspecting(plain) as module:
+    with eval_mode(plain) as module:
         assert torch.allclose(scores, predict_all(module, images(11)), atol=1e-6)
     assert plain.seen == [11]
 
 
 def test_the_rest_counts_not_the_chunk_size() -> None:
     model = Small(2)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         predict_all(module, images(5), batch_size=1000)
     assert model.seen == [5, 2, 2, 1]
 
@@ -122,7 +122,7 @@ def test_the_cache_of_the_device_is_emptied_before_each_new_try(
     emptied: list[int] = []
     model = Small(1)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(model.seen)))
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         predict_all(module, images(4), batch_size=4)
     assert model.seen == [4, 2, 1, 1, 1, 1]
     assert emptied == [1, 2]

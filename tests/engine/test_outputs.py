@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.model.outputs import Adapted
-from rectify_widgets.engine.model.running import inspecting, unwrap
+from rectify_widgets.engine.model.running import eval_mode, unwrap
 from tests.engine.calls import CALLS, INPUTS, PAIRS, REFERENCE, comparable
 from tests.engine.traces import Tiny, images, untouched
 
@@ -337,12 +337,12 @@ def test_two_threads_do_not_look_at_a_model_and_its_adapter_at_a_time() -> None:
 
         def look(other: nn.Module = other, looked: threading.Event = looked) -> None:
             inside.wait()  # noqa: B023 - joined below
-            with inspecting(other):
+            with eval_mode(other):
                 looked.set()
 
         thread = threading.Thread(target=look)
         thread.start()
-        with inspecting(wrapped[0]):
+        with eval_mode(wrapped[0]):
             inside.set()
             assert not looked.wait(0.05)
         thread.join()

@@ -65,7 +65,7 @@ def stage(network: str = "plain", name: str = "second", count: int = 12) -> Any:
 
 def refined(model: nn.Module, start: Candidate, goal: Goal, **options: Any) -> Candidate:
     given: dict[str, Any] = {"steps": 3, "seed": 0, "monitor": Monitor(), **options}
-    with torch.no_grad():  # as within `inspecting`
+    with torch.no_grad():  # as within `eval_mode`
         return refine(model, start, goal, **given)
 
 

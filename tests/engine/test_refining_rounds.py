@@ -21,7 +21,7 @@ from rectify_widgets.engine.find.problem import SPLIT
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.repair import rounds
 from rectify_widgets.engine.repair.rectification import rectify
-from rectify_widgets.engine.repair.refining import LAYERS, STEPS, TURNS, WEAKER, Goal, refine
+from rectify_widgets.engine.repair.refining import LAYERS, REFINE_STEPS, TURNS, WEAKER, Goal, refine
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.rounds import LEAST_GAIN, STAGES, Rounds
 from tests.engine.calls import LONG
@@ -127,7 +127,7 @@ def test_what_is_refined_and_for_what(
         assert (step.layer, step.direction, step.ridge) == (
             start.layer.name, start.direction, start.ridge
         )  # fmt: skip
-        assert rest["steps"] == STEPS
+        assert rest["steps"] == REFINE_STEPS
         assert rest["seed"] == step.round
         assert found.refined
         assert torch.equal(seen.tried[row], weight)  # just that is what was measured
@@ -324,7 +324,7 @@ def test_cancelled_while_refining(trojan: Toy) -> None:
     told: list[tuple[float, str]] = []
     result, _ = run(
         trojan, 1.0, max_rounds=2, progress=lambda *what: told.append(what),
-        cancel=lambda: sum(text.startswith("refining") for _, text in told) > LAYERS * STEPS + 3,
+        cancel=lambda: sum(text.startswith("refining") for _, text in told) > LAYERS * REFINE_STEPS + 3,
     )  # fmt: skip
     assert result.stopped == "cancelled"
     assert len(result.edits) == 1  # of the first round

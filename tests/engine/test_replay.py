@@ -14,7 +14,7 @@ from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.measure.judge import Judge
 from rectify_widgets.engine.measure.replay import Replay
 from rectify_widgets.engine.model.catalog import editable_layers
-from rectify_widgets.engine.model.running import inspecting, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 from tests.engine.building_blocks import BLOCKS
 from tests.engine.models import NETWORKS, images, make
 
@@ -116,7 +116,7 @@ def sample_of(model: nn.Module, count: int) -> Tensor:
 def test_scores_are_those_of_the_whole_model_to_the_bit(network: str) -> None:
     model = make(ALL[network])
     x = sample_of(model, 5)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         replay = Replay(module, x, layers, monitor=Monitor())
         for layer in layers:
@@ -129,7 +129,7 @@ def test_scores_are_those_of_the_whole_model_to_the_bit(network: str) -> None:
 def test_what_runs_before_the_layer_is_not_run_again() -> None:
     model = make(Awkward)
     x = images(4)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         replay = Replay(module, x, layers, monitor=Monitor())
         model.count.calls = 0  # type: ignore[union-attr]
@@ -150,7 +150,7 @@ def test_only_what_is_looked_at_is_kept() -> None:
         )
     )
     x = images(4)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         last = list(editable_layers(module, x))[-1:]
         replay = Replay(module, x, last, monitor=Monitor())
     (kept,) = replay._kept
@@ -162,7 +162,7 @@ def test_chunks_beyond_the_room_are_run_whole(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("rectify_widgets.engine.measure.replay.chunk_size", lambda *_: 2)
     model = make(Awkward)
     x = images(7)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         whole = Replay(module, x, layers, monitor=Monitor())
         one = sum(a.nbytes for a in whole._kept[0].values() if isinstance(a, Tensor))
@@ -185,7 +185,7 @@ def test_a_failure_leaves_no_forward_behind() -> None:
 
     model = make(Failing)
     x = images(4)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         replay = Replay(module, x, layers, monitor=Monitor())
         model.fail = True  # type: ignore[assignment]
@@ -207,7 +207,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
 
     model.pair.forward = own  # type: ignore[union-attr]
     x = images(4)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         replay = Replay(module, x, layers, monitor=Monitor())
         before = len(seen)
@@ -219,7 +219,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
 def test_it_stops_when_asked() -> None:
     model = make(Awkward)
     x = images(4)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         with pytest.raises(Cancelled):
             Replay(module, x, layers, monitor=Monitor(None, lambda: True))
@@ -233,7 +233,7 @@ def test_a_judge_measures_the_same_with_less_work(labelled: bool) -> None:
     model = make(Awkward)
     references, carriers = images(20), images(20, seed=5)
     validation = (images(9, seed=6), torch.arange(9) % 4) if labelled else None
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, references))
         judge = Judge(module, references, carriers, validation)
         plain = {}
@@ -264,7 +264,7 @@ def test_where_memory_runs_out_less_is_kept(when: str) -> None:
 
     model = make(Short)
     x = images(7)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         if when == "keeping":
             model.most = 2  # type: ignore[assignment]

@@ -39,7 +39,7 @@ def references(name: str, count: int = 12, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator).double().relu()
 
 
-def scene(
+def problem(
     name: str, dead: bool = False, count: int = 12, seed: int = 0
 ) -> tuple[EditableLayer, list[Keys], np.ndarray, Tensor]:
     """The layer, its keys in two batches, its second moment and three right-hand sides a group."""
@@ -64,7 +64,7 @@ def exact(moment: np.ndarray, right: Tensor, ridge: float) -> np.ndarray:
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", LAYERS)
 def test_dense(name: str, ridge: float) -> None:
-    _, __, moment, right = scene(name)
+    _, __, moment, right = problem(name)
     solver = DenseSolver(name, torch.from_numpy(moment))
     for _ in range(2):  # the second time from the kept factor
         found = solver.solve(right, ridge)
@@ -74,7 +74,7 @@ def test_dense(name: str, ridge: float) -> None:
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("name", LAYERS)
 def test_matrix_free(name: str, ridge: float) -> None:
-    layer, keys, moment, right = scene(name)
+    layer, keys, moment, right = problem(name)
     solver = MatrixFreeSolver(layer, keys, tolerance=1e-9, iterations=500)
     np.testing.assert_allclose(
         solver.product(right),
@@ -90,7 +90,7 @@ def test_matrix_free(name: str, ridge: float) -> None:
 @given(st.sampled_from(list(LAYERS)), st.integers(0, 100), st.sampled_from([1e-3, 1e-2, 1.0]))
 def test_the_solvers_agree(name: str, seed: int, ridge: float) -> None:
     """With the defaults, on a sum of keys as an edit asks for."""
-    layer, keys, moment, _ = scene(name, seed=seed)
+    layer, keys, moment, _ = problem(name, seed=seed)
     right = torch.from_numpy(moment[:, :1]) + keys[0].unfold()[0].mean(dim=2).unsqueeze(1)
     dense = DenseSolver(name, torch.from_numpy(moment)).solve(right, ridge)
     free = MatrixFreeSolver(layer, keys).solve(right, ridge)
@@ -99,7 +99,7 @@ def test_the_solvers_agree(name: str, seed: int, ridge: float) -> None:
 
 
 def test_stopping_early_regularises() -> None:
-    layer, keys, moment, right = scene("conv")
+    layer, keys, moment, right = problem("conv")
     few = MatrixFreeSolver(layer, keys, iterations=2).solve(right, 1e-3)
     many = MatrixFreeSolver(layer, keys, iterations=200).solve(right, 1e-3)
     assert float(few.norm()) < float(many.norm())
@@ -107,13 +107,13 @@ def test_stopping_early_regularises() -> None:
 
 
 def test_nothing_to_solve_gives_nothing() -> None:
-    layer, keys, _, right = scene("conv")
+    layer, keys, _, right = problem("conv")
     assert not MatrixFreeSolver(layer, keys).solve(torch.zeros_like(right), 0.1).any()
 
 
 def test_the_answer_lies_where_the_question_lay() -> None:
     """Statistics may come from a file, on the CPU and in float32, to a model that is elsewhere."""
-    _, __, moment, right = scene("conv")
+    _, __, moment, right = problem("conv")
     found = DenseSolver("conv", torch.from_numpy(moment).float()).solve(right, 0.1)
     assert found.dtype is torch.float64
     np.testing.assert_allclose(found, exact(moment, right, 0.1), rtol=1e-3)
@@ -123,7 +123,7 @@ def test_the_answer_lies_where_the_question_lay() -> None:
 
 def test_whitening() -> None:
     """``L⁻¹ b`` has the products ``bᵀ C⁻¹ b``."""
-    _, __, moment, right = scene("grouped")
+    _, __, moment, right = problem("grouped")
     solver = DenseSolver("grouped", torch.from_numpy(moment))
     white = solver.whiten(right, 0.1)
     found = np.einsum("gdk,gek->gde", white.numpy(), white.numpy())
@@ -135,7 +135,7 @@ def test_whitening() -> None:
 
 
 def both(name: str, dead: bool, count: int) -> tuple[list[Solver], np.ndarray, Tensor]:
-    layer, keys, moment, right = scene(name, dead, count)
+    layer, keys, moment, right = problem(name, dead, count)
     solvers: list[Solver] = [
         DenseSolver(name, torch.from_numpy(moment)),
         MatrixFreeSolver(layer, keys, tolerance=1e-9, iterations=2000),
@@ -164,7 +164,7 @@ def test_fewer_positions_than_numbers_in_a_key(name: str) -> None:
 
 def test_a_dead_group_leaves_the_other_groups_alone() -> None:
     """A depthwise convolution behind a dead ReLU: its other channels can still be edited."""
-    layer, keys, moment, right = scene("depthwise", dead=True)
+    layer, keys, moment, right = problem("depthwise", dead=True)
     solvers: list[Solver] = [
         DenseSolver("depthwise", torch.from_numpy(moment)),
         MatrixFreeSolver(layer, keys, tolerance=1e-9, iterations=500),
@@ -177,7 +177,7 @@ def test_a_dead_group_leaves_the_other_groups_alone() -> None:
 
 
 def test_ridge_zero_on_a_singular_matrix_is_raised_with_a_warning() -> None:
-    _, __, moment, right = scene("conv", dead=True)
+    _, __, moment, right = problem("conv", dead=True)
     solver = DenseSolver("late", torch.from_numpy(moment))
     with pytest.warns(RuntimeWarning, match=r"layer 'late': ridge 0 is too small .* using 1e-06"):
         found = solver.solve(right, 0.0)
@@ -187,7 +187,7 @@ def test_ridge_zero_on_a_singular_matrix_is_raised_with_a_warning() -> None:
 
 
 def test_ridge_zero_without_the_matrix_stays_finite() -> None:
-    layer, keys, _, right = scene("conv", dead=True)
+    layer, keys, _, right = problem("conv", dead=True)
     found = MatrixFreeSolver(layer, keys).solve(right, 0.0)
     assert bool(torch.isfinite(found).all())
 
@@ -199,7 +199,7 @@ def test_ridge_zero_on_a_regular_matrix_is_taken_as_it_is() -> None:
 
 
 def test_zero_keys_are_refused() -> None:
-    layer, keys, moment, _ = scene("conv")
+    layer, keys, moment, _ = problem("conv")
     with pytest.raises(ValueError, match="keys of layer 'c' are zero on all references"):
         DenseSolver("c", torch.zeros_like(torch.from_numpy(moment)))
     nothing = [batch - batch for batch in keys]

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import rectify_widgets as rw
-from rectify_widgets.engine.model.running import copied, inspecting
+from rectify_widgets.engine.model.running import copied, eval_mode
 from tests.widget_fakes import network, pairs
 
 ROUNDS = 60
@@ -75,7 +75,7 @@ def test_maps_and_layers_of_one_model_at_a_time() -> None:
 
 def test_a_thread_may_look_again_while_it_looks() -> None:
     model = network().train()
-    with inspecting(model), inspecting(model) as module:
+    with eval_mode(model), eval_mode(model) as module:
         assert not module.training
     assert model.training
 
@@ -83,7 +83,7 @@ def test_a_thread_may_look_again_while_it_looks() -> None:
 def test_locks_do_not_keep_models_alive() -> None:
     model = network()
     reference = weakref.ref(model)
-    with inspecting(model):
+    with eval_mode(model):
         pass
     del model
     gc.collect()
@@ -94,9 +94,9 @@ def test_other_models_do_not_wait() -> None:
     first, second, done = network(), network(), threading.Event()
 
     def look() -> None:
-        with inspecting(second):
+        with eval_mode(second):
             done.set()
 
-    with inspecting(first):
+    with eval_mode(first):
         threading.Thread(target=look).start()
         assert done.wait(10)

@@ -25,7 +25,7 @@ from rectify_widgets.cases.vision.sources import SOURCES, Source, check_root
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_module
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.model.running import copied, inspecting, model_device, predict
+from rectify_widgets.engine.model.running import copied, eval_mode, model_device, predict
 
 PAIRS = 20
 """Pairs of a Trojan; of a spurious correlation, so many of other classes and of the affected."""
@@ -161,7 +161,7 @@ def _check_limits(recipe: Preset, limits: Mapping[str, int] | None) -> dict[str,
 
 def check_outputs(network: nn.Module, image: Tensor, source: Source) -> None:
     """Raise a `ValueError` where the network's logits are not those of the data's classes."""
-    with inspecting(network) as module:
+    with eval_mode(network) as module:
         outputs = predict(module, image.to(next(module.parameters(), image))).shape[1]
     least = int(source.held.labels.max()) + 1
     if not least <= outputs <= len(source.classes):

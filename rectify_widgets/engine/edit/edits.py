@@ -1,6 +1,7 @@
 """A rank-one edit: applying it, taking it back, keeping it.  Imports torch only.
-  In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped
-convolution is edited group by group, rank one within each.
+
+In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped convolution is edited group by group,
+rank one within each.
 """
 
 from __future__ import annotations

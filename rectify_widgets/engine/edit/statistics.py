@@ -28,7 +28,7 @@ from rectify_widgets.engine.model.keys import KEY_SPACES, EditableLayer
 from rectify_widgets.engine.model.memory import check_limit, collect_chunk, measure_sizes
 from rectify_widgets.engine.model.running import (
     capturing,
-    inspecting,
+    eval_mode,
     model_device,
     model_dtype,
     predict,
@@ -144,7 +144,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         ranks = check_distributed(distributed)
         with ExitStack() as stack:
             with ranks.together():
-                module = stack.enter_context(inspecting(model))
+                module = stack.enter_context(eval_mode(model))
                 example = next(batches("reference", reference, batch_size))
                 catalog = editable_layers(module, example)
                 several = isinstance(layers, Iterable) and not isinstance(layers, str)
@@ -308,7 +308,7 @@ def collect(
         torch.cuda.empty_cache()  # not while the error is handled, whose frames hold tensors
         return fitting(module, chunk)
 
-    with ranks.together(), inspecting(model) as module:
+    with ranks.together(), eval_mode(model) as module:
         found = fingerprints(module, catalog, chosen)
         with capturing({name: layer.module for name, layer in chosen.items()}, add):
             done = fitting(module, chunk)

@@ -139,7 +139,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Observation:
+class ProbeSweep:
     """What one look at the model gives about its layers: inputs and gradients of a probe."""
 
     corrupted: Mapping[str, Keys]
@@ -196,20 +196,20 @@ def runner_up(scores: Tensor, labels: Tensor) -> Tensor:
     return rest.argmax(dim=1)
 
 
-def observe(
+def sweep_probe(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     probe: Probe,
     *,
     steps: int,
     monitor: Monitor,
-) -> Observation:
+) -> ProbeSweep:
     """One sweep along the path of the probe and one at its clean end."""
     labels = probe.labels
     corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
     clean, after = keys_and_scores(model, layers, probe.clean, monitor)
     rivals, seconds = runner_up(before, labels), runner_up(after, labels)
-    return Observation(
+    return ProbeSweep(
         corrupted=corrupted,
         clean=clean,
         path_gradients=sweep(
@@ -229,7 +229,7 @@ def candidates(
     layer: EditableLayer,
     solver: Solver,
     solve: tuple[Keys, Keys],
-    seen: Observation,
+    seen: ProbeSweep,
     *,
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,

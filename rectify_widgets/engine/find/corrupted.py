@@ -20,10 +20,10 @@ from rectify_widgets.engine.data.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import Candidate, layer_keys
-from rectify_widgets.engine.find.problem import look
-from rectify_widgets.engine.find.proposals import Collected, look_at_layers
+from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.running import chunk_size, inspecting, model_device, model_dtype
+from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device, model_dtype
 
 EDITS = 12
 """Edits that vote."""
@@ -31,7 +31,7 @@ THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class CorruptedInputs:
     """What `find_corrupted` found, one entry an input.
 
     Attributes:
@@ -48,7 +48,9 @@ class Found:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        return f"Found({int(self.flagged.sum())} of {len(self)} inputs carry the corruption)"
+        return (
+            f"CorruptedInputs({int(self.flagged.sum())} of {len(self)} inputs carry the corruption)"
+        )
 
 
 def find_corrupted(
@@ -63,7 +65,7 @@ def find_corrupted(
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
-) -> Found:
+) -> CorruptedInputs:
     """Find the inputs that carry the corruption which the pairs show.
 
     Args:
@@ -88,11 +90,13 @@ def find_corrupted(
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
     monitor = Monitor(progress, cancel)
     reference = inputs if reference is None else reference
-    with inspecting(model) as module:
-        scene = look(module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor)
-        looked = look_at_layers(
-            scene, Collected(scene, reference, statistics, seed),
-            scene.probe(module, seed, monitor), scene.sources(seed), monitor.part(0.0, 0.6),
+    with eval_mode(model) as module:
+        problem = pose_problem(
+            module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor
+        )
+        looked = propose_edits(
+            problem, StatisticsSource(problem, reference, statistics, seed),
+            problem.probe(module, seed, monitor), problem.sources(seed), monitor.part(0.0, 0.6),
         )  # fmt: skip
         voters = pick_voters(looked.options)
         if not voters:
@@ -104,11 +108,11 @@ def find_corrupted(
         done = 0
         for batch in batches("inputs", inputs, batch_size, like=shape):
             monitor.part(0.6, 1.0).report(done / total if total else 0.0, "searching inputs")
-            scores.append(corruption_scores(module, scene.pairs, voters, batch, monitor))
+            scores.append(corruption_scores(module, problem.pairs, voters, batch, monitor))
             done += len(batch)
         monitor.report(1.0, "searched all inputs")
     found = torch.cat(scores)
-    return Found(found, found > threshold, threshold)
+    return CorruptedInputs(found, found > threshold, threshold)
 
 
 def pick_voters(options: Mapping[str, list[Candidate]]) -> list[Candidate]:

@@ -26,7 +26,7 @@ from rectify_widgets.engine.model.memory import (
     parts,
     told,
 )
-from rectify_widgets.engine.model.running import inspecting, model_device, model_dtype
+from rectify_widgets.engine.model.running import eval_mode, model_device, model_dtype
 
 CALLS = ("collect", "localize", "rectify")
 
@@ -99,7 +99,7 @@ def estimate_memory(
     shape = [check_int("input_shape", size, low=1) for size in input_shape]
     if len(shape) != 3:
         raise ValueError(f"input_shape: got {tuple(shape)}, want (channels, height, width)")
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
         catalog = editable_layers(module, example)
         sizes = measure_sizes(module, catalog.select("layers", None), example)

@@ -24,16 +24,16 @@ from rectify_widgets.engine.edit.closed_form import DIRECTIONS
 from rectify_widgets.engine.edit.solver import MAX_RIDGE
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import RIDGES, Candidate, different, trying
-from rectify_widgets.engine.find.problem import Scene, look
-from rectify_widgets.engine.find.proposals import Collected, Looked, look_at_layers
+from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
 from rectify_widgets.engine.measure.judge import Judge
-from rectify_widgets.engine.model.gradients import STEPS
-from rectify_widgets.engine.model.running import inspecting
+from rectify_widgets.engine.model.gradients import PATH_STEPS
+from rectify_widgets.engine.model.running import eval_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS = ("edit-attribution", "projection", "trial")
+RANKING_METHODS = ("edit-attribution", "projection", "trial")
 TRIALS = 12
 """Bound on the edits at the top of the ranking that are tried."""
 MARGIN = 0.25
@@ -178,7 +178,7 @@ def localize(
     layers: Sequence[str] | None = None,
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
-    steps: int = STEPS,
+    steps: int = PATH_STEPS,
     trials: int = TRIALS,
     memory_limit: int | None = None,
     seed: int = 0,
@@ -218,7 +218,7 @@ def localize(
             limit that a single layer exceeds.
         Cancelled: ``cancel`` said so.
     """
-    check_choice("method", method, METHODS)
+    check_choice("method", method, RANKING_METHODS)
     grid = check_grid(directions, ridges)
     check_int("steps", steps, low=1)
     check_int("trials", trials, low=0)
@@ -227,15 +227,15 @@ def localize(
     monitor = Monitor(progress, cancel)
     with ExitStack() as stack:
         with ranks.together():
-            module = stack.enter_context(inspecting(model))
-            scene = look(
+            module = stack.enter_context(eval_mode(model))
+            problem = pose_problem(
                 module, pairs, reference, statistics=statistics, layers=layers,
                 memory_limit=memory_limit, seed=seed, monitor=monitor, ranks=ranks,
             )  # fmt: skip
-            collected = Collected(scene, reference, statistics, seed)
-            probe, sources = scene.probe(module, seed, monitor), scene.sources(seed)
-        looked = look_at_layers(
-            scene, collected, probe, sources, monitor.part(0.0, 0.8),
+            collected = StatisticsSource(problem, reference, statistics, seed)
+            probe, sources = problem.probe(module, seed, monitor), problem.sources(seed)
+        looked = propose_edits(
+            problem, collected, probe, sources, monitor.part(0.0, 0.8),
             directions=grid[0], ridges=grid[1], steps=steps, projection=method == "projection",
         )  # fmt: skip
         options = looked.options
@@ -243,18 +243,18 @@ def localize(
             raise ValueError(
                 "pairs: the corruption reaches none of the layers, so that no edit can help"
             )
-        scores = layer_scores(method, scene, looked, trials, monitor.part(0.8, 1.0))
+        scores = layer_scores(method, problem, looked, trials, monitor.part(0.8, 1.0))
         monitor.report(1.0, "scored all layers")
-    order = tuple(scene.layers)
+    order = tuple(problem.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))
     return Localization(
         scores=ranked,
         method=method,
         choices={n: (c[0].direction, c[0].ridge) for n, c in options.items() if c},
         completeness=looked.completeness,
-        refused=dict(scene.catalog.refused),
+        refused=dict(problem.catalog.refused),
         order=order,
-        kinds={name: layer.kind for name, layer in scene.layers.items()},
+        kinds={name: layer.kind for name, layer in problem.layers.items()},
     )
 
 
@@ -276,7 +276,7 @@ def check_grid(
 
 
 def layer_scores(
-    method: str, scene: Scene, looked: Looked, trials: int, monitor: Monitor
+    method: str, problem: Problem, looked: Proposals, trials: int, monitor: Monitor
 ) -> dict[str, float]:
     """One score a layer, 0 where the corruption does not reach it.
 
@@ -288,11 +288,11 @@ def layer_scores(
     if method == "edit-attribution" and trials == 0:
         return {name: found[0].score if found else 0.0 for name, found in options.items()}
     if method == "edit-attribution":
-        return _verified(scene, options, trials, monitor)
+        return _verified(problem, options, trials, monitor)
     scores = dict.fromkeys(options, 0.0)
-    trial = Trial(scene, len(scene.references), monitor)
+    trial = Trial(problem, len(problem.references), monitor)
     for number, (name, found) in enumerate(options.items()):
-        with scene.ranks.together():
+        with problem.ranks.together():
             monitor.report(number / len(options), f"trying {name}")
         few = different(found)
         with trial.sharing(few):
@@ -310,14 +310,14 @@ class Trial:
     Several ranks measure on their own share of the references each.
     """
 
-    def __init__(self, scene: Scene, count: int, monitor: Monitor) -> None:
-        self._model, self._ranks, self._monitor = scene.model, scene.ranks, monitor.silent()
-        rows, self._counted = scene.ranks.rows(min(count, len(scene.references)))
+    def __init__(self, problem: Problem, count: int, monitor: Monitor) -> None:
+        self._model, self._ranks, self._monitor = problem.model, problem.ranks, monitor.silent()
+        rows, self._counted = problem.ranks.rows(min(count, len(problem.references)))
         with self._ranks.together():
             self._judge = Judge(
-                scene.model, scene.references[rows], scene.carriers[rows], None, self._monitor
+                problem.model, problem.references[rows], problem.carriers[rows], None, self._monitor
             )
-        self._shares = scene.limit is None  # what is shared takes memory
+        self._shares = problem.limit is None  # what is shared takes memory
         self._start = self._objective()
 
     @contextmanager
@@ -343,7 +343,7 @@ class Trial:
 
 
 def _verified(
-    scene: Scene, options: dict[str, list[Candidate]], trials: int, monitor: Monitor
+    problem: Problem, options: dict[str, list[Candidate]], trials: int, monitor: Monitor
 ) -> dict[str, float]:
     """Predictions, tried from the top until one edit did better than the next is expected to.
 
@@ -353,7 +353,7 @@ def _verified(
     those that were: on a blend, where none holds what it promises, they would come first otherwise.
     A layer scores as its best edit does.
     """
-    trial = Trial(scene, VERIFY, monitor)
+    trial = Trial(problem, VERIFY, monitor)
     queue = [candidate for found in options.values() for candidate in different(found)]
     scores = {candidate: candidate.score for candidate in queue}
     queue.sort(key=lambda candidate: -candidate.score)
@@ -362,7 +362,7 @@ def _verified(
         for number, candidate in enumerate(queue[:trials]):
             if candidate.score + MARGIN < best:
                 break
-            with scene.ranks.together():
+            with problem.ranks.together():
                 monitor.report(number / trials, f"trying {candidate.layer.name}")
             scores[candidate] = trial.closed(candidate)
             tried.append(candidate)

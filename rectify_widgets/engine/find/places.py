@@ -20,8 +20,8 @@ from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.corruption import opacities, touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
-from rectify_widgets.engine.find.problem import Scene, look
-from rectify_widgets.engine.model.running import inspecting, predict_all
+from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,15 +138,15 @@ def find_places(
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     images = pairs.clean if reference is None else reference
-    with inspecting(model) as module:
-        scene = look(
+    with eval_mode(model) as module:
+        problem = pose_problem(
             module, pairs, images, limit=samples, opacity=opacity, seed=seed, monitor=monitor
         )
-        patches = _Patches(scene.pairs, scene.references, opacity)
-        rows, columns = _lattice(scene.pairs, patches.own, height, width)
+        patches = _Patches(problem.pairs, problem.references, opacity)
+        rows, columns = _lattice(problem.pairs, patches.own, height, width)
         shares = torch.stack(
             [
-                _shares(scene, patches, row, columns, monitor.part(i / len(rows), 1.0))
+                _shares(problem, patches, row, columns, monitor.part(i / len(rows), 1.0))
                 for i, row in enumerate(rows)
             ]
         )
@@ -155,7 +155,7 @@ def find_places(
     works = [int(i) for i in order if float(shares.flatten()[i]) >= max(least, 1e-9)]
     found = tuple((rows[i // len(columns)], columns[i % len(columns)]) for i in works)
     elsewhere = [place for place in found if place != patches.own][:MOST]
-    return Places(shares, rows, columns, patches.own, found, _moved(scene, patches, elsewhere))
+    return Places(shares, rows, columns, patches.own, found, _moved(problem, patches, elsewhere))
 
 
 class _Patches:
@@ -222,27 +222,27 @@ def _lattice(
 
 
 def _shares(
-    scene: Scene, patches: _Patches, row: int, columns: tuple[int, ...], monitor: Monitor
+    problem: Problem, patches: _Patches, row: int, columns: tuple[int, ...], monitor: Monitor
 ) -> Tensor:
     """Share of the references that are led astray from each column of a row."""
     monitor.report(0.0, f"trying places in row {row}")
-    count = len(scene.pairs)
-    turns = [range(number, len(scene.references), count) for number in range(count)]
+    count = len(problem.pairs)
+    turns = [range(number, len(problem.references), count) for number in range(count)]
     parts, answers = [], []
     for number, turn in enumerate(turns):
-        inputs = scene.references[turn.start :: count]
+        inputs = problem.references[turn.start :: count]
         parts += [patches.put(number, inputs, row, column) for column in columns if len(inputs)]
-        answers += [scene.answers[turn.start :: count]] * (len(columns) if len(inputs) else 0)
-    told = predict_all(scene.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
+        answers += [problem.answers[turn.start :: count]] * (len(columns) if len(inputs) else 0)
+    told = predict_all(problem.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
     wrong = (told != torch.cat(answers)).double().cpu()
     sizes = [len(part) for part in parts]
     sums = torch.stack([part.sum() for part in wrong.split(sizes)]).reshape(-1, len(columns))
-    return (sums.sum(dim=0) / len(scene.references)).float()
+    return (sums.sum(dim=0) / len(problem.references)).float()
 
 
-def _moved(scene: Scene, patches: _Patches, places: list[tuple[int, int]]) -> SamplePairs:
+def _moved(problem: Problem, patches: _Patches, places: list[tuple[int, int]]) -> SamplePairs:
     """The pairs, and their clean inputs in turn with the patch in each of these places."""
-    pairs, labels = scene.pairs, scene.labels
+    pairs, labels = problem.pairs, problem.labels
     turn = [number % len(pairs) for number in range(len(places))]
     corrupted = [
         patches.put(number, pairs.clean[number : number + 1], row, column)

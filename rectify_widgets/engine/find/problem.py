@@ -1,6 +1,6 @@
 """What localisation, solving, detection and rectification all look at: model, pairs, references.
 
-Imports torch only.  A `Scene` is made once a call, from checked input, inside `inspecting`.
+Imports torch only.  A `Problem` is made once a call, from checked input, inside `eval_mode`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_REFERENCES = 768
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class Problem:
     """A model, the pairs, and references with and without the pairs' corruption."""
 
     model: nn.Module
@@ -69,12 +69,12 @@ class Scene:
     sizes: Sizes | None = None
     """What the model's passes take; known where there is a limit."""
     ranks: Ranks = ALONE
-    """Who makes the call too, each with the same scene."""
+    """Who makes the call too, each with the same problem."""
 
     @property
     def labels(self) -> Tensor:
         """Labels of the pairs."""
-        assert self.pairs.labels is not None  # noqa: S101 - `look` has filled them in
+        assert self.pairs.labels is not None  # noqa: S101 - `pose_problem` has filled them in
         return self.pairs.labels
 
     def parts(self) -> list[dict[str, EditableLayer]]:
@@ -91,8 +91,8 @@ class Scene:
         if self.limit is not None:
             hand_back(self.references.device)
 
-    def only(self, rows: Tensor) -> Scene:
-        """The same scene with some of the references."""
+    def only(self, rows: Tensor) -> Problem:
+        """The same problem with some of the references."""
         return replace(
             self,
             references=self.references[rows],
@@ -100,7 +100,7 @@ class Scene:
             answers=self.answers[rows],
         )
 
-    def halves(self, rows: Tensor, seed: int) -> tuple[Scene, Scene]:
+    def halves(self, rows: Tensor, seed: int) -> tuple[Problem, Problem]:
         """Scenes to solve and to judge with: disjoint halves of these references, if enough."""
         if not self.given or len(rows) < SPLIT:
             return self.only(rows), self.only(rows)
@@ -145,7 +145,7 @@ class Scene:
         return sources
 
 
-def look(
+def pose_problem(
     model: nn.Module,
     pairs: object,
     reference: Inputs | None,
@@ -160,11 +160,11 @@ def look(
     seed: int = 0,
     monitor: Monitor | None = None,
     ranks: Ranks = ALONE,
-) -> Scene:
-    """Check the input of a call and put the scene together.
+) -> Problem:
+    """Check the input of a call and put the problem together.
 
     Args:
-        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         pairs: `SamplePairs`.
         reference: unlabelled inputs, or None (then a warning, and the pairs serve).
         statistics: of the references, if they are known; then references may be missing.
@@ -176,7 +176,7 @@ def look(
         own: whether the model is a copy of the call's own, which takes memory too.
         seed: which references, and which pair's corruption goes onto which.
         monitor: asked between batches, if there is one.
-        ranks: who makes the call too; all of them get the same scene.
+        ranks: who makes the call too; all of them get the same problem.
     """
     pairs = check_pairs(pairs)
     if statistics is not None and not isinstance(statistics, KeyStatistics):
@@ -220,7 +220,7 @@ def look(
     sizes = None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1])
     if sizes is not None and own:
         sizes = replace(sizes, copy=sizes.weights)
-    scene = Scene(
+    problem = Problem(
         model=model,
         catalog=catalog,
         layers=chosen,
@@ -237,14 +237,14 @@ def look(
         ranks=ranks,
         sizes=sizes,
     )
-    scene.parts()  # says now if the limit is too low
-    return scene
+    problem.parts()  # says now if the limit is too low
+    return problem
 
 
 def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
     """Samples that a call looks at, from so many pairs and references (0 for none) like ``inputs``.
 
-    Where `Scene.halves` splits them, one half is solved with.
+    Where `Problem.halves` splits them, one half is solved with.
     """
     looked = min(references, MAX_REFERENCES)
     more = PROBE if looked >= SPLIT // 2 else 0

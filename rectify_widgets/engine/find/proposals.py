@@ -22,14 +22,14 @@ from rectify_widgets.engine.edit.statistics import BATCH, KeyStatistics, collect
 from rectify_widgets.engine.find.candidates import (
     RIDGES,
     Candidate,
-    Observation,
     Probe,
+    ProbeSweep,
     candidates,
     layer_keys,
-    observe,
+    sweep_probe,
 )
-from rectify_widgets.engine.find.problem import Scene
-from rectify_widgets.engine.model.gradients import STEPS
+from rectify_widgets.engine.find.problem import Problem
+from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.memory import collect_chunk
 
@@ -37,15 +37,15 @@ Clock = Callable[[str], AbstractContextManager[None]]
 """Times a stage of the work while its block runs."""
 
 
-class Collected:
-    """Statistics of a scene's layers: those that were given, else collected when asked for.
+class StatisticsSource:
+    """Statistics of a problem's layers: those that were given, else collected when asked for.
 
     What has been collected is kept until it is forgotten, but under a limit of memory, where the
     layers come in parts: then each part is collected anew.
 
     Args:
-        scene: what is asked about.
-        reference: what to collect from; None takes the scene's references.
+        problem: what is asked about.
+        reference: what to collect from; None takes the problem's references.
         statistics: known ones, which are checked against the model.
         seed: of the sampling of positions.
         room: bytes of factors that `factors` may keep.
@@ -56,7 +56,7 @@ class Collected:
 
     def __init__(
         self,
-        scene: Scene,
+        problem: Problem,
         reference: Inputs | None,
         statistics: KeyStatistics | None,
         seed: int,
@@ -67,12 +67,12 @@ class Collected:
                 raise ValueError(
                     f"statistics: got {statistics.key_space!r} keys, want 'patch' keys"
                 )
-            statistics.check(scene.model, scene.catalog, scene.layers)
-        self._scene = scene
-        self._source = scene.references if reference is None else reference
+            statistics.check(problem.model, problem.catalog, problem.layers)
+        self._problem = problem
+        self._source = problem.references if reference is None else reference
         self._given = statistics
         self._kept: KeyStatistics | None = None
-        self._stale: set[str] = set(scene.layers)
+        self._stale: set[str] = set(problem.layers)
         self._seed = seed
         self._room = room
         self._factors: dict[str, dict[float, Tensor]] = {}
@@ -82,16 +82,16 @@ class Collected:
         """Statistics of these layers at least."""
         if self._given is not None:
             return self._given
-        scene = self._scene
-        keep = len(layers) == len(scene.layers)
+        problem = self._problem
+        keep = len(layers) == len(problem.layers)
         wanted = {name: layers[name] for name in layers if name in self._stale or not keep}
         if wanted:
             chunk = None
-            if scene.sizes is not None:
-                chunk = collect_chunk(scene.sizes, wanted, BATCH, scene.limit)
+            if problem.sizes is not None:
+                chunk = collect_chunk(problem.sizes, wanted, BATCH, problem.limit)
             newer = collect(
-                scene.model, self._source, scene.catalog, wanted, chunk=chunk, seed=self._seed,
-                monitor=monitor, ranks=scene.ranks,
+                problem.model, self._source, problem.catalog, wanted, chunk=chunk, seed=self._seed,
+                monitor=monitor, ranks=problem.ranks,
             )  # fmt: skip
             if not keep:
                 return newer
@@ -120,7 +120,7 @@ class Collected:
 
 
 @dataclass
-class Looked:
+class Proposals:
     """What one look at the layers gave."""
 
     options: dict[str, list[Candidate]] = field(default_factory=dict)
@@ -131,65 +131,65 @@ class Looked:
     """The score of Yang et al. 2026, where it was asked for."""
 
 
-def look_at_layers(
-    scene: Scene,
-    collected: Collected,
+def propose_edits(
+    problem: Problem,
+    collected: StatisticsSource,
     probe: Probe,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
     *,
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
-    steps: int = STEPS,
+    steps: int = PATH_STEPS,
     projection: bool = False,
     clock: Clock = lambda _: nullcontext(),
-) -> Looked:
-    """Candidate edits of every layer of the scene.
+) -> Proposals:
+    """Candidate edits of every layer of the problem.
 
     Where several ranks make the call, each looks at its own samples of the probe, and predictions
     are averaged before anything is chosen, so that all choose alike.
 
     Args:
-        scene: model, layers and references.
+        problem: model, layers and references.
         collected: their statistics.
         probe: samples that carry the corruption, for the prediction.
-        sources: corrupted and clean inputs to solve from, see `Scene.sources`.
+        sources: corrupted and clean inputs to solve from, see `Problem.sources`.
         monitor: progress and cancellation.
         directions, ridges: the grid.
         steps: midpoints of the path.
         projection: score by projection as well.
         clock: times the stages ``"statistics"``, ``"sweep"`` and ``"solving"``.
     """
-    found = Looked()
-    ranks = scene.ranks
+    found = Proposals()
+    ranks = problem.ranks
     rows, counted = ranks.rows(len(probe))
     probe = probe.only(rows)
-    parts = scene.parts()
+    parts = problem.parts()
     for number, layers in enumerate(parts):
         share = monitor.part(number / len(parts), (number + 1) / len(parts))
-        scene.hand_back()
+        problem.hand_back()
         with clock("statistics"):
             statistics = collected.of(layers, share.part(0.0, 0.5))
         with ranks.together():
-            scene.hand_back()
+            problem.hand_back()
             with clock("sweep"):
-                seen = observe(
-                    scene.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
+                seen = sweep_probe(
+                    problem.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
                 )
                 projections = {}
                 if projection:
-                    projections = projected(scene, layers, statistics, steps, share.silent())
-            scene.hand_back()
+                    projections = projected(problem, layers, statistics, steps, share.silent())
+            problem.hand_back()
             with clock("solving"):
                 options = _solve(
-                    scene.model, layers, statistics, collected, seen, sources,
+                    problem.model, layers, statistics, collected, seen, sources,
                     share.part(0.8, 1.0), directions, ridges,
                 )  # fmt: skip
         found.completeness |= completeness(seen, ranks, counted)
         found.projection |= _agreed(projections, ranks)
         found.options |= _ranked(options, ranks, counted)
         del seen, statistics, options, projections  # before the next part is looked at
-    scene.hand_back()
+    problem.hand_back()
     return found
 
 
@@ -197,8 +197,8 @@ def _solve(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     statistics: KeyStatistics,
-    collected: Collected,
-    seen: Observation,
+    collected: StatisticsSource,
+    seen: ProbeSweep,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
     directions: Sequence[str],
@@ -257,7 +257,7 @@ def _agreed(scores: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
 
 
 def projected(
-    scene: Scene,
+    problem: Problem,
     layers: Mapping[str, EditableLayer],
     statistics: KeyStatistics,
     steps: int,
@@ -267,8 +267,8 @@ def projected(
 
     Yang et al. 2026, the attribution of a layer projected on its edit direction.
     """
-    probe = scene.pair_probe()
-    seen = observe(scene.model, layers, probe, steps=steps, monitor=monitor)
+    probe = problem.pair_probe()
+    seen = sweep_probe(problem.model, layers, probe, steps=steps, monitor=monitor)
     scores = dict.fromkeys(layers, 0.0)
     for name in seen.path_gradients:
         attributions = (seen.clean[name] - seen.corrupted[name]).values()
@@ -283,7 +283,7 @@ def projected(
     return scores
 
 
-def completeness(seen: Observation, ranks: Ranks, counted: int) -> dict[str, float]:
+def completeness(seen: ProbeSweep, ranks: Ranks, counted: int) -> dict[str, float]:
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
     errors = []
     for name, gradients in seen.path_gradients.items():

@@ -17,7 +17,7 @@ from rectify_widgets.engine.base.checks import check_int, check_labels, check_mo
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import Ranks, check_distributed
 from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
-from rectify_widgets.engine.model.running import inspecting, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 
 TITLES = {
     "overall_accuracy": "overall accuracy",
@@ -123,7 +123,7 @@ def evaluate(
         like = None
         for argument, data in sets.items():  # bad input shows before an hour has gone by
             like, _ = next(labelled(argument, data, batch_size, like=like))
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             own = [
                 _answers(
                     module, argument, data, target, batch_size, like, ranks,

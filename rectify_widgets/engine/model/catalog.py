@@ -21,7 +21,7 @@ from rectify_widgets.engine.model.running import (
     arrange,
     capturing,
     disarrange,
-    inspecting,
+    eval_mode,
     model_device,
     model_dtype,
     predict,
@@ -121,7 +121,7 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    seen = watch(model, editable, check_inputs("example", example)[:2])
+    seen = trace_layers(model, editable, check_inputs("example", example)[:2])
     order = sorted(editable, key=seen.started.__getitem__)
     kept = {
         name: replace(editable[name], axis=seen.axes[name])
@@ -187,7 +187,7 @@ def _lazy(parameter: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Watched:
+class LayerTrace:
     """What was seen of the layers.
 
     Attributes:
@@ -201,7 +201,9 @@ class Watched:
     axes: Mapping[str, int]
 
 
-def watch(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor) -> Watched:
+def trace_layers(
+    model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
+) -> LayerTrace:
     """Look at ``layers`` while the model runs on the first of ``example``, then on two samples."""
     started: dict[str, int] = {}
     wrong: dict[str, str] = {}
@@ -223,7 +225,7 @@ def watch(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
 
     parts = dict(unwrap(model).named_modules())
     modules = {name: layer.module for name, layer in layers.items()}
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         two = _two(example).to(device=model_device(module), dtype=model_dtype(module))
         disarrange(module)
         with _noting_order(parts, started), capturing(modules, see_one):
@@ -245,7 +247,7 @@ def watch(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
         elif isinstance(reason := axes[name], str):
             refused[name] = reason
     found = {name: axis for name, axis in axes.items() if isinstance(axis, int)}
-    return Watched(started, refused, found)
+    return LayerTrace(started, refused, found)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import arranged, capturing, chunk_size, in_chunks, predict
 
-STEPS = 8
+PATH_STEPS = 8
 """Midpoints of the path in one sweep."""
 
 
@@ -37,7 +37,7 @@ def sweep(
     labels: Tensor,
     rivals: Tensor,
     *,
-    steps: int = STEPS,
+    steps: int = PATH_STEPS,
     batch_size: int | None = None,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def sweep(
     By layer ``N × G × O/G × P``; layers that the gradient does not reach are missing.
 
     Args:
-        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         layers: the layers to watch.
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
         labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.gradients import STEPS, path_average
+from rectify_widgets.engine.model.gradients import PATH_STEPS, path_average
 from rectify_widgets.engine.model.keys import EditableLayer, pad
 from rectify_widgets.engine.model.running import capturing, predict, working_dtype
 
@@ -109,7 +109,7 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
     """Run one sample forward and one step of a sweep, and see what they take.
 
     Args:
-        model: in evaluation mode, see `rectify_widgets.engine.model.running.inspecting`.
+        model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         layers: those to know about.
         example: ``1 × C × H × W`` on the model's device.
     """
@@ -174,7 +174,7 @@ def held(size: LayerSize, counts: Counts) -> int:
 def fixed(sizes: Sizes, counts: Counts) -> int:
     """Bytes that one look takes whatever the layers: references, carriers, and one pass."""
     data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
-    swept = min(counts.chunk, counts.probe * STEPS)
+    swept = min(counts.chunk, counts.probe * PATH_STEPS)
     passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
     return data + passing + sizes.copy
 

@@ -1,6 +1,6 @@
 """Looking at a model without leaving a trace.  Imports torch, and numpy for its random state.
 
-`inspecting` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
+`eval_mode` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
 holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
 answers.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
 fewer inputs at a time where a device is short of memory.
@@ -108,7 +108,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 @contextmanager
-def inspecting(model: nn.Module) -> Iterator[nn.Module]:
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
     On leaving, every module has the training flag that it came with.  Another thread that wants to
@@ -211,7 +211,7 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
 
 
 def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
-    """Have the model run with channels last until `inspecting` ends, if it gives these scores so.
+    """Have the model run with channels last until `eval_mode` ends, if it gives these scores so.
 
     On a CPU convolutions then take up to a third less time.  Not every model can be run so
     (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights stay as they are arranged.

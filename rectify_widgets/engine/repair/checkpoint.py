@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rectify_widgets.engine.base.files import read_tensors, write_tensors
 from rectify_widgets.engine.edit.edits import FORMAT, Edits, digest, pack_edits, unpack_edits
-from rectify_widgets.engine.find.problem import Scene
+from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.repair.result import Facts, Step
 
@@ -80,7 +80,7 @@ class Checkpoint:
 
     Args:
         path: see `check_path`.
-        scene: with the model as given.
+        problem: with the model as given.
         validation: labelled inputs, or None.
         options: whatever else makes the run what it is.
     """
@@ -88,12 +88,12 @@ class Checkpoint:
     def __init__(
         self,
         path: Path | None,
-        scene: Scene,
+        problem: Problem,
         validation: tuple[Tensor, Tensor] | None,
         options: Mapping[str, object],
     ) -> None:
         self._path = path
-        self._run = {} if path is None else _describe(scene, validation, options)
+        self._run = {} if path is None else _describe(problem, validation, options)
 
     def save(self, state: State) -> None:
         """Replace the file; whenever the process dies, one whole state is on disk."""
@@ -136,14 +136,14 @@ def _refused(path: Path, why: str) -> ValueError:
 
 
 def _describe(
-    scene: Scene, validation: tuple[Tensor, Tensor] | None, options: Mapping[str, object]
+    problem: Problem, validation: tuple[Tensor, Tensor] | None, options: Mapping[str, object]
 ) -> dict[str, str]:
     """What makes a run what it is: digests of the model as given and the data, and the options."""
-    pairs, module = scene.pairs, scene.model
+    pairs, module = problem.pairs, problem.model
     data = {
         "model": [*module.named_parameters(), *module.named_buffers()],
-        "pairs": [("x̃", pairs.corrupted), ("x", pairs.clean), ("y", scene.labels)],
-        "reference": [("x", scene.references)] if scene.given else [],
+        "pairs": [("x̃", pairs.corrupted), ("x", pairs.clean), ("y", problem.labels)],
+        "reference": [("x", problem.references)] if problem.given else [],
         "validation": list(zip("xy", validation, strict=True)) if validation else [],
     }
     digests = {name: _digest(tensors) for name, tensors in data.items()}

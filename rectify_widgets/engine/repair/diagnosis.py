@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.find.problem import SPLIT, Scene
+from rectify_widgets.engine.find.problem import SPLIT, Problem
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
 from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.result import Facts, Rectification, Step
@@ -39,45 +39,47 @@ OVER_BUDGET = "over the degradation budget"
 """Reason of a trial that the budget alone ruled out."""
 
 
-class Witness:
-    """Looks at a scene before the first edit and after the last, at the same references.
+class ClassChanges:
+    """Looks at a problem before the first edit and after the last, at the same references.
 
     Args:
-        scene: with the model as given.
+        problem: with the model as given.
         monitor: asked between batches, before the first edit.
     """
 
-    def __init__(self, scene: Scene, monitor: Monitor | None = None) -> None:
-        self._scene = scene
-        count = len(scene.references)
+    def __init__(self, problem: Problem, monitor: Monitor | None = None) -> None:
+        self._problem = problem
+        count = len(problem.references)
         self._rows = torch.linspace(0, count - 1, min(count, LOOKED_AT)).round().long()
-        self._before = self._classes(scene.carriers, monitor)
-        scores = predict_all(scene.model, scene.pairs.clean)
+        self._before = self._classes(problem.carriers, monitor)
+        scores = predict_all(problem.model, problem.pairs.clean)
         self._classes_known = scores.shape[1]
         self._clean = scores.argmax(dim=1)
-        self._moved = predict_all(scene.model, scene.pairs.corrupted).argmax(dim=1) != self._clean
+        self._moved = (
+            predict_all(problem.model, problem.pairs.corrupted).argmax(dim=1) != self._clean
+        )
 
     def _classes(self, inputs: Tensor, monitor: Monitor | None = None) -> Tensor:
         """What the model says now of those rows of ``inputs``, ``N`` classes."""
-        return predict_all(self._scene.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
+        return predict_all(self._problem.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
 
     def facts(self, flagged: Tensor, suspected: float, *, shared: bool) -> Facts:
         """What is known when the loop has ended; see `Facts`."""
-        scene = self._scene
-        answers = scene.answers[self._rows]
+        problem = self._problem
+        answers = problem.answers[self._rows]
         looked = ~torch.isin(self._rows.to(answers.device), flagged.to(answers.device))
         led = (self._before != answers) & looked
-        wrong = (self._classes(scene.carriers) != answers)[looked]
-        other = (self._classes(scene.references) != answers)[looked]
+        wrong = (self._classes(problem.carriers) != answers)[looked]
+        other = (self._classes(problem.references) != answers)[looked]
         return Facts(
-            pairs=len(scene.pairs),
-            references=len(scene.references) if scene.given else 0,
+            pairs=len(problem.pairs),
+            references=len(problem.references) if problem.given else 0,
             shared=shared,
             shown=_share(led[looked]),
             shown_pairs=_share(self._moved),
-            unlike=int((self._clean != scene.labels).sum()),
+            unlike=int((self._clean != problem.labels).sum()),
             classes=self._classes_known,
-            classes_seen=len(scene.answers.unique()),
+            classes_seen=len(problem.answers.unique()),
             suspected=suspected,
             left=_share(wrong),
             worst_left=_worst(wrong, answers[looked]),

@@ -25,13 +25,13 @@ from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS
 from rectify_widgets.engine.find.candidates import RIDGES
-from rectify_widgets.engine.find.localization import METHODS, check_grid
-from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.find.localization import RANKING_METHODS, check_grid
+from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.model.catalog import LayerCatalog
-from rectify_widgets.engine.model.running import copied, inspecting, predict_all
+from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.checkpoint import Checkpoint, check_path
-from rectify_widgets.engine.repair.diagnosis import Witness, diagnose
-from rectify_widgets.engine.repair.refining import STEPS
+from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
+from rectify_widgets.engine.repair.refining import REFINE_STEPS
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.rounds import Rounds
 
@@ -103,11 +103,11 @@ def rectify(
     """
     check_module("model", model)
     check_choice("strategy", strategy, STRATEGIES)
-    check_choice("method", method, METHODS)
+    check_choice("method", method, RANKING_METHODS)
     check_int("max_rounds", max_rounds, low=1)
     check_int("seed", seed, low=0)
     if refine_steps is None:
-        refine_steps = STEPS if strategy == "dynamic" else 0
+        refine_steps = REFINE_STEPS if strategy == "dynamic" else 0
     check_int("refine_steps", refine_steps, low=0)
     budget = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
     target = check_number("target_gap", target_gap, low=0.0, high=1.0)
@@ -120,8 +120,8 @@ def rectify(
     path = None if checkpoint is None else check_path(checkpoint)
     monitor = Monitor(progress, cancel)
     work = copied(model)
-    with inspecting(work) as module:
-        scene = look(
+    with eval_mode(work) as module:
+        problem = pose_problem(
             module,
             pairs,
             reference,
@@ -132,21 +132,21 @@ def rectify(
             monitor=monitor,
         )
         if strategy == "static":
-            name = _last_layer(scene.catalog) if layer is None else layer
-            chosen = scene.catalog.get("layer", name)
-            scene = replace(scene, layers={chosen.name: chosen})
+            name = _last_layer(problem.catalog) if layer is None else layer
+            chosen = problem.catalog.get("layer", name)
+            problem = replace(problem, layers={chosen.name: chosen})
             max_rounds = 1
-        like = scene.pairs.clean
+        like = problem.pairs.clean
         labelled = None if validation is None else check_validation(module, validation, like)
         options = {
             "strategy": strategy, "layer": layer, "method": method, "max_rounds": max_rounds,
             "max_degradation": budget, "target_gap": target, "directions": grid[0],
             "ridges": grid[1], "refine_steps": refine_steps, "opacity": opacity, "seed": seed,
         }  # fmt: skip
-        file = Checkpoint(path, scene, labelled, options)
+        file = Checkpoint(path, problem, labelled, options)
         state = file.load()
-        witness = Witness(scene, monitor.silent())
-        loop = Rounds(scene, labelled, method, grid, budget, target, refine_steps, seed, monitor)
+        witness = ClassChanges(problem, monitor.silent())
+        loop = Rounds(problem, labelled, method, grid, budget, target, refine_steps, seed, monitor)
         if state is not None:
             loop.restore(state)
         stopped, facts = (state.stopped, state.facts) if state else (None, None)

@@ -32,7 +32,7 @@ from rectify_widgets.engine.model.running import (
     working_dtype,
 )
 
-STEPS = 100
+REFINE_STEPS = 100
 """Gradient steps: a third as many leave more of the gap, three times as many little less."""
 BATCH = 64
 """References in one step, each with and without the corruption."""

@@ -24,8 +24,8 @@ from rectify_widgets.engine.edit.edits import Edits, RankOneEdit
 from rectify_widgets.engine.find.candidates import Candidate, different, trying
 from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
 from rectify_widgets.engine.find.localization import layer_scores
-from rectify_widgets.engine.find.problem import Scene
-from rectify_widgets.engine.find.proposals import Collected, Looked, look_at_layers
+from rectify_widgets.engine.find.problem import Problem
+from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.model.memory import FACTOR_ROOM
 from rectify_widgets.engine.model.running import predict_all
@@ -66,11 +66,11 @@ class _Trials:
 
 
 class Rounds:
-    """One rectification under way: the scene, what is known of it, and what has been done."""
+    """One rectification under way: the problem, what is known of it, and what has been done."""
 
     def __init__(
         self,
-        scene: Scene,
+        problem: Problem,
         validation: tuple[Tensor, Tensor] | None,
         method: str,
         grid: tuple[tuple[str, ...], tuple[float, ...]],
@@ -80,7 +80,7 @@ class Rounds:
         seed: int,
         monitor: Monitor,
     ) -> None:
-        self.scene = scene
+        self.problem = problem
         self.edits: list[RankOneEdit] = []
         self.steps: list[Step] = []
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -94,7 +94,7 @@ class Rounds:
         self._refine_steps = refine_steps
         self.start: Verdict
         self.now: Verdict
-        self._split(torch.arange(len(scene.references)), monitor)
+        self._split(torch.arange(len(problem.references)), monitor)
 
     def state(self, stopped: str | None = None, facts: Facts | None = None) -> State:
         """All that `restore` needs, between two rounds."""
@@ -118,7 +118,7 @@ class Rounds:
             ValueError: the model does not answer as it did when the state was written.
         """
         if state.flagged:
-            rows = torch.arange(len(self.scene.references))
+            rows = torch.arange(len(self.problem.references))
             self.flagged = torch.tensor(state.flagged)
             self._split(rows[~torch.isin(rows, self.flagged)], Monitor())
         if abs(self.start.gap - state.start.gap) > SAME:
@@ -127,7 +127,7 @@ class Rounds:
                 f"references now have one of {self.start.gap:.4f}; delete it to start over"
             )
         for edit in state.edits:
-            edit.apply(self.scene.model)
+            edit.apply(self.problem.model)
         self.edits, self.steps = list(state.edits), list(state.steps)
         self.start, self.now = state.start, state.now
         self.rounds, self.suspected = state.rounds, state.suspected
@@ -168,22 +168,22 @@ class Rounds:
 
     def _split(self, rows: Tensor, monitor: Monitor) -> None:
         """Solve on one half of these references and judge on the other, if there are enough."""
-        self.solving, self.judging = self.scene.halves(rows, self._seed)
+        self.solving, self.judging = self.problem.halves(rows, self._seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
-        room = 0 if self.scene.limit else FACTOR_ROOM
-        self._collected = Collected(self.solving, None, None, self._seed, room)
+        room = 0 if self.problem.limit else FACTOR_ROOM
+        self._collected = StatisticsSource(self.solving, None, None, self._seed, room)
         with self._clock("evaluation"):
             self._judge = Judge(
-                self.scene.model, judged.references, judged.carriers, self._validation, monitor
+                self.problem.model, judged.references, judged.carriers, self._validation, monitor
             )
-            self.now = self.start = self._judge.measure(self.scene.model, monitor.silent())
+            self.now = self.start = self._judge.measure(self.problem.model, monitor.silent())
         self._goal: Goal | None = None
         if (
             self._refine_steps and not self.shared
         ):  # else nothing would tell what was learnt by heart
             with self._clock("refining"):
-                scores = predict_all(self.scene.model, self.solving.references, monitor=monitor)
+                scores = predict_all(self.problem.model, self.solving.references, monitor=monitor)
             self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
 
     def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
@@ -204,14 +204,14 @@ class Rounds:
         with self._clock("evaluation"):
             return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
 
-    def _look(self, number: int, monitor: Monitor) -> Looked:
+    def _look(self, number: int, monitor: Monitor) -> Proposals:
         """Collect what is stale, look, and solve for every layer."""
-        scene = self.solving
+        problem = self.solving
         directions, ridges = self._grid
         with self._clock("sweep"):
-            probe = scene.probe(scene.model, self._seed + number, monitor)
-        return look_at_layers(
-            scene, self._collected, probe, scene.sources(self._seed + number), monitor,
+            probe = problem.probe(problem.model, self._seed + number, monitor)
+        return propose_edits(
+            problem, self._collected, probe, problem.sources(self._seed + number), monitor,
             directions=directions, ridges=ridges, projection=self._method == "projection",
             clock=self._clock,
         )  # fmt: skip
@@ -221,11 +221,11 @@ class Rounds:
     ) -> bool:
         """Drop references that carry the corruption already; whether there were any."""
         voters = pick_voters(options)
-        if not self.scene.given or not voters:
+        if not self.problem.given or not voters:
             return False
         with self._clock("evaluation"):
             scores = corruption_scores(
-                self.scene.model, self.scene.pairs, voters, self.scene.references, monitor
+                self.problem.model, self.problem.pairs, voters, self.problem.references, monitor
             )
         corrupted = scores > THRESHOLD
         share = float(corrupted.float().mean())
@@ -248,10 +248,10 @@ class Rounds:
 
         Where none closes much of the gap, the best ones of some layers are refined and tried again.
         """
-        model = self.scene.model
+        model = self.problem.model
         trials = _Trials(number, scores)
         # What is shared takes memory, which a limit may not leave.
-        layers = [] if self.scene.limit else [candidate.layer for candidate in shortlist]
+        layers = [] if self.problem.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
             share = monitor.part(0.0, 0.5 if self._goal else 1.0)
             for position, candidate in enumerate(shortlist):
@@ -270,7 +270,7 @@ class Rounds:
         edit = candidate.edit()
         edit.apply(model)
         self.edits.append(edit)
-        self._collected.forget(self.scene.catalog.after(candidate.layer.name))
+        self._collected.forget(self.problem.catalog.after(candidate.layer.name))
         return True
 
     def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
@@ -282,7 +282,7 @@ class Rounds:
         for turn in range(TURNS):
             with self._clock("refining"):
                 candidate = refine(
-                    self.scene.model, candidate, self._goal, steps=self._refine_steps,
+                    self.problem.model, candidate, self._goal, steps=self._refine_steps,
                     seed=self._seed + trials.number, turn=turn,
                     monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
                 )  # fmt: skip
@@ -306,7 +306,7 @@ class Rounds:
         began = time.perf_counter()
         with trying(candidate):
             verdict = self._judge.measure_below(
-                self.scene.model, bar, monitor, candidate.layer.name
+                self.problem.model, bar, monitor, candidate.layer.name
             )
         reason = self._objection(verdict, bar)
         seconds = time.perf_counter() - began

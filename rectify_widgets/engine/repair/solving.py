@@ -24,10 +24,10 @@ from rectify_widgets.engine.edit.solver import MAX_RIDGE, DenseSolver, MatrixFre
 from rectify_widgets.engine.edit.statistics import KeyStatistics, collect
 from rectify_widgets.engine.find.candidates import RIDGES, Candidate, layer_keys
 from rectify_widgets.engine.find.localization import TRIALS, layer_scores
-from rectify_widgets.engine.find.problem import Scene, look
-from rectify_widgets.engine.find.proposals import Collected, look_at_layers
+from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
 from rectify_widgets.engine.model.keys import KEY_SPACES, Keys
-from rectify_widgets.engine.model.running import capturing, inspecting, predict
+from rectify_widgets.engine.model.running import capturing, eval_mode, predict
 
 SOLVERS = ("dense", "matrix-free")
 
@@ -84,9 +84,9 @@ def solve_edit(
     if ridge is not None:
         ridges = (check_number("ridge", ridge, low=0.0, high=MAX_RIDGE),)
     monitor = Monitor(progress, cancel)
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         names = None if layer is None else [layer]
-        scene = look(
+        problem = pose_problem(
             module, pairs, reference, statistics=statistics, layers=names, argument="layer",
             seed=seed, monitor=monitor,
         )  # fmt: skip
@@ -94,43 +94,45 @@ def solve_edit(
         if layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
             as_scored = key_space == "patch" and solver == "dense"
-            sources = scene.sources(seed) if as_scored else scene.sources(seed)[:1]
-            best = _choose(scene, reference, known, sources, directions, ridges, seed, monitor)
+            sources = problem.sources(seed) if as_scored else problem.sources(seed)[:1]
+            best = _choose(problem, reference, known, sources, directions, ridges, seed, monitor)
             if as_scored:
                 monitor.report(1.0, f"solved {best.layer.name}")
                 return best.edit()
             layer, direction, ridge = best.layer.name, best.direction, best.ridge
             last = monitor.part(0.8, 1.0)
         last.report(0.0, f"solving {layer}")
-        scene = replace(scene, layers={layer: scene.layers[layer]})
+        problem = replace(problem, layers={layer: problem.layers[layer]})
         if key_space == "channel":
-            edit = _channel_edit(scene, layer, statistics, direction, ridge, seed, last)
+            edit = _channel_edit(problem, layer, statistics, direction, ridge, seed, last)
         else:
             if solver == "matrix-free":
-                factor: Solver = MatrixFreeSolver(scene.layers[layer], _reference_keys(scene))
+                factor: Solver = MatrixFreeSolver(problem.layers[layer], _reference_keys(problem))
             else:
-                known = Collected(scene, reference, statistics, seed).of(scene.layers, last)
+                known = StatisticsSource(problem, reference, statistics, seed).of(
+                    problem.layers, last
+                )
                 factor = DenseSolver(layer, known[layer].moment)
-            edit = _patch_edit(scene, layer, factor, direction, ridge)
+            edit = _patch_edit(problem, layer, factor, direction, ridge)
         monitor.report(1.0, f"solved {layer}")
         return edit
 
 
 def _patch_edit(
-    scene: Scene, name: str, solver: Solver, direction: str, ridge: float
+    problem: Problem, name: str, solver: Solver, direction: str, ridge: float
 ) -> RankOneEdit:
-    corrupted, clean = _pair_keys(scene, name)
-    source = _sum(key_sums(scene.layers[name], corrupted, clean), name, direction)
+    corrupted, clean = _pair_keys(problem, name)
+    source = _sum(key_sums(problem.layers[name], corrupted, clean), name, direction)
     right = solver.solve(source.unsqueeze(1), ridge)
     left = closed_form(right, corrupted, clean)
     candidate = Candidate(
-        scene.layers[name], direction, ridge, left[:, 0], right[:, 0], share=0.0, cost=0.0
+        problem.layers[name], direction, ridge, left[:, 0], right[:, 0], share=0.0, cost=0.0
     )
     return candidate.edit()
 
 
 def _channel_edit(
-    scene: Scene,
+    problem: Problem,
     name: str,
     statistics: KeyStatistics | None,
     direction: str,
@@ -139,27 +141,27 @@ def _channel_edit(
     monitor: Monitor,
 ) -> RankOneEdit:
     """The edit in the key space of per-pixel channel vectors; a linear layer has only one space."""
-    layer = scene.layers[name]
+    layer = problem.layers[name]
     if statistics is None:
         statistics = collect(
-            scene.model, scene.references, scene.catalog, scene.layers, key_space="channel",
+            problem.model, problem.references, problem.catalog, problem.layers, key_space="channel",
             seed=seed, monitor=monitor,
         )  # fmt: skip
     elif statistics.key_space != "channel":
         raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'channel' keys")
-    statistics.check(scene.model, scene.catalog, [name])
+    statistics.check(problem.model, problem.catalog, [name])
     solver = DenseSolver(name, statistics[name].moment)
     if not isinstance(layer.module, nn.Conv2d):
-        return _patch_edit(scene, name, solver, direction, ridge)
+        return _patch_edit(problem, name, solver, direction, ridge)
     inputs: dict[bool, Tensor] = {}
-    for corrupt, samples in ((True, scene.pairs.corrupted), (False, scene.pairs.clean)):
+    for corrupt, samples in ((True, problem.pairs.corrupted), (False, problem.pairs.clean)):
 
         def keep(_: str, layer_input: Tensor, __: Tensor, corrupt: bool = corrupt) -> None:
             inputs[corrupt] = layer_input.detach().clone()
 
         with capturing({name: layer.module}, keep):
-            predict(scene.model, samples)
-    count = len(scene.pairs)
+            predict(problem.model, samples)
+    count = len(problem.pairs)
     corrupted, clean = (layer.pixels(inputs[corrupt], count) for corrupt in (True, False))
     change = corrupted - clean
     weights = change.norm(dim=2)
@@ -182,18 +184,19 @@ def _channel_edit(
     )
 
 
-def _pair_keys(scene: Scene, name: str) -> tuple[Keys, Keys]:
+def _pair_keys(problem: Problem, name: str) -> tuple[Keys, Keys]:
     """The layer's keys on the pairs, corrupted and clean."""
-    layers = {name: scene.layers[name]}
-    corrupted = layer_keys(scene.model, layers, scene.pairs.corrupted)
-    return corrupted[name], layer_keys(scene.model, layers, scene.pairs.clean)[name]
+    layers = {name: problem.layers[name]}
+    corrupted = layer_keys(problem.model, layers, problem.pairs.corrupted)
+    return corrupted[name], layer_keys(problem.model, layers, problem.pairs.clean)[name]
 
 
-def _reference_keys(scene: Scene) -> list[Keys]:
-    """The keys of the scene's one layer on the references, one object a batch."""
-    (name,) = scene.layers
+def _reference_keys(problem: Problem) -> list[Keys]:
+    """The keys of the problem's one layer on the references, one object a batch."""
+    (name,) = problem.layers
     return [
-        layer_keys(scene.model, scene.layers, chunk)[name] for chunk in scene.references.split(64)
+        layer_keys(problem.model, problem.layers, chunk)[name]
+        for chunk in problem.references.split(64)
     ]
 
 
@@ -207,7 +210,7 @@ def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
 
 
 def _choose(
-    scene: Scene,
+    problem: Problem,
     reference: Inputs | None,
     statistics: KeyStatistics | None,
     sources: Sequence[tuple[Tensor, Tensor]],
@@ -216,15 +219,15 @@ def _choose(
     seed: int,
     monitor: Monitor,
 ) -> Candidate:
-    """The candidate that `localize` puts first among the layers of the scene."""
-    looked = look_at_layers(
-        scene, Collected(scene, reference, statistics, seed),
-        scene.probe(scene.model, seed, monitor), sources, monitor.part(0.0, 0.75),
+    """The candidate that `localize` puts first among the layers of the problem."""
+    looked = propose_edits(
+        problem, StatisticsSource(problem, reference, statistics, seed),
+        problem.probe(problem.model, seed, monitor), sources, monitor.part(0.0, 0.75),
         directions=directions, ridges=ridges,
     )  # fmt: skip
     options = looked.options
     if not any(options.values()):
-        names = ", ".join(map(repr, scene.layers))
+        names = ", ".join(map(repr, problem.layers))
         raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
-    scores = layer_scores("edit-attribution", scene, looked, TRIALS, monitor.part(0.75, 0.8))
+    scores = layer_scores("edit-attribution", problem, looked, TRIALS, monitor.part(0.75, 0.8))
     return options[max((name for name in options if options[name]), key=scores.__getitem__)][0]

@@ -16,9 +16,9 @@ from rectify_widgets.engine.base.checks import check_int, check_module, check_nu
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
-from rectify_widgets.engine.find.problem import look
+from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.measure.judge import Judge, Verdict
-from rectify_widgets.engine.model.running import inspecting, model_device, model_dtype, predict
+from rectify_widgets.engine.model.running import eval_mode, model_device, model_dtype, predict
 from rectify_widgets.engine.repair.rectification import check_validation
 
 
@@ -75,15 +75,17 @@ class Yardstick:
         if opacity is not None:
             check_number("opacity", opacity, low=0.0, high=1.0)
         monitor = Monitor(progress, cancel)
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             monitor.report(0.0, "looking at the references")
             if reference is None:
                 on_device = pairs.to(model_device(module), model_dtype(module))
                 references, carriers = on_device.clean, on_device.corrupted
                 _kept(exclude, 0)
             else:
-                scene = look(module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor)
-                _, judged = scene.halves(_kept(exclude, len(scene.references)), seed)
+                problem = pose_problem(
+                    module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor
+                )
+                _, judged = problem.halves(_kept(exclude, len(problem.references)), seed)
                 references, carriers = judged.references, judged.carriers
             labelled = (
                 None if validation is None else check_validation(module, validation, references)
@@ -112,7 +114,7 @@ class Yardstick:
             Cancelled: ``cancel`` said so.
         """
         monitor = Monitor(progress, cancel)
-        with inspecting(model) as module:
+        with eval_mode(model) as module:
             classes = predict(module, self._sample).shape[1]
             if classes != self._classes:
                 raise ValueError(

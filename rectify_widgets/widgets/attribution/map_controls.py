@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import ipywidgets as ipw
 from torch import nn
 
-from rectify_widgets.explain import METHODS
+from rectify_widgets.explain import ATTRIBUTION_METHODS
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.base import Panel
 from rectify_widgets.widgets.stepper import LABEL, ChoiceStepper, SampleStepper
@@ -42,7 +42,7 @@ class MapControls(ipw.Box):
         self._panel, self._count, self._classes = panel, count, classes
         self._seen = set(range(len(classes or ()))) if len(classes or ()) <= LISTED else set()
         self.samples = SampleStepper(panel, count)
-        self.methods = ChoiceStepper(panel, "method", METHODS, "Method")
+        self.methods = ChoiceStepper(panel, "method", ATTRIBUTION_METHODS, "Method")
         self.layers = ChoiceStepper(panel, "layer", _layer_options(model, panel.layer), "Layer")
         self.targets = ChoiceStepper(panel, "target", self._target_options(panel.target), "Explain")
         self.opacity = ipw.FloatSlider(

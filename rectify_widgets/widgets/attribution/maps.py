@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.model.running import copied, inspecting, predict_all
+from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.attribution.concentration import Scores, concentration
@@ -343,7 +343,7 @@ def _compute(
 ) -> dict[int, View]:
     """Maps of a few samples of every column, all at once."""
     samples = torch.cat([column[list(indices)] for column in columns])
-    with inspecting(model) as module:
+    with eval_mode(model) as module:
         predicted = predict_all(module, samples)
     explained = predicted.argmax(dim=1)
     if query.target is not None:

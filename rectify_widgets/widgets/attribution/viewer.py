@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import unwrap
-from rectify_widgets.explain import METHODS, find_layer
+from rectify_widgets.explain import ATTRIBUTION_METHODS, find_layer
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.attribution import map_html, maps
 from rectify_widgets.widgets.attribution.concentration import Scores
@@ -167,7 +167,7 @@ class AttributionViewer(Panel):
 
     @traitlets.validate("method")
     def _check_method(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("method", proposal["value"], METHODS)
+        return check_choice("method", proposal["value"], ATTRIBUTION_METHODS)
 
     @traitlets.validate("page")
     def _check_page(self, proposal: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.model.running import unwrap
-from rectify_widgets.engine.repair.refining import STEPS
+from rectify_widgets.engine.repair.refining import REFINE_STEPS
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
@@ -108,7 +108,7 @@ class RectificationDashboard(Working, RectifyOptions):
         attribution: str = "integrated-gradients",
         strategy: str = "dynamic",
         max_rounds: int = 8,
-        refine_steps: int = STEPS,
+        refine_steps: int = REFINE_STEPS,
         max_degradation: float = 0.01,
         target_gap: float = 0.02,
         validation: tuple[Tensor, Tensor] | None = None,

@@ -11,9 +11,9 @@ from typing import Any
 import traitlets
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
-from rectify_widgets.engine.find.localization import METHODS
+from rectify_widgets.engine.find.localization import RANKING_METHODS
 from rectify_widgets.engine.repair.rectification import STRATEGIES
-from rectify_widgets.engine.repair.refining import STEPS
+from rectify_widgets.engine.repair.refining import REFINE_STEPS
 
 
 class RectifyOptions(traitlets.HasTraits):
@@ -34,7 +34,7 @@ class RectifyOptions(traitlets.HasTraits):
     max_rounds = traitlets.Int(8)
     """Most rounds of a rectification."""
 
-    refine_steps = traitlets.Int(STEPS)
+    refine_steps = traitlets.Int(REFINE_STEPS)
     """Gradient steps on the best edits of a round, with the dynamic strategy; 0 for none."""
 
     def set_options(
@@ -48,7 +48,7 @@ class RectifyOptions(traitlets.HasTraits):
         refine_steps: object,
     ) -> None:
         """Set all of them, checked as arguments: a wrong one is a `TypeError` or `ValueError`."""
-        self.method = check_choice("method", method, METHODS)
+        self.method = check_choice("method", method, RANKING_METHODS)
         self.strategy = check_choice("strategy", strategy, STRATEGIES)
         self.target_gap = check_number("target_gap", target_gap, low=0.0, high=1.0)
         self.max_degradation = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
@@ -67,7 +67,7 @@ class RectifyOptions(traitlets.HasTraits):
 
     @traitlets.validate("method")
     def _check_method(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("method", proposal["value"], METHODS)
+        return check_choice("method", proposal["value"], RANKING_METHODS)
 
     @traitlets.validate("strategy")
     def _check_strategy(self, proposal: Mapping[str, str]) -> str:

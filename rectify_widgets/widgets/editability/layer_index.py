@@ -12,7 +12,7 @@ from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, nearest
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.find.localization import METHODS, Localization
+from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.widgets.editability import layer_tree
@@ -115,7 +115,7 @@ def check_found(argument: str, found: object) -> list[Localization]:
             )
         if not one.scores:
             raise ValueError(f"{argument}: got a Localization without scores, want some")
-        check_choice("method", one.method, METHODS)
+        check_choice("method", one.method, RANKING_METHODS)
         several.append(one)
     methods = [one.method for one in several]
     if not methods or len(set(methods)) < len(methods):

@@ -18,7 +18,7 @@ from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.find.localization import METHODS, Localization
+from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.base import refuse_unknown
 from rectify_widgets.widgets.editability import layer_html, layer_tree
@@ -114,7 +114,7 @@ class EditabilityViewer(Working):
         refuse_unknown(type(self), unknown)
         self._pairs, self._reference = pairs, reference
         self._seed = check_int("seed", seed, low=0)
-        check_choice("method", method, METHODS)
+        check_choice("method", method, RANKING_METHODS)
         if not isinstance(controls, bool):
             raise TypeError(f"controls: got {controls!r}, want True or False")
         self._model: nn.Module | None = None
@@ -153,7 +153,7 @@ class EditabilityViewer(Working):
         self._controls: LocateControls | None = None
         if controls and (self._model is not None or len(found) > 1):
             can_score = self._model is not None
-            methods = METHODS if can_score else [one.method for one in found]
+            methods = RANKING_METHODS if can_score else [one.method for one in found]
             self._controls = LocateControls(self, methods, self._click if can_score else None)
             self.listen(self, self._show_state, ["status", "progress", "error", "busy"])
             head.append(self._controls)
@@ -175,7 +175,7 @@ class EditabilityViewer(Working):
     @property
     def localizations(self) -> dict[str, Localization]:
         """What each method has found so far."""
-        return {method: self._found[method] for method in METHODS if method in self._found}
+        return {method: self._found[method] for method in RANKING_METHODS if method in self._found}
 
     def check_layer(self, name: str | None) -> str | None:
         """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
@@ -193,7 +193,7 @@ class EditabilityViewer(Working):
         model, pairs = self._model, self._pairs
         if model is None or pairs is None:
             raise ValueError("model: this viewer shows a Localization, want a model to score")
-        chosen = self.method if method is None else check_choice("method", method, METHODS)
+        chosen = self.method if method is None else check_choice("method", method, RANKING_METHODS)
 
         def work(job: Job[Localization]) -> Localization:
             return actions.locate(
@@ -317,7 +317,7 @@ class EditabilityViewer(Working):
 
     @traitlets.validate("method")
     def _check_method(self, proposal: Mapping[str, str]) -> str:
-        method = check_choice("method", proposal["value"], METHODS)
+        method = check_choice("method", proposal["value"], RANKING_METHODS)
         if self._model is None and self._found and method not in self._found:
             raise ValueError(
                 f"method: {method!r} has not been scored, and this viewer has no model to score; "

@@ -23,7 +23,7 @@ from rectify_widgets.engine.measure.metrics import (
     evaluate_predictions,
     scored,
 )
-from rectify_widgets.engine.model.running import chunk_size, inspecting, model_device
+from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -123,7 +123,7 @@ def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -
     for name, inputs in columns.items():
         told, chances = [], []
         for chunk in inputs.split(chunk_size(inputs, model_device(model))):
-            with inspecting(model) as module:
+            with eval_mode(model) as module:
                 scores = scored(module, chunk, len(chunk))
             told.append(scores.argmax(dim=1))
             chances.append(_shares(scores))
