@@ -157,7 +157,7 @@ BROKEN = [
     (house.one_way, IN + "explain.py", "from rectify_widgets.cases import load"),
     (house.one_way, IN + "cases/a.py", "from rectify_widgets import explain"),
     (house.one_way, IN + "widgets/a.py", "from rectify_widgets.baselines import x"),
-    (house.one_way, IN + "__init__.py", "from rectify_widgets.benchmarks import x"),
+    (house.one_way, IN + "__init__.py", "from rectify_widgets.baselines import x"),
     (house.one_way, IN + "attic/a.py", ""),
     (house.engine_is_torch_only, IN + "engine/a.py", "import captum"),
     (house.engine_is_torch_only, IN + "engine/a.py", "from matplotlib.figure import Figure"),

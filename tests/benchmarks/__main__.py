@@ -1,0 +1,211 @@
+"""``python -m tests.benchmarks NAME``: every figure that the project quotes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rectify_widgets.engine.base.progress import Monitor
+from tests.benchmarks import comparison
+from tests.benchmarks.failures import measure_failures
+from tests.benchmarks.measure import shipped
+from tests.benchmarks.memory import measure_memory
+from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
+from tests.benchmarks.scale import calculate
+from tests.benchmarks.several import measure_several
+from tests.benchmarks.speed import NAMES, bench, measure_speed
+from tests.benchmarks.tables import Table
+from tests.benchmarks.trojan import (
+    measure_ablation,
+    measure_detection,
+    measure_networks,
+    measure_seconds,
+)
+from tests.benchmarks.widgets import measure_widgets
+
+Benchmark = Callable[[argparse.Namespace, Monitor], Table | list[Table]]
+
+ALL, REPORT = "all", "report"
+COMPARED = {
+    "trojan": "the patch, a blend, all-to-all and clean-label Trojans",
+    "visibility": "a Trojan of several visibilities, repaired from one of them",
+    "position": "a Trojan at several places, repaired from one of them",
+    "spurious": "mild and severe spurious correlation",
+    "leakage": "feature leakage on BlockMNIST",
+    LAYERS: "every ranking of layers against what their edits do, on all Trojans",
+    ALL: "all of these",
+    REPORT: "the tables of what was measured so far; measures nothing",
+}
+BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
+    "ablation": (
+        3,
+        "direction × ridge × method × strategy",
+        lambda options, monitor: measure_ablation(shipped(), options.pairs, monitor),
+    ),
+    "detection": (
+        10,
+        "finding references that carry the trigger",
+        lambda options, monitor: measure_detection(shipped(), options.pairs, monitor),
+    ),
+    "seconds": (
+        5,
+        "time of a rectification by stage",
+        lambda options, monitor: measure_seconds(shipped(), options.pairs, monitor),
+    ),
+    "networks": (
+        3,
+        "other networks and triggers (needs --data with MNIST as IDX files)",
+        lambda options, monitor: measure_networks(
+            options.data,
+            options.cache,
+            options.pairs,
+            options.network_seed,
+            monitor,
+            only=" ".join(options.only) if options.only else None,
+            budget=options.budget,
+        ),
+    ),
+    "several": (
+        SEEDS,
+        "two behaviours in one network, repaired one after the other (--seeds)",
+        lambda options, monitor: measure_several(options.seeds, monitor),
+    ),
+    "failures": (
+        SEEDS,
+        "where rectification fails, what it says then, and what comes of heeding it (--seeds)",
+        lambda options, monitor: measure_failures(options.seeds, monitor),
+    ),
+    "widgets": (
+        5,
+        "time to the new view, payloads and memory of the widgets, in a kernel (repeats, not pairs)",
+        lambda options, monitor: measure_widgets(options.pairs, monitor),
+    ),
+    "speed": (
+        3,
+        "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
+        lambda options, monitor: measure_speed(bench(options), options.only, options.out, monitor),
+    ),
+    "memory": (
+        1,
+        "peaks of memory against those foretold (torchvision's networks where it is installed)",
+        measure_memory,
+    ),
+    "scale": (
+        1,
+        "what ImageNet and a large transformer should cost on eight GPUs, calculated",
+        lambda *_: calculate(),
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one benchmark and print its tables; ``--out`` keeps them as Markdown and CSV."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name in COMPARED:
+        _compare(parser, options)
+        return
+    pairs, _, run = BENCHMARKS[options.name]
+    options.pairs = options.pairs or pairs
+    if options.name == "networks" and options.data is None:
+        parser.error("networks: --data DIR is missing, the folder of MNIST's four IDX files")
+    with tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed} {postfix}", leave=False) as bar:
+
+        def show(fraction: float, message: str) -> None:
+            bar.n = round(100 * fraction)
+            bar.set_postfix_str(message)
+
+        found = run(options, Monitor(show))
+    for table in found if isinstance(found, list) else [found]:
+        print(table.markdown())
+        if options.out is not None:
+            table.save(options.out)
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Measure what is left of some tables of the comparison, and write them."""
+    groups = (*GROUPS, LAYERS) if options.name == ALL else (options.name,)
+    source = comparison.source(options.data, options.cache, options.network_seed, options.out)
+    folder = options.out or comparison.default_folder(source)
+    try:
+        if options.name != REPORT:
+            comparison.measure(
+                groups,
+                source,
+                folder,
+                seeds=options.seeds,
+                counts=options.n,
+                methods=options.methods,
+                only=options.cases,
+                layer_pairs=LAYER_PAIRS if options.pairs is None else options.pairs,
+                limit=options.limit,
+                workers=options.workers,
+                again=options.again,
+            )
+        for table in comparison.publish(folder, limit=options.limit):
+            if options.name in {ALL, REPORT} or table.name in {*groups, "targets"}:
+                print(table.markdown())
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command goes on where {folder} ends, `report` shows what is there"
+        )
+        raise SystemExit(130) from None
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    print(f"written to {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<10} {what}" for name, what in COMPARED.items()]
+    lines += ["", "and, one table each:"]
+    lines += [
+        f"  {name:<10} {what} ({pairs} pairs)" for name, (pairs, what, _) in BENCHMARKS.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="Measure, and print tables.  Compare rectification with other methods:\n"
+        + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=[*COMPARED, *BENCHMARKS])
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder for the tables; those of the comparison "
+        "and what they are made of lie in ~/.cache/tests/benchmarks by default")  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="full data sets: the folders fashion-mnist and "
+        "mnist, or one data set, as four IDX files; other networks than those that ship")  # fmt: skip
+    add("--cache", type=Path, metavar="DIR", help="where trained networks are kept")
+    add("--network-seed", type=int, default=0, metavar="S", help="of trained networks")
+    add("--pairs", type=int, metavar="N", help=f"pairs to average over ({LAYERS}: {LAYER_PAIRS})")
+    group = parser.add_argument_group("comparison")
+    add = group.add_argument
+    add("--seeds", type=int, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
+    add("--n", type=int, nargs="+", metavar="N", help="numbers of pairs, in the order in which they "
+        f"are measured (default: {' '.join(map(str, COUNTS))}; visibility, position: 1)")  # fmt: skip
+    add("--cases", nargs="+", metavar="NAME", help="measure some cases alone")
+    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join((*OWN, *PEERS))}")
+    add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 0 "
+        "measures in this one (default: %(default)s)")  # fmt: skip
+    add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure anew")
+    add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
+    group = parser.add_argument_group("networks")
+    group.add_argument("--only", nargs="+", metavar="NAME", help="one cell, such as 'vit blend'; "
+        f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls")  # fmt: skip
+    group.add_argument("--budget", type=float, default=0.01, help="max_degradation")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--repeats", type=int, metavar="N", help="runs of each task, in turns (default: 3)")
+    add("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    add("--threads", type=int, default=2, metavar="N", help="of torch (default: %(default)s)")
+    add("--whole", action="store_true", help="time the whole fine-tuning epoch, not some batches")
+    add("--references", type=int, default=16, metavar="N", help="of memory (default: %(default)s)")
+    add("--most-memory", type=float, default=12.0, metavar="GB", help="a process of the memory "
+        "benchmark may take (default: %(default)s)")  # fmt: skip
+    add("--share", type=float, metavar="X", help="measure memory also with a memory_limit of this "
+        "share of the foretold peak")  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    main()

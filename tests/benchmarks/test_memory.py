@@ -1,0 +1,224 @@
+"""The memory benchmark: tables from made-up peaks, and each call made on a small network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rectify_widgets as rw
+from rectify_widgets.engine.base.progress import Monitor
+from tests.benchmarks import memory
+from tests.benchmarks.memory import DrawnImages, Job, Spent
+from tests.benchmarks.speed_timing import Span
+
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+
+SMALL = "resnet18-cifar"
+SPAN = Span(2.0, 1.0)
+
+
+class Small(nn.Sequential):
+    """Takes images of any size; its one hidden layer has keys of 27 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(8, 4),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "network", lambda _: Small().eval())
+
+
+def options(**changes: object) -> argparse.Namespace:
+    given = {
+        "only": None,
+        "device": "cpu",
+        "threads": 1,
+        "references": 16,
+        "most_memory": 1.5,
+        "share": None,
+        "out": None,
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+def test_images_are_drawn_alike_each_time() -> None:
+    images = DrawnImages(2, 8)
+    assert torch.equal(images[1], images[1])
+    assert not torch.equal(images[0], images[1])
+    assert [image.shape for image in images] == [(3, 8, 8)] * 2  # type: ignore[attr-defined]
+
+
+def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
+    real = {"collect": 125, "localize": 80, "rectify": 79}
+    jobs: list[Job] = []
+
+    def run(job: Job) -> Spent:
+        jobs.append(job)
+        return Spent(SPAN, real[job.call] * 10**6, 100 * 10**6)
+
+    table = memory.measure_memory(options(only=[SMALL]), Monitor(), run)
+    assert [row["foretold of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
+    assert [row["within 25 %"] for row in table.rows] == ["yes", "yes", "no"]
+    assert [row["real MB"] for row in table.rows] == ["125", "80", "79"]
+    assert jobs[0] == Job(SMALL, "collect", 16, threads=1, most_memory=1_500_000_000)
+    assert [job.call for job in jobs] == list(memory.CALLS)
+
+
+def test_calls_with_a_limit_stand_beside_those_without() -> None:
+    def run(job: Job) -> Spent:
+        limit = None if job.share is None else round(job.share * 10**8)
+        return Spent(SPAN, 9 * 10**7, limit or 10**8, limit)
+
+    table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.5), Monitor(), run)
+    assert [row["limit of foretold"] for row in table.rows] == ["", "0.5"]
+    assert [row["memory_limit MB"] for row in table.rows] == ["", "50"]
+    assert [row["foretold MB"] for row in table.rows] == ["100", "50"]
+    assert [row["limit kept"] for row in table.rows] == ["", "no"]
+    table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.9), Monitor(), run)
+    assert [row["limit kept"] for row in table.rows] == ["", "yes"]
+
+
+def test_a_limit_that_is_too_small_is_refused() -> None:
+    def run(job: Job) -> Spent:
+        if job.share is not None:
+            raise ValueError("memory_limit: got 1 KiB, want at least 2 KiB")
+        return Spent(SPAN, 1, 1)
+
+    table = memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), run)
+    assert [row["limit kept"] for row in table.rows] == ["", "refused"]
+    assert [row["real MB"] for row in table.rows] == ["1e-06", ""]
+
+    def fails(_: Job) -> Spent:
+        raise ValueError("images: no")
+
+    with pytest.raises(ValueError, match="images: no"):
+        memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), fails)
+
+
+def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
+    def run(job: Job) -> Spent:
+        if job.call == "rectify":
+            raise MemoryError
+        return Spent(SPAN, 1, 1)
+
+    with pytest.raises(MemoryError):
+        memory.measure_memory(options(only=[SMALL], out=tmp_path), Monitor(), run)
+    again = options(only=[SMALL, "collect"], out=tmp_path)
+    table = memory.measure_memory(again, Monitor(), lambda _: Spent(SPAN, 1, 2))
+    assert [row["call"] for row in table.rows] == ["collect", "localize"]
+    assert [row["foretold of real"] for row in table.rows] == ["2.00", "1.00"]
+
+
+def test_networks_and_calls_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: ["vit_b_16", SMALL])
+
+    def jobs(*only: str) -> list[tuple[str, str]]:
+        seen: list[tuple[str, str]] = []
+
+        def run(job: Job) -> Spent:
+            seen.append((job.network, job.call))
+            return Spent(SPAN, 1, 1)
+
+        memory.measure_memory(options(only=list(only)), Monitor(), run)
+        return seen
+
+    assert jobs("localize") == [("vit_b_16", "localize"), (SMALL, "localize")]
+    assert jobs(SMALL, "collect") == [(SMALL, "collect")]
+    assert len(jobs()) == 2 * len(memory.CALLS)
+    with pytest.raises(ValueError, match=r"only: got 'localise'.*'localize'"):
+        jobs("localise")
+
+
+def test_without_torchvision_there_are_networks_of_our_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert memory.available() == list(memory.OWN)
+    with pytest.raises(ValueError, match="vit_b_16 comes with torchvision"):
+        memory.build("vit_b_16")
+    vision = types.ModuleType("torchvision")
+    vision.models = types.SimpleNamespace(  # type: ignore[attr-defined]
+        resnet50=lambda weights: Small().train()
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", vision)
+    assert memory.available() == list(memory.VISION)
+    assert not memory.build("resnet50").training
+
+
+def test_the_corruption_is_made_to_change_the_class() -> None:
+    model = Small().eval()
+    with torch.no_grad():
+        # The last class, whatever the input.
+        model.get_parameter("4.bias").add_(100 * torch.arange(4))
+    clean = torch.rand(1, 3, 8, 8)
+    pairs = rw.SamplePairs(clean.flip(3) * 0.5, clean)
+    memory.sensitize(model, pairs)
+    with torch.no_grad():
+        before, after = model(pairs.clean), model(pairs.corrupted)
+    assert float((after - before).std()) == pytest.approx(memory.REACTION, rel=1e-4)
+    assert before.argmax() != after.argmax()
+    assert rw.rectify(model, pairs, reference=clean, target_gap=0.0, max_rounds=1).steps
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("call", memory.CALLS)
+@pytest.mark.parametrize("workers", [None, 0])
+def test_every_call_is_made(
+    call: str, workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, object]] = []
+    for name, owner in (("collect", rw.KeyStatistics), ("localize", memory), ("rectify", memory)):
+        real = getattr(owner, name)
+
+        def spy(
+            *arguments: object, name: str = name, real: object = real, **given: object
+        ) -> object:
+            made.append((name, given["memory_limit"]))
+            return real(*arguments, **given)  # type: ignore[operator]
+
+        monkeypatch.setattr(owner, name, spy)
+    job = Job(SMALL, call, 6, workers=workers, threads=1)
+    spent = memory.perform(job)
+    assert spent.span.seconds > 0
+    assert spent.span.processor > 0
+    assert spent.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
+    limited = memory.perform(replace(job, share=2.0))
+    assert limited.limit == 2 * spent.foretold
+    assert made == [(call, None), (call, limited.limit)]
+
+
+def test_a_device_whose_peaks_cannot_be_told_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "build", lambda _: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=r"device: got 'meta'.* want 'cpu' on Linux, or 'cuda'"):
+        memory.perform(Job(SMALL, "collect", 1, device="meta"))
+
+
+def capped(job: Job) -> Spent:
+    """What a process answers that takes 16 MB, and then more than its limit."""
+    assert job.most_memory is not None
+    memory.cap(job.most_memory)
+    held = torch.ones(4 * 2**20)
+    try:
+        torch.ones(job.most_memory)
+    except RuntimeError:
+        return Spent(SPAN, held.nbytes, os.getpid())
+    return Spent(SPAN, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts what is held elsewhere")
+def test_a_job_has_a_process_of_its_own_and_keeps_to_its_cap() -> None:
+    spent = memory.in_process(Job(SMALL, "collect", 1, most_memory=3 * 2**30), capped)
+    assert spent.bytes == 16 * 2**20
+    assert spent.foretold not in {0, os.getpid()}
