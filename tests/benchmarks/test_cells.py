@@ -20,8 +20,7 @@ from rectify_widgets.baselines import BASELINES
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
-from tests.benchmarks import cells
-from tests.benchmarks import fakes as fakes
+from tests.benchmarks import cells, fakes
 from tests.benchmarks.cells import CLOSELY, PASSES, STILL
 from tests.benchmarks.plan import (
     AFFECTED,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import comparison, plots, records, report, runner
-from tests.benchmarks import fakes as fakes
+from tests.benchmarks import comparison, fakes, plots, records, report, runner
 from tests.benchmarks.layers import METHODS as RANKINGS
 from tests.benchmarks.plan import (
     AFFECTED,

@@ -22,8 +22,7 @@ from rectify_widgets import cases
 from rectify_widgets.cases import build, leakage
 from rectify_widgets.cases.case import Case
 from tests import test_cases_rebuilt as rebuilt
-from tests.benchmarks import fakes as fakes
-from tests.benchmarks import records, runner, sources
+from tests.benchmarks import fakes, records, runner, sources
 from tests.benchmarks.plan import BEFORE, EVERY, Cell, Record, plan
 from tests.benchmarks.runner import Times, clock, run
 from tests.benchmarks.sources import Source

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import fakes as fakes
-from tests.benchmarks import targets, verdicts
+from tests.benchmarks import fakes, targets, verdicts
 from tests.benchmarks.plan import AFFECTED, LAYER_CASES, LAYERS, OTHERS, Cell, Record
 from tests.benchmarks.summary import Results
 from tests.benchmarks.verdicts import LOSES, TIES, TRADES, WINS, compare, headline
