@@ -20,6 +20,7 @@ from rectify_widgets.engine.find.candidates import Candidate
 from rectify_widgets.engine.find.problem import SPLIT
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.refining import LAYERS, REFINE_STEPS, TURNS, WEAKER, Goal, refine
 from rectify_widgets.engine.repair.result import Rectification, Step
@@ -226,7 +227,7 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_falls_short(gap: float | None, target: float, short: bool) -> None:
     loop = Rounds.__new__(Rounds)
-    loop.now, loop._target = Verdict(0.8, 0.0, 0.0, 0.0), target
+    loop.now, loop._options = Verdict(0.8, 0.0, 0.0, 0.0), RectifyOptions(target_gap=target)
     verdict = None if gap is None else Verdict(gap, 0.0, 0.0, 0.0)
     best = None if verdict is None else (cast("Candidate", None), verdict, 0)
     assert loop._falls_short(best) is short

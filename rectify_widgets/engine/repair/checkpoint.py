@@ -21,6 +21,7 @@ from rectify_widgets.engine.base.files import read_tensors, write_tensors
 from rectify_widgets.engine.edit.edits import FORMAT, Edits, digest, pack_edits, unpack_edits
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Verdict
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Facts, Step
 
 _DATA = ("model", "pairs", "reference", "validation")
@@ -82,7 +83,7 @@ class Checkpoint:
         path: see `check_path`.
         problem: with the model as given.
         validation: labelled inputs, or None.
-        options: whatever else makes the run what it is.
+        options: how it rectifies; only a limit of memory may differ when the run goes on.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Checkpoint:
         path: Path | None,
         problem: Problem,
         validation: tuple[Tensor, Tensor] | None,
-        options: Mapping[str, object],
+        options: RectifyOptions,
     ) -> None:
         self._path = path
         self._run = {} if path is None else _describe(problem, validation, options)
@@ -136,7 +137,7 @@ def _refused(path: Path, why: str) -> ValueError:
 
 
 def _describe(
-    problem: Problem, validation: tuple[Tensor, Tensor] | None, options: Mapping[str, object]
+    problem: Problem, validation: tuple[Tensor, Tensor] | None, options: RectifyOptions
 ) -> dict[str, str]:
     """What makes a run what it is: digests of the model as given and the data, and the options."""
     pairs, module = problem.pairs, problem.model
@@ -147,7 +148,9 @@ def _describe(
         "validation": list(zip("xy", validation, strict=True)) if validation else [],
     }
     digests = {name: _digest(tensors) for name, tensors in data.items()}
-    return {**digests, **{name: json.dumps(value) for name, value in options.items()}}
+    asked = asdict(options)
+    del asked["memory_limit"]  # it changes no result
+    return {**digests, **{name: json.dumps(value) for name, value in asked.items()}}
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

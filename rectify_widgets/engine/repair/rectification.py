@@ -12,30 +12,18 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import (
-    check_choice,
-    check_inputs,
-    check_int,
-    check_labels,
-    check_module,
-    check_number,
-)
+from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_module
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.edit.closed_form import DIRECTIONS
-from rectify_widgets.engine.find.candidates import RIDGES
-from rectify_widgets.engine.find.localization import RANKING_METHODS, check_grid
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.model.catalog import LayerCatalog
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.checkpoint import Checkpoint, check_path
 from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
-from rectify_widgets.engine.repair.refining import REFINE_STEPS
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.rounds import Rounds
-
-STRATEGIES = ("dynamic", "static")
 
 
 def rectify(
@@ -43,19 +31,19 @@ def rectify(
     pairs: SamplePairs,
     *,
     reference: Inputs | None = None,
-    strategy: str = "dynamic",
-    layer: str | None = None,
-    method: str = "edit-attribution",
-    max_rounds: int = 8,
-    max_degradation: float = 0.01,
-    target_gap: float = 0.02,
     validation: tuple[Tensor, Tensor] | None = None,
-    directions: Sequence[str] = DIRECTIONS,
-    ridges: Sequence[float] = RIDGES,
-    refine_steps: int | None = None,
-    opacity: float | None = None,
-    memory_limit: int | None = None,
-    seed: int = 0,
+    strategy: str = RectifyOptions.strategy,
+    layer: str | None = RectifyOptions.layer,
+    method: str = RectifyOptions.method,
+    max_rounds: int = RectifyOptions.max_rounds,
+    max_degradation: float = RectifyOptions.max_degradation,
+    target_gap: float = RectifyOptions.target_gap,
+    directions: Sequence[str] = RectifyOptions.directions,
+    ridges: Sequence[float] = RectifyOptions.ridges,
+    refine_steps: int | None = RectifyOptions.refine_steps,
+    opacity: float | None = RectifyOptions.opacity,
+    memory_limit: int | None = RectifyOptions.memory_limit,
+    seed: int = RectifyOptions.seed,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -68,6 +56,7 @@ def rectify(
         reference: unlabelled inputs like those of training (tensor, data set or loader); up to
             768 are used.  Some may carry the corruption, unmarked: they are found and left out.
             None works with a warning, from the pairs alone.
+        validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
             one layer once.
         layer: name of the layer for ``"static"``; None means the last convolution or, without
@@ -77,7 +66,6 @@ def rectify(
         max_degradation: budget for the loss of accuracy on uncorrupted inputs, a fraction; the
             class that suffers most may lose five times as much.
         target_gap: gap at which the behaviour counts as removed, a fraction.
-        validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         directions, ridges: what edits are chosen from, see `localize`.
         refine_steps: gradient steps, see `rectify_widgets.engine.repair.refining`, on the best edits of a
             round in which no closed form closes half of the gap that is left, or comes within
@@ -102,56 +90,35 @@ def rectify(
         Cancelled: ``cancel`` said so before the gap was measured for the first time.
     """
     check_module("model", model)
-    check_choice("strategy", strategy, STRATEGIES)
-    check_choice("method", method, RANKING_METHODS)
-    check_int("max_rounds", max_rounds, low=1)
-    check_int("seed", seed, low=0)
-    if refine_steps is None:
-        refine_steps = REFINE_STEPS if strategy == "dynamic" else 0
-    check_int("refine_steps", refine_steps, low=0)
-    budget = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
-    target = check_number("target_gap", target_gap, low=0.0, high=1.0)
-    if layer is not None and strategy != "static":
-        raise ValueError(
-            f"layer: got {layer!r} with strategy {strategy!r}, want strategy='static' to edit one "
-            "named layer"
-        )
-    grid = check_grid(directions, ridges)
+    options = RectifyOptions(
+        strategy=strategy, layer=layer, method=method, max_rounds=max_rounds,
+        max_degradation=max_degradation, target_gap=target_gap, directions=directions,
+        ridges=ridges, refine_steps=refine_steps, opacity=opacity, memory_limit=memory_limit,
+        seed=seed,
+    )  # fmt: skip
     path = None if checkpoint is None else check_path(checkpoint)
     monitor = Monitor(progress, cancel)
     work = copied(model)
     with eval_mode(work) as module:
         problem = pose_problem(
-            module,
-            pairs,
-            reference,
-            seed=seed,
-            opacity=opacity,
-            memory_limit=memory_limit,
-            own=True,
-            monitor=monitor,
-        )
+            module, pairs, reference, seed=seed, opacity=opacity, memory_limit=memory_limit,
+            own=True, monitor=monitor,
+        )  # fmt: skip
         if strategy == "static":
             name = _last_layer(problem.catalog) if layer is None else layer
             chosen = problem.catalog.get("layer", name)
             problem = replace(problem, layers={chosen.name: chosen})
-            max_rounds = 1
         like = problem.pairs.clean
         labelled = None if validation is None else check_validation(module, validation, like)
-        options = {
-            "strategy": strategy, "layer": layer, "method": method, "max_rounds": max_rounds,
-            "max_degradation": budget, "target_gap": target, "directions": grid[0],
-            "ridges": grid[1], "refine_steps": refine_steps, "opacity": opacity, "seed": seed,
-        }  # fmt: skip
         file = Checkpoint(path, problem, labelled, options)
         state = file.load()
         witness = ClassChanges(problem, monitor.silent())
-        loop = Rounds(problem, labelled, method, grid, budget, target, refine_steps, seed, monitor)
+        loop = Rounds(problem, labelled, options, monitor)
         if state is not None:
             loop.restore(state)
         stopped, facts = (state.stopped, state.facts) if state else (None, None)
         if stopped is None:
-            stopped = loop.run(max_rounds, layer, monitor, lambda: file.save(loop.state()))
+            stopped = loop.run(monitor, lambda: file.save(loop.state()))
             if stopped != "cancelled":  # who cancels does not want to wait
                 facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
                 file.save(loop.state(stopped, facts))
@@ -159,15 +126,15 @@ def rectify(
         model=work,
         edits=loop.edits,
         steps=loop.steps,
-        strategy=strategy,
+        strategy=options.strategy,
         stopped=stopped,
         gap_before=loop.start.gap,
         gap_after=loop.now.gap,
         degradation=loop.now.degradation,
         flagged=loop.flagged,
         seconds=loop.seconds,
-        max_degradation=budget,
-        target_gap=target,
+        max_degradation=options.max_degradation,
+        target_gap=options.target_gap,
         facts=facts,
     )
     return replace(result, diagnosis=diagnose(result))

@@ -31,6 +31,7 @@ from rectify_widgets.engine.model.memory import FACTOR_ROOM
 from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.refining import TURNS, WEAKER, Goal, refine, starts
 from rectify_widgets.engine.repair.result import Facts, Step
 
@@ -72,12 +73,7 @@ class Rounds:
         self,
         problem: Problem,
         validation: tuple[Tensor, Tensor] | None,
-        method: str,
-        grid: tuple[tuple[str, ...], tuple[float, ...]],
-        budget: float,
-        target: float,
-        refine_steps: int,
-        seed: int,
+        options: RectifyOptions,
         monitor: Monitor,
     ) -> None:
         self.problem = problem
@@ -89,9 +85,8 @@ class Rounds:
         self.suspected = 0.0
         self.rounds = 0
         self._validation = validation
-        self._method, self._grid = method, grid
-        self._budget, self._target, self._seed = budget, target, seed
-        self._refine_steps = refine_steps
+        self._options = options
+        self._refine_steps = options.refine_steps or 0
         self.start: Verdict
         self.now: Verdict
         self._split(torch.arange(len(problem.references)), monitor)
@@ -134,22 +129,16 @@ class Rounds:
         for stage, seconds in state.seconds.items():
             self.seconds[stage] += seconds
 
-    def run(
-        self,
-        max_rounds: int,
-        required: str | None,
-        monitor: Monitor,
-        kept: Callable[[], None],
-    ) -> str:
+    def run(self, monitor: Monitor, kept: Callable[[], None]) -> str:
         """Go round after round, calling ``kept`` before the first and after each; why it ended."""
-        stopped = "round limit"
+        stopped, max_rounds = "round limit", self._options.rounds
         kept()
         try:
             for number in range(self.rounds + 1, max_rounds + 1):
-                if self.now.gap <= self._target:
+                if self.now.gap <= self._options.target_gap:
                     break
                 part = monitor.part((number - 1) / max_rounds, number / max_rounds)
-                if not self._round(number, required, part):
+                if not self._round(number, part):
                     stopped = "no layer helps"
                     break
                 self.rounds = number
@@ -160,7 +149,7 @@ class Rounds:
                 if step.accepted and step.round == number:
                     self.steps[row] = replace(step, accepted=False, reason="cancelled")
             return "cancelled"
-        if self.now.gap <= self._target:
+        if self.now.gap <= self._options.target_gap:
             stopped = "target"
         with suppress(Cancelled):  # there is nothing left to stop
             monitor.report(1.0, f"stopped: {stopped}")
@@ -168,11 +157,11 @@ class Rounds:
 
     def _split(self, rows: Tensor, monitor: Monitor) -> None:
         """Solve on one half of these references and judge on the other, if there are enough."""
-        self.solving, self.judging = self.problem.halves(rows, self._seed)
+        self.solving, self.judging = self.problem.halves(rows, self._options.seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
         room = 0 if self.problem.limit else FACTOR_ROOM
-        self._collected = StatisticsSource(self.solving, None, None, self._seed, room)
+        self._collected = StatisticsSource(self.solving, None, None, self._options.seed, room)
         with self._clock("evaluation"):
             self._judge = Judge(
                 self.problem.model, judged.references, judged.carriers, self._validation, monitor
@@ -186,34 +175,34 @@ class Rounds:
                 scores = predict_all(self.problem.model, self.solving.references, monitor=monitor)
             self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
 
-    def _round(self, number: int, required: str | None, monitor: Monitor) -> bool:
+    def _round(self, number: int, monitor: Monitor) -> bool:
         """One round; whether an edit was kept."""
         message = f"round {number}"
         monitor.report(0.0, f"{message}: looking at the layers")
         looked = self._look(number, monitor.part(0.0, 0.25))
         if number == 1 and self._leave_out_corrupted(looked.options, monitor):
             looked = self._look(number, monitor.part(0.25, 0.5))
-        options = looked.options
+        options, required = looked.options, self._options.layer
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
         monitor.report(0.5, f"{message}: ranking layers")
         with self._clock("sweep"):
             part = monitor.part(0.5, 0.6)
-            scores = layer_scores(self._method, self.solving, looked, 0, part)
-        shortlist = _shortlist(options, scores, self._method)
+            scores = layer_scores(self._options.method, self.solving, looked, 0, part)
+        shortlist = _shortlist(options, scores, self._options.method)
         with self._clock("evaluation"):
             return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
 
     def _look(self, number: int, monitor: Monitor) -> Proposals:
         """Collect what is stale, look, and solve for every layer."""
         problem = self.solving
-        directions, ridges = self._grid
+        options, seed = self._options, self._options.seed + number
         with self._clock("sweep"):
-            probe = problem.probe(problem.model, self._seed + number, monitor)
+            probe = problem.probe(problem.model, seed, monitor)
         return propose_edits(
-            problem, self._collected, probe, problem.sources(self._seed + number), monitor,
-            directions=directions, ridges=ridges, projection=self._method == "projection",
-            clock=self._clock,
+            problem, self._collected, probe, problem.sources(seed), monitor,
+            directions=options.directions, ridges=options.ridges,
+            projection=options.method == "projection", clock=self._clock,
         )  # fmt: skip
 
     def _leave_out_corrupted(
@@ -283,7 +272,7 @@ class Rounds:
             with self._clock("refining"):
                 candidate = refine(
                     self.problem.model, candidate, self._goal, steps=self._refine_steps,
-                    seed=self._seed + trials.number, turn=turn,
+                    seed=self._options.seed + trials.number, turn=turn,
                     monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
                 )  # fmt: skip
             if self._try(candidate, trials, monitor) != OVER_BUDGET:
@@ -294,7 +283,7 @@ class Rounds:
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much, of the gap it found and at all."""
         left = self.now.gap if best is None else best[1].gap
-        return left > NEAR * self._target and left > (1.0 - ENOUGH) * self.now.gap
+        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.now.gap
 
     def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
         """Measure an edit, note what came of it, and remember it if it is the best so far.
@@ -326,7 +315,7 @@ class Rounds:
             return "closes too little of the gap"
         if verdict.objective > self.now.objective - LEAST_GAIN:
             return "gap and disturbance together do not fall"
-        if not verdict.within(max(self._budget, self.now.degradation)):
+        if not verdict.within(max(self._options.max_degradation, self.now.degradation)):
             return OVER_BUDGET
         return None if verdict.objective < bar else "another edit of this round did better"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as ipw
 
 from rectify_widgets.engine.find.localization import RANKING_METHODS
-from rectify_widgets.engine.repair.rectification import STRATEGIES
+from rectify_widgets.engine.repair.options import STRATEGIES
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.buttons import action_button, progress_bar
 
