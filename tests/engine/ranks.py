@@ -70,13 +70,14 @@ def collected(stage: Stage, reference: Any, **options: Any) -> Found:
 
 
 def located(stage: Stage, reference: Any, **options: Any) -> Found:
-    """Scores, choices and completeness of `localize`."""
+    """Scores, choices, edits and completeness of `localize`."""
     found = localize(stage.model, stage.pairs, reference=reference, **{**FEW, **options})
     chosen = {f"{n} {kind}": torch.tensor(ridge) for n, (kind, ridge) in found.choices.items()}
     scores = {f"{name} score": torch.tensor(score) for name, score in found.scores.items()}
     rest = {f"{name} error": torch.tensor(e) for name, e in found.completeness.items()}
     order = torch.tensor([list(found.order).index(name) for name in found.scores])
-    return {**scores, **chosen, **rest, "order": order}
+    edits = {f"{name} edit": edit.delta for name, edit in found.edits.items()}
+    return {**scores, **chosen, **edits, **rest, "order": order}
 
 
 def evaluated(stage: Stage, clean: Any, corrupted: Any, **options: Any) -> Found:

@@ -18,6 +18,7 @@ from rectify_widgets.engine.base.ranks import ALONE
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find import localization
+from rectify_widgets.engine.find.candidates import Candidate
 from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization, localize
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import sweep
@@ -163,15 +164,74 @@ def test_what_was_not_tried_is_taken_to_be_as_overrated(monkeypatch: pytest.Monk
     assert scores == pytest.approx(wanted)
 
 
+# --- the edit that was scored --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["trial", "edit-attribution"])
+def test_the_edit_that_was_scored_can_be_had(
+    trojan: Toy, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit; applied, it closes the share of the gap that its trial measured."""
+    tried: dict[tuple[str, float], Candidate] = {}
+    closed = localization.Trial.closed
+
+    def noting(trial: localization.Trial, candidate: Candidate) -> float:
+        share = closed(trial, candidate)
+        tried[candidate.layer.name, share] = candidate
+        return share
+
+    monkeypatch.setattr(localization.Trial, "closed", noting)
+    found = scored(trojan, method=method)
+    assert (found.best, found.scores[found.best]) in tried
+    assert found.edit() is found.edit(found.best)
+    for name, score in found.scores.items():
+        edit = found.edit(name)
+        assert (edit.direction, edit.ridge) == found.choices[name]
+        assert edit.left.untyped_storage().nbytes() == edit.left.nbytes  # and nothing else alive
+        assert edit.right.untyped_storage().nbytes() == edit.right.nbytes
+        if candidate := tried.get((name, score)):
+            assert torch.equal(edit.left, candidate.left.flatten())
+            assert torch.equal(edit.right.flatten(), candidate.right.flatten())
+            edit.apply(model := copy.deepcopy(trojan.model))
+            measured = share_closed(trojan, model, trojan.reference)
+            assert score == pytest.approx(measured, abs=1e-4)
+        else:
+            assert method == "edit-attribution"  # which tries the most promising ones alone
+
+
+def test_a_layer_scored_by_projection_has_the_edit_of_the_best_prediction(trojan: Toy) -> None:
+    found, predicted = scored(trojan, method="projection"), scored(trojan, trials=0)
+    for name in found.scores:
+        assert torch.equal(found.edit(name).delta, predicted.edit(name).delta)
+
+
 def test_the_edit_that_was_scored_is_the_one_that_is_solved(trojan: Toy) -> None:
+    """Also where nothing is left to choose but what it is solved from."""
     found = scored(trojan)
-    edit = solve_edit(trojan.model, trojan.pairs[0], reference=trojan.reference)
-    assert edit.layer == found.best
-    assert (edit.direction, edit.ridge) == found.choices[found.best]
-    model = copy.deepcopy(trojan.model)
-    edit.apply(model)
-    measured = share_closed(trojan, model, trojan.reference)
-    assert found.scores[found.best] == pytest.approx(measured, abs=1e-4)
+    best = found.edit()
+    given: dict[str, Any] = {"layer": best.layer, "direction": best.direction, "ridge": best.ridge}
+    for options in ({}, {"layer": best.layer}, given):
+        edit = solve_edit(trojan.model, trojan.pairs[0], reference=trojan.reference, **options)
+        assert (edit.layer, edit.solved_for) == (best.layer, best.solved_for)
+        assert torch.equal(edit.delta, best.delta) or options  # sums of fewer edits round otherwise
+        torch.testing.assert_close(edit.delta, best.delta, rtol=1e-4, atol=1e-5)
+    alone = solve_edit(
+        trojan.model, trojan.pairs[0], **given,
+        statistics=KeyStatistics.collect(trojan.model, trojan.reference),
+    )  # fmt: skip
+    assert not torch.allclose(alone.delta, best.delta, rtol=0.1)
+
+
+def test_a_layer_without_an_edit_is_refused() -> None:
+    found = example()
+    with pytest.raises(ValueError, match=r"layer: .*corruption .* does not reach layer '<head>'"):
+        found.edit("<head>")
+    with pytest.raises(ValueError, match=r"layer: 'mix' cannot be edited: used 2 times"):
+        found.edit("mix")
+    with pytest.raises(ValueError, match=r"'body.cnov' was not scored \(did you mean 'body.conv'"):
+        found.edit("body.cnov")
+    with pytest.raises(TypeError, match="layer: got 0, want the dotted name"):
+        found.edit(0)  # type: ignore[arg-type]
 
 
 def test_projection_is_the_papers_formula(trojan: Toy) -> None:
@@ -269,6 +329,8 @@ def test_a_layer_that_the_corruption_does_not_reach_scores_zero() -> None:
         found = localize(model, pairs, reference=images(20), method=method)
         assert found.scores["right"] == 0.0
         assert "right" not in found.choices
+        with pytest.raises(ValueError, match="does not reach layer 'right'"):
+            found.edit("right")
     with pytest.raises(ValueError, match="reaches none of the layers"):
         localize(model, pairs, reference=images(20), layers=["right"])
 

@@ -174,6 +174,7 @@ def test_localize_in_parts_gives_the_same(method: str, monkeypatch: pytest.Monke
     assert some.choices == whole.choices
     for name, score in whole.scores.items():
         assert some.scores[name] == pytest.approx(score, rel=1e-6, abs=1e-9)
+        assert torch.equal(some.edit(name).delta, whole.edit(name).delta)
         assert some.completeness[name] == pytest.approx(whole.completeness[name], rel=1e-6)
 
 

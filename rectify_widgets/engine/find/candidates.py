@@ -78,11 +78,12 @@ class Candidate:
         return (weight.to(delta) + delta).to(weight)
 
     def edit(self) -> RankOneEdit:
-        """The edit as a thing to keep, for the weight that the layer has now."""
+        """The edit as an object of its own, on the CPU, for the weight that the layer has now."""
+        right = self.right[0] if self.layer.groups == 1 else self.right
         return RankOneEdit(
             layer=self.layer.name,
-            left=self.left.reshape(-1).cpu(),
-            right=(self.right[0] if self.layer.groups == 1 else self.right).cpu(),
+            left=self.left.reshape(-1).to("cpu", copy=True),  # not a view of the whole grid
+            right=right.to("cpu", copy=True),
             shape=tuple(self.layer.module.weight.shape),
             direction=self.direction,
             ridge=self.ridge,

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import check_distributed
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.edit.closed_form import DIRECTIONS
+from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached
+from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.edit.solver import MAX_RIDGE
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import RIDGES, Candidate, different, trying
@@ -58,6 +59,7 @@ class Localization:
         refused: layers that cannot be edited, with the reason.
         order: scored layers in network order.
         kinds: what each layer is, for people.
+        edits: for each layer the edit that was scored, see `edit`.
     """
 
     scores: Mapping[str, float]
@@ -67,11 +69,38 @@ class Localization:
     refused: Mapping[str, str]
     order: tuple[str, ...]
     kinds: Mapping[str, str] = field(default_factory=dict)
+    edits: Mapping[str, RankOneEdit] = field(default_factory=dict, repr=False)
 
     @property
     def best(self) -> str:
         """The most editable layer."""
         return next(iter(self.scores))
+
+    def edit(self, layer: str | None = None) -> RankOneEdit:
+        """The edit that gave a layer its score, ready to apply.
+
+        ``"projection"`` scores layers without an edit; there it is the one with the best prediction.
+
+        Args:
+            layer: dotted name; None means the best layer.
+
+        Raises:
+            TypeError: ``layer`` is not a name.
+            ValueError: it was not scored, cannot be edited, or the corruption does not reach it.
+        """
+        name = self.best if layer is None else layer
+        if not isinstance(name, str):
+            raise TypeError(f"layer: got {name!r}, want the dotted name of a layer, or None")
+        if name in self.edits:
+            return self.edits[name]
+        if name in self.refused:
+            raise ValueError(f"layer: {name!r} cannot be edited: {self.refused[name]}")
+        if name in self.scores:
+            raise Unreached(f"layer: the corruption of the pairs does not reach layer {name!r}")
+        raise ValueError(
+            f"layer: {name!r} was not scored{nearest(name, self.scores)}; scored layers: "
+            f"{', '.join(self.scores)}"
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each scored layer, best first."""
@@ -232,29 +261,51 @@ def localize(
                 module, pairs, reference, statistics=statistics, layers=layers,
                 memory_limit=memory_limit, seed=seed, monitor=monitor, ranks=ranks,
             )  # fmt: skip
-            collected = StatisticsSource(problem, reference, statistics, seed)
-            probe, sources = problem.probe(module, seed, monitor), problem.sources(seed)
-        looked = propose_edits(
-            problem, collected, probe, sources, monitor.part(0.0, 0.8),
-            directions=grid[0], ridges=grid[1], steps=steps, projection=method == "projection",
+            collector = StatisticsSource(problem, reference, statistics, seed)
+        return rank_layers(
+            problem, collector, method=method, directions=grid[0], ridges=grid[1], steps=steps,
+            trials=trials, seed=seed, monitor=monitor,
         )  # fmt: skip
-        options = looked.options
-        if not any(options.values()):
-            raise ValueError(
-                "pairs: the corruption reaches none of the layers, so that no edit can help"
-            )
-        scores = layer_scores(method, problem, looked, trials, monitor.part(0.8, 1.0))
-        monitor.report(1.0, "scored all layers")
+
+
+def rank_layers(
+    problem: Problem,
+    collector: StatisticsSource,
+    *,
+    method: str = "edit-attribution",
+    directions: Sequence[str],
+    ridges: Sequence[float],
+    steps: int = PATH_STEPS,
+    trials: int = TRIALS,
+    seed: int,
+    monitor: Monitor,
+) -> Localization:
+    """`localize` on a problem that has been posed, with statistics from ``collector``."""
+    with problem.ranks.together():
+        probe, sources = problem.probe(problem.model, seed, monitor), problem.sources(seed)
+    proposals = propose_edits(
+        problem, collector, probe, sources, monitor.part(0.0, 0.8),
+        directions=directions, ridges=ridges, steps=steps, projection=method == "projection",
+    )  # fmt: skip
+    options = proposals.options
+    if not any(options.values()):
+        raise Unreached(
+            "pairs: the corruption reaches none of the layers, so that no edit can help"
+        )
+    scores = layer_scores(method, problem, proposals, trials, monitor.part(0.8, 1.0))
+    monitor.report(1.0, "scored all layers")
     order = tuple(problem.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))
+    best = {name: found[0] for name, found in options.items() if found}
     return Localization(
         scores=ranked,
         method=method,
-        choices={n: (c[0].direction, c[0].ridge) for n, c in options.items() if c},
-        completeness=looked.completeness,
+        choices={name: (one.direction, one.ridge) for name, one in best.items()},
+        completeness=proposals.completeness,
         refused=dict(problem.catalog.refused),
         order=order,
         kinds={name: layer.kind for name, layer in problem.layers.items()},
+        edits={name: one.edit() for name, one in best.items()},
     )
 
 

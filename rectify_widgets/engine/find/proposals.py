@@ -17,7 +17,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.base.ranks import Ranks
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS
-from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.edit.solver import DenseSolver, Solver
 from rectify_widgets.engine.edit.statistics import BATCH, KeyStatistics, collect
 from rectify_widgets.engine.find.candidates import (
     RIDGES,
@@ -38,7 +38,7 @@ Clock = Callable[[str], AbstractContextManager[None]]
 
 
 class StatisticsSource:
-    """Statistics of a problem's layers: those that were given, else collected when asked for.
+    """Statistics of a problem's layers: those that were given, else collector when asked for.
 
     What has been collected is kept until it is forgotten, but under a limit of memory, where the
     layers come in parts: then each part is collected anew.
@@ -100,6 +100,15 @@ class StatisticsSource:
         assert self._kept is not None  # noqa: S101 - all layers are stale at first
         return self._kept
 
+    def solver(self, name: str, statistics: KeyStatistics, ridges: Sequence[float]) -> Solver:
+        """The solver of one layer, from what `of` gave for it.
+
+        Raises:
+            ValueError: the layer's keys are zero on all references.
+        """
+        moment = statistics[name].moment
+        return DenseSolver(name, moment, self.factors(name, len(ridges) * moment.nbytes))
+
     def factors(self, name: str, size: int) -> dict[float, Tensor]:
         """Where the factors of a layer's second moment belong, by ridge; ``size`` bytes in all.
 
@@ -133,7 +142,7 @@ class Proposals:
 
 def propose_edits(
     problem: Problem,
-    collected: StatisticsSource,
+    collector: StatisticsSource,
     probe: Probe,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
@@ -151,7 +160,7 @@ def propose_edits(
 
     Args:
         problem: model, layers and references.
-        collected: their statistics.
+        collector: their statistics.
         probe: samples that carry the corruption, for the prediction.
         sources: corrupted and clean inputs to solve from, see `Problem.sources`.
         monitor: progress and cancellation.
@@ -169,7 +178,7 @@ def propose_edits(
         share = monitor.part(number / len(parts), (number + 1) / len(parts))
         problem.hand_back()
         with clock("statistics"):
-            statistics = collected.of(layers, share.part(0.0, 0.5))
+            statistics = collector.of(layers, share.part(0.0, 0.5))
         with ranks.together():
             problem.hand_back()
             with clock("sweep"):
@@ -182,7 +191,7 @@ def propose_edits(
             problem.hand_back()
             with clock("solving"):
                 options = _solve(
-                    problem.model, layers, statistics, collected, seen, sources,
+                    problem.model, layers, statistics, collector, seen, sources,
                     share.part(0.8, 1.0), directions, ridges,
                 )  # fmt: skip
         found.completeness |= completeness(seen, ranks, counted)
@@ -197,7 +206,7 @@ def _solve(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     statistics: KeyStatistics,
-    collected: StatisticsSource,
+    collector: StatisticsSource,
     seen: ProbeSweep,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
@@ -212,9 +221,7 @@ def _solve(
     for number, (name, layer) in enumerate(layers.items()):
         monitor.report(number / len(layers), f"solving {name}")
         try:
-            moment = statistics[name].moment
-            known = collected.factors(name, len(ridges) * moment.nbytes)
-            solver = DenseSolver(name, moment, known)
+            solver = collector.solver(name, statistics, ridges)
         except ValueError:  # a layer whose inputs are zero on all references
             options[name] = []
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,10 +23,10 @@ from rectify_widgets.engine.edit.edits import RankOneEdit, digest
 from rectify_widgets.engine.edit.solver import MAX_RIDGE, DenseSolver, MatrixFreeSolver, Solver
 from rectify_widgets.engine.edit.statistics import KeyStatistics, collect
 from rectify_widgets.engine.find.candidates import RIDGES, Candidate, layer_keys
-from rectify_widgets.engine.find.localization import TRIALS, layer_scores
+from rectify_widgets.engine.find.localization import rank_layers
 from rectify_widgets.engine.find.problem import Problem, pose_problem
-from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
-from rectify_widgets.engine.model.keys import KEY_SPACES, Keys
+from rectify_widgets.engine.find.proposals import StatisticsSource
+from rectify_widgets.engine.model.keys import KEY_SPACES, EditableLayer, Keys
 from rectify_widgets.engine.model.running import capturing, eval_mode, predict
 
 SOLVERS = ("dense", "matrix-free")
@@ -49,18 +49,18 @@ def solve_edit(
 ) -> RankOneEdit:
     """Solve for the rank-one edit of one layer that maps the pairs' corrupted keys to clean values.
 
-    What is None is chosen as `localize` chooses it, and the edit is the one that it scored: solved
-    from the pairs and, where references are given, from some that carry the transplanted
-    corruption.  A layer, direction and ridge that are all given are solved from the pairs alone, and
-    so is every edit in the channel key space or by the matrix-free solver.  Nothing is applied.
+    It is the edit that `localize` scores highest among what the arguments leave open: solved from the
+    pairs and, with 32 references or more, from references that carry the transplanted corruption,
+    whichever does better.  Without references it is solved from the pairs alone, and so is an edit
+    in the channel key space.  Nothing is applied.
 
     Args:
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts.
         layer: dotted name, or None for the most editable one.
         reference: unlabelled inputs like those of training.
-        statistics: of the references, where they have been collected already; then ``reference``
-            is only looked at to choose.
+        statistics: of the references, where they have been collected already; alone they leave
+            nothing to put the corruption onto.
         direction: ``"contrast"`` or ``"key"``.
         ridge: in units of the mean diagonal of the second moment.
         key_space: ``"patch"``, or ``"channel"`` for per-pixel channel vectors (Bau et al. 2020).
@@ -90,32 +90,76 @@ def solve_edit(
             module, pairs, reference, statistics=statistics, layers=names, argument="layer",
             seed=seed, monitor=monitor,
         )  # fmt: skip
+        dense = key_space == "patch" and solver == "dense"
         last = monitor
-        if layer is None or direction is None or ridge is None:
+        if dense or layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
-            as_scored = key_space == "patch" and solver == "dense"
-            sources = problem.sources(seed) if as_scored else problem.sources(seed)[:1]
-            best = _choose(problem, reference, known, sources, directions, ridges, seed, monitor)
-            if as_scored:
-                monitor.report(1.0, f"solved {best.layer.name}")
-                return best.edit()
-            layer, direction, ridge = best.layer.name, best.direction, best.ridge
-            last = monitor.part(0.8, 1.0)
-        last.report(0.0, f"solving {layer}")
+            collector = StatisticsSource(problem, reference, known, seed)
+            if not dense:
+                last = monitor.part(0.8, 1.0)
+            edit = _best(
+                problem,
+                collector,
+                directions,
+                ridges,
+                seed,
+                monitor.part(0.0, 1.0 if dense else 0.8),
+            )
+            layer, direction, ridge = edit.layer, edit.direction, edit.ridge
         problem = replace(problem, layers={layer: problem.layers[layer]})
         if key_space == "channel":
+            last.report(0.0, f"solving {layer}")
             edit = _channel_edit(problem, layer, statistics, direction, ridge, seed, last)
-        else:
-            if solver == "matrix-free":
-                factor: Solver = MatrixFreeSolver(problem.layers[layer], _reference_keys(problem))
-            else:
-                known = StatisticsSource(problem, reference, statistics, seed).of(
-                    problem.layers, last
-                )
-                factor = DenseSolver(layer, known[layer].moment)
-            edit = _patch_edit(problem, layer, factor, direction, ridge)
+        elif solver == "matrix-free":
+            last.report(0.0, f"solving {layer}")
+            edit = _best(problem, _ReferenceKeys(problem), (direction,), (ridge,), seed, last)
         monitor.report(1.0, f"solved {layer}")
         return edit
+
+
+class _ReferenceKeys(StatisticsSource):
+    """Solvers that work from the references' layer inputs, without a second moment."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, None, None, seed=0)
+
+    def of(self, layers: Mapping[str, EditableLayer], monitor: Monitor) -> KeyStatistics:  # noqa: ARG002
+        """None: there is nothing to collect."""
+        return KeyStatistics({}, key_space="patch", references=len(self._problem.references))
+
+    def solver(self, name: str, statistics: KeyStatistics, ridges: Sequence[float]) -> Solver:  # noqa: ARG002
+        """See `StatisticsSource.solver`."""
+        layer, model = self._problem.layers[name], self._problem.model
+        chunks = self._problem.references.split(64)
+        return MatrixFreeSolver(
+            layer, [layer_keys(model, {name: layer}, chunk)[name] for chunk in chunks]
+        )
+
+
+def _best(
+    problem: Problem,
+    collector: StatisticsSource,
+    directions: Sequence[str],
+    ridges: Sequence[float],
+    seed: int,
+    monitor: Monitor,
+) -> RankOneEdit:
+    """The edit that `localize` puts first among the layers of the problem."""
+    try:
+        return rank_layers(
+            problem, collector, directions=directions, ridges=ridges, seed=seed, monitor=monitor
+        ).edit()
+    except Unreached:
+        if len(problem.layers) == 1:
+            (name,) = problem.layers
+            collector.solver(name, collector.of(problem.layers, monitor.silent()), ridges)
+            sums = key_sums(problem.layers[name], *_pair_keys(problem, name))
+            for direction in directions:
+                _sum(sums, name, direction)
+        names = ", ".join(map(repr, problem.layers))
+        raise Unreached(
+            f"layer: the corruption of the pairs does not reach layer {names}"
+        ) from None
 
 
 def _patch_edit(
@@ -191,15 +235,6 @@ def _pair_keys(problem: Problem, name: str) -> tuple[Keys, Keys]:
     return corrupted[name], layer_keys(problem.model, layers, problem.pairs.clean)[name]
 
 
-def _reference_keys(problem: Problem) -> list[Keys]:
-    """The keys of the problem's one layer on the references, one object a batch."""
-    (name,) = problem.layers
-    return [
-        layer_keys(problem.model, problem.layers, chunk)[name]
-        for chunk in problem.references.split(64)
-    ]
-
-
 def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
     if direction not in sums:
         raise Unreached(
@@ -207,27 +242,3 @@ def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
             "cancel out over the positions"
         )
     return sums[direction]
-
-
-def _choose(
-    problem: Problem,
-    reference: Inputs | None,
-    statistics: KeyStatistics | None,
-    sources: Sequence[tuple[Tensor, Tensor]],
-    directions: tuple[str, ...],
-    ridges: tuple[float, ...],
-    seed: int,
-    monitor: Monitor,
-) -> Candidate:
-    """The candidate that `localize` puts first among the layers of the problem."""
-    looked = propose_edits(
-        problem, StatisticsSource(problem, reference, statistics, seed),
-        problem.probe(problem.model, seed, monitor), sources, monitor.part(0.0, 0.75),
-        directions=directions, ridges=ridges,
-    )  # fmt: skip
-    options = looked.options
-    if not any(options.values()):
-        names = ", ".join(map(repr, problem.layers))
-        raise Unreached(f"layer: the corruption of the pairs does not reach layer {names}")
-    scores = layer_scores("edit-attribution", problem, looked, TRIALS, monitor.part(0.75, 0.8))
-    return options[max((name for name in options if options[name]), key=scores.__getitem__)][0]
