@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rectify_widgets.engine.repair.result import Rectification
+    from rectify_widgets.widgets.jobs import Job
 
 
 def class_name(classes: Sequence[str] | None, number: int) -> str:
@@ -32,6 +33,15 @@ def duration(seconds: float) -> str:
     """A time left for people: "2 s", "1 min 10 s"."""
     whole = max(round(seconds), 1)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def progress_line(job: Job[Any]) -> str:
+    """What a job is at, how far it is, and how long it may take: one line."""
+    words = [f"{job.label}: {job.message}", f"{100 * job.fraction:.0f} %"]
+    left = job.seconds_left()
+    if left is not None:
+        words.append(f"about {duration(left)} left")
+    return " · ".join(words)
 
 
 def some(count: int, what: str) -> str:

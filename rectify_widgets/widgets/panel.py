@@ -1,0 +1,389 @@
+"""What every widget shares: a session, a status, one view, an error in place, and an end.
+
+Imports ipywidgets, the session, the view and the style sheets.  A `Panel` is a box of controls above
+one `View`; panels that are part of a larger one share its session.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ipywidgets as ipw
+import traitlets
+from IPython.display import display
+from torch import Tensor
+
+from rectify_widgets.engine.base.checks import check_int, check_number, nearest
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.explain import check_images
+from rectify_widgets.widgets import markup
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.style import PAGE, SHEETS, element, read_sheets
+from rectify_widgets.widgets.view import View, still
+
+T = TypeVar("T")
+
+
+class Panel(ipw.VBox):
+    """Controls above a view, with a worker of its own or a shared one.
+
+    Callbacks of controls check and submit; what takes time runs in the session.  A subclass says in
+    `html` what it shows.
+    """
+
+    status = traitlets.Unicode("", read_only=True)
+    """What the widget is doing or has done, one line."""
+
+    progress = traitlets.Float(0.0, read_only=True)
+    """Share of the work under way that is done, 0 to 1."""
+
+    busy = traitlets.Bool(False, read_only=True)
+    """Whether work that a button began is under way."""
+
+    error = traitlets.Instance(BaseException, allow_none=True, read_only=True)
+    """What went wrong last; None again as soon as something new is begun."""
+
+    sheets: tuple[str, ...] = SHEETS
+    """Style sheets of its own; panels inside it bring theirs."""
+
+    handles: tuple[str, ...] = ()
+    """Traits that the HTML may set, and methods that it may call."""
+
+    marks: tuple[str, ...] = ()
+    """Traits whose value marks the handles that set it."""
+
+    about = ""
+    """What it shows in a few words that stay true, such as "8 samples"; for its `repr`."""
+
+    _action: Job[Any] | None = None
+    _label = ""
+
+    def __init__(self, session: Session | None) -> None:
+        if session is not None and not isinstance(session, Session):
+            raise TypeError(f"session: got {type(session).__name__}, want a Session or None")
+        super().__init__()
+        self.children: tuple[ipw.Widget, ...] = ()
+        self.session = session if session is not None else Session()
+        self._owns_session = session is None
+        self._job: Job[Any] | None = None
+        self._undo_links: list[Callable[[], None]] = []
+        self.canvas = View(self, read_sheets("base", *self.sheets))
+        self.add_class("rw-panel")
+        if self.marks:
+            self.listen(self, lambda _: self._mark(), list(self.marks))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.about})"
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Close the panel if the block, which builds it, fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what is shown ----------------------------------------------------------------------------
+
+    def html(self) -> str:
+        """The current view as HTML with its handles (see `view`); a pure function of the state."""
+        return ""
+
+    def draw(self) -> None:
+        """Show the current state."""
+        self.canvas.html = self.html()
+        self._mark()
+
+    def _mark(self) -> None:
+        self.canvas.marks = self._marks()
+
+    def _marks(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.marks}
+
+    def still(self) -> str:
+        """The current view without handles; a panel of panels puts theirs together."""
+        return still(self.html(), self._marks())
+
+    def sheets_with_parts(self) -> tuple[str, ...]:
+        """Style sheets of a static view: its own and those of the panels inside."""
+        return self.sheets
+
+    def settle(self) -> None:
+        """Wait for the view that is being computed; its failure shows in the view itself."""
+        if self._job is not None:
+            with suppress(Exception):
+                self._job.wait()
+
+    def snapshot(self) -> None:
+        """Display the current view as a static output.
+
+        It stays readable when the kernel is gone, in a notebook on a web page, and in an export.
+        A view that is still being computed is waited for.
+        """
+        self.settle()
+        data = {"text/html": self._static(), "text/plain": repr(self)}
+        display(data, raw=True)  # type: ignore[no-untyped-call]
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the current view to a file that opens offline, in any browser, light and dark.
+
+        A view that is still being computed is waited for.
+
+        Raises:
+            TypeError: ``path`` is no path.
+        """
+        goal = check_path("path", path)
+        self.settle()
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f"<title>{escape(type(self).__name__)}</title>"
+            f'<meta name="viewport" content="width=device-width"><style>{PAGE}</style></head>'
+            f"<body><main>{self._static()}</main></body></html>"
+        )
+        goal.write_text(page, encoding="utf-8")
+        return goal
+
+    def _static(self) -> str:
+        sheets = element(*self.sheets_with_parts())
+        return f'{sheets}<div class="rw-static">{self.still()}</div>'
+
+    # -- work -------------------------------------------------------------------------------------
+
+    @property
+    def job(self) -> Job[Any] | None:
+        """The work begun last, by a button or by looking at something else.
+
+        ``await widget.job`` and ``widget.job.wait()`` give its result or raise what it raised.
+        """
+        return self.session.latest
+
+    def begin(
+        self,
+        work: Callable[[Job[T]], T],
+        *,
+        lane: str,
+        label: str,
+        short: bool = False,
+        on_done: Callable[[Job[T]], None],
+        on_progress: Callable[[Job[T]], None] | None = None,
+    ) -> Job[T]:
+        """Submit work; its failure is kept in `error`, and ``on_done`` sees successes only."""
+        self.set_trait("error", None)
+
+        def settle(job: Job[T]) -> None:
+            if job.exception is None:
+                on_done(job)
+            else:
+                self.failed(job)
+
+        job = self.session.submit(
+            work, lane=lane, label=label, short=short, on_done=settle, on_progress=on_progress
+        )
+        self._job = job
+        return job
+
+    def act(
+        self, work: Callable[[Job[T]], T], label: str, show: Callable[[Job[T]], None]
+    ) -> Job[T]:
+        """Have the long work of a button done; ``show(job)`` sees it if it succeeds.
+
+        Raises:
+            RuntimeError: something else is under way.
+        """
+        self.check_idle()
+        self._label = label
+        self.set_trait("busy", True)
+        self.set_trait("progress", 0.0)
+        self.set_trait("status", f"{label}: starting …")
+
+        def finish(job: Job[T]) -> None:
+            self.set_trait("progress", 1.0)
+            self.set_trait("busy", False)
+            show(job)
+
+        def report(job: Job[T]) -> None:
+            self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
+            self.set_trait("status", markup.progress_line(job))
+
+        lane = f"action {id(self)}"
+        try:
+            self._action = job = self.begin(
+                work, lane=lane, label=label, on_done=finish, on_progress=report
+            )
+        except BaseException:  # the session is closed
+            self._rest()
+            raise
+        return job
+
+    def check_idle(self) -> None:
+        """Raise a `RuntimeError` if something is under way."""
+        if self.busy:
+            raise RuntimeError(f"{self._label} is under way; wait for it, or cancel() it first")
+
+    def cancel(self) -> Job[Any] | None:
+        """Stop what a button began; returns its job."""
+        job = self._action if self.busy else None
+        if job is not None:
+            self.set_trait("status", f"{job.label}: stopping …")
+            job.cancel()
+        return job
+
+    def failed(self, job: Job[Any]) -> None:
+        """Take note of work that failed or was cancelled."""
+        if job is self._action:
+            self._rest()
+        if job.was_cancelled:
+            self.set_trait("status", f"{job.label}: cancelled")
+            return
+        self.set_trait("error", job.exception)
+        self.set_trait("status", f"{job.label}: failed")
+
+    def _rest(self) -> None:
+        self.set_trait("busy", False)
+        self.set_trait("progress", 0.0)
+
+    def press(self, method: Callable[[], object]) -> None:
+        """What a click does: the method; what it raises is shown, since no cell would."""
+        try:
+            method()
+        except Exception as error:  # noqa: BLE001 - shown in place
+            self.set_trait("error", error)
+
+    # -- links and the end ------------------------------------------------------------------------
+
+    def listen(
+        self, widget: traitlets.HasTraits, handler: Callable[[Any], None], names: Any
+    ) -> None:
+        """Observe until this panel is closed."""
+        widget.observe(handler, names=names)
+        self._undo_links.append(lambda: widget.unobserve(handler, names=names))
+
+    def link(
+        self,
+        name: str,
+        other: traitlets.HasTraits,
+        its_name: str | None = None,
+        transform: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
+    ) -> None:
+        """Keep a trait equal to one of another widget until this panel is closed.
+
+        ``transform`` makes its value of ours, and ours of its.
+        """
+        link = traitlets.link((self, name), (other, its_name or name), transform=transform)
+        self._undo_links.append(link.unlink)
+
+    def close(self) -> None:
+        """Cancel what is under way, and free the worker, the comms, the pictures and the models."""
+        if "session" not in self.__dict__:  # refused before it was made
+            super().close()
+            return
+        if self._owns_session:
+            self.session.close()
+        for undo in self._undo_links:
+            undo()
+        self._undo_links.clear()
+        self.unobserve_all()
+        parts = [*self.children, self.canvas]
+        self.children = ()
+        for child in parts:
+            close_tree(child)
+        _close_parts(self)
+        self.forget()
+        super().close()
+
+    def forget(self) -> None:
+        """Let go of models, inputs and pictures; called once, on closing."""
+
+
+def close_tree(widget: ipw.Widget) -> None:
+    """Close a widget with all that is inside, and with its layout and style."""
+    if isinstance(widget, Panel):
+        widget.close()
+        return
+    for child in getattr(widget, "children", ()):
+        close_tree(child)
+    _close_parts(widget)
+    widget.close()
+
+
+def _close_parts(widget: ipw.Widget) -> None:
+    for part in ("layout", "style"):
+        piece = getattr(widget, part, None)
+        if isinstance(piece, ipw.Widget):
+            piece.close()
+
+
+# -- checks ---------------------------------------------------------------------------------------
+def refuse_unknown(owner: type, unknown: Mapping[str, object]) -> None:
+    """Raise a `TypeError` for the first unknown keyword, naming the closest known one."""
+    known = [
+        name
+        for name, parameter in inspect.signature(owner).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for name in unknown:
+        raise TypeError(
+            f"{owner.__name__}() got an unexpected keyword argument {name!r}"
+            f"{nearest(name, known)}; it takes {', '.join(known)}"
+        )
+
+
+def check_path(argument: str, path: object) -> Path:
+    """A path to a file in a folder that exists."""
+    if not isinstance(path, str | Path):
+        raise TypeError(f"{argument}: got {type(path).__name__}, want the path of a file")
+    goal = Path(path)
+    if goal.is_dir() or not goal.parent.is_dir():
+        raise ValueError(f"{argument}: got {str(path)!r}, want a file in a folder that exists")
+    return goal
+
+
+def check_samples(argument: str, samples: object) -> dict[str, Tensor]:
+    """Columns of samples to show: one for a tensor, two for pairs."""
+    if isinstance(samples, SamplePairs):
+        return {
+            "Clean": check_images(samples.clean),
+            "Corrupted": check_images(samples.corrupted),
+        }
+    if not isinstance(samples, Tensor):
+        raise TypeError(
+            f"{argument}: got {type(samples).__name__}, want SamplePairs or a tensor N × C × H × W"
+        )
+    return {"Input": check_images(samples)}
+
+
+def check_index(index: object, count: int) -> int:
+    """``index`` if it is one of ``count`` samples."""
+    number = check_int("index", index, low=0)
+    if number >= count:
+        raise ValueError(f"index: got {number}, want 0 to {count - 1}: one of {count} samples")
+    return number
+
+
+def check_classes(classes: object) -> tuple[str, ...] | None:
+    """Class names, by number, or None."""
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TypeError(f"classes: got {type(classes).__name__}, want a list of class names")
+    return tuple(str(name) for name in classes)
+
+
+def check_channels(argument: str, values: object, channels: int) -> tuple[float, ...] | None:
+    """One number a channel, or None."""
+    if values is None:
+        return None
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence):
+        raise TypeError(f"{argument}: got {type(values).__name__}, want {channels} numbers or None")
+    if len(numbers) != channels:
+        raise ValueError(f"{argument}: got {len(numbers)} numbers, want {channels}: one a channel")
+    return tuple(check_number(argument, value, low=-math.inf) for value in numbers)
