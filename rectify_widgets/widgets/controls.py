@@ -197,6 +197,11 @@ class Controls:
         return box
 
 
+def show(widget: ipw.Widget, *, visible: bool) -> None:
+    """Show or hide a control; its layout may be that of others too."""
+    (widget.remove_class if visible else widget.add_class)("rw-hidden")
+
+
 class Samples:
     """◀ slider ▶ and play; `box` is hidden where there is one place."""
 
@@ -221,9 +226,6 @@ class Samples:
         back = controls.arrow("chevron-left", f"Previous {label.lower()}", lambda: self._step(-1))
         on = controls.arrow("chevron-right", f"Next {label.lower()}", lambda: self._step(1))
         self.box = controls.unit(self.slider, back, on, self.play, grow="1 1 360px")
-        self.box.layout = ipw.Layout(
-            flex_flow="row nowrap", align_items="center", flex="1 1 360px", width="auto"
-        )
         self.box.add_class("rw-stepper")
         self.resize(count)
         panel.link(name, self.slider, "value")
@@ -232,7 +234,7 @@ class Samples:
     def resize(self, count: int) -> None:
         """Make room for another number of places."""
         self.slider.max = self.play.max = max(count - 1, 0)
-        self.box.layout.display = "none" if count < 2 else None
+        show(self.box, visible=count > 1)
 
     def _step(self, by: int) -> None:
         place = getattr(self._panel, self._name) + by

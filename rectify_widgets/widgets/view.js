@@ -101,7 +101,7 @@ function render({ model, el }) {
     dragged = true;
   });
   on("pointerleave", () => { tip.hidden = true; });
-  on("input", ({ target }) => target.dataset.live && el.style.setProperty(target.dataset.live, target.value));
+  on("input", ({ target }) => target.dataset.live && root.firstChild.style.setProperty(target.dataset.live, target.value));
   on("change", ({ target }) => target.dataset.live && model.send({ set: { [target.name]: +target.value } }));
   on("keydown", (event, map, item) => {
     const { key } = event, by = ARROWS[key], list = item?.closest("[data-list]");

@@ -17,8 +17,8 @@ handles out.  The handles are attributes:
 ``data-grid`` (see `grid`)
     the number under the pointer is shown.
 ``data-live="--rw-opacity"``
-    of ``<input name="opacity">``: the page follows its value in a CSS variable, and only its release
-    sets the trait.
+    of ``<input name="opacity">``: the page follows its value in a CSS variable of the view's first
+    element, and only its release sets the trait.
 """
 
 from __future__ import annotations
