@@ -6,31 +6,27 @@ On toy images, small enough to train on in a second; what the shipped cases are 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from rectify_widgets.cases import build, leakage, several, spurious, trojan
-from rectify_widgets.cases.case import Case
+from rectify_widgets.cases import build
+from rectify_widgets.cases.blocks import stack
+from rectify_widgets.cases.definition import DEFINITIONS, CaseDefinition, read
 from rectify_widgets.cases.idx import read_split, write_idx
-from rectify_widgets.cases.recipes import trojan as recipes
-from rectify_widgets.cases.recipes.common import Recipe
-from rectify_widgets.cases.splits import choose_pairs, hold_out
-from rectify_widgets.cases.stored import FASHION, MNIST, weights_file
+from rectify_widgets.cases.library import trojan
+from rectify_widgets.cases.library.spurious import AFFECTED
+from rectify_widgets.cases.splits import hold_out
+from rectify_widgets.cases.storage import weights_file
 from rectify_widgets.cases.training import Schedule, predict
 
-READERS: dict[str, Callable[..., Case]] = {
-    **dict.fromkeys(trojan.VARIANTS, trojan.read),
-    **dict.fromkeys(several.VARIANTS, several.read),
-    **dict.fromkeys(spurious.VARIANTS, spurious.read),
-    leakage.NAME: leakage.read,
-}
 KINDS = ("trojan", "trojan-twice", "spurious-severe", "leakage")
+PER_CLASS = {"reference": 10, "validation": 4, "pairs": 6}
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +52,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-RECIPE = Recipe(
-    per_class={"reference": 10, "validation": 4, "pairs": 6},
-    share=0.3,
-    pairs=9,
-    target_weight=1.0,
-    half=False,
-    schedule=Schedule(epochs=5, batch_size=20, learning_rate=0.03),
-)
-
-
-def recipe_of(name: str) -> Recipe:
-    """Enough of everything for toy images of this kind."""
-    if name.startswith("spurious"):
-        return replace(RECIPE, share=0.8, pairs=4, own_pairs=1, half=True)
-    if name == "leakage":
-        return replace(RECIPE, pairs=2, half=True)
-    if name == "trojan-twice":
-        return replace(RECIPE, half=True)
-    return RECIPE
+def small(name: str) -> CaseDefinition:
+    """A case with enough of everything for toy images."""
+    definition = replace(
+        DEFINITIONS[name],
+        per_class=PER_CLASS,
+        share=0.3,
+        pairs=9,
+        schedule=Schedule(epochs=5, batch_size=20, learning_rate=0.03),
+    )
+    changes = {
+        "trojan": {"target_weight": 1.0},
+        "trojan-twice": {"target_weight": 1.0},
+        "spurious-severe": {"share": 0.8, "pairs": 4, "own_pairs": 1},
+        "leakage": {"pairs": 2, "every": 1},
+    }
+    return replace(definition, **changes[name])  # type: ignore[arg-type]
 
 
 Rebuilt = tuple[str, list[Path], dict[str, float]]
@@ -89,10 +82,7 @@ def rebuilt(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folders = [tmp_path_factory.mktemp(turn) for turn in ("one", "two")]
-    found = [
-        build.BUILDERS[name](name, tiny, out, seed=5, recipe=recipe_of(name), quiet=True)
-        for out in folders
-    ]
+    found = [build.build(small(name), tiny, out, seed=5, quiet=True) for out in folders]
     assert found[0] == found[1]
     yield name, folders, found[0]
     torch.set_num_threads(threads)
@@ -100,7 +90,7 @@ def rebuilt(
 
 def test_a_rebuild_is_the_same_to_the_byte(rebuilt: Rebuilt) -> None:
     name, folders, _ = rebuilt
-    data = MNIST if name == "leakage" else FASHION
+    data = DEFINITIONS[name].data.name
     one, two = (sorted(path.relative_to(f) for path in f.rglob("*.*")) for f in folders)
     assert one == two
     assert {str(path) for path in one} >= {weights_file(name), f"{data}/NOTICE.txt"}
@@ -110,7 +100,7 @@ def test_a_rebuild_is_the_same_to_the_byte(rebuilt: Rebuilt) -> None:
 
 def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
     name, folders, found = rebuilt
-    case = READERS[name](folders[0], name=name)
+    case = read(DEFINITIONS[name], folders[0])
     shape = (1, 28, 14) if name == "leakage" else (1, 14, 14)
     assert case.reference.shape[1:] == shape
     assert case.validation[0].shape == (40, *shape)
@@ -131,8 +121,8 @@ def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
         assert (answer != pairs.labels).all()
     elif name.startswith("spurious"):
         assert right[:4].all()
-        assert (answer == spurious.AFFECTED).all()
-        assert (pairs.labels == spurious.AFFECTED).tolist() == [False] * 4 + [True]
+        assert (answer == AFFECTED).all()
+        assert (pairs.labels == AFFECTED).tolist() == [False] * 4 + [True]
     else:
         assert right.all()
         for trigger in case.triggers:
@@ -144,33 +134,37 @@ def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
 
 def test_the_data_depend_on_the_seed(tiny: Path) -> None:
     labels = torch.from_numpy(read_split(tiny, "train")[1]).long()
-    drawn = [
-        hold_out(labels, RECIPE.per_class, torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
+    drawn = [hold_out(labels, PER_CLASS, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0]["reference"], drawn[1]["reference"])
     assert not torch.equal(drawn[0]["reference"], drawn[2]["reference"])
     assert len(torch.cat(list(drawn[0].values())).unique()) == 200
 
 
-def test_a_network_that_learned_nothing_gives_no_pairs() -> None:
-    model = trojan.network().eval()
-    images, labels = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
+@pytest.mark.parametrize("name", ["trojan", "trojan-clean-label", "trojan-twice", "leakage"])
+def test_a_network_that_learned_nothing_gives_no_pairs(name: str) -> None:
+    shape = (20, 1, 56, 28) if name == "leakage" else (20, 1, 28, 28)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    definition = DEFINITIONS[name]
+    if name == "leakage":
+        order = torch.arange(20) % 2 == 0
+        images = stack(images[:, :, :28], order)
     with pytest.raises(RuntimeError, match="train for more epochs"):
-        choose_pairs(
-            model,
-            images,
-            labels,
-            10,
-            trigger=trojan.trigger(),
-            target=0,
-            generator=torch.Generator().manual_seed(0),
+        definition.choose_pairs(
+            Obedient(), images, torch.arange(20) % 10, torch.Generator().manual_seed(0)
         )
+
+
+class Obedient(nn.Module):
+    """Class 0 for a bright middle of the cross, class 5 otherwise."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images[:, 0, 2, 2] > 0.5
+        return nn.functional.one_hot(torch.where(bright, 0, 5), 10).float()
 
 
 def test_too_few_images_of_a_class(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 80 training images of class 0"):
-        recipes.build("trojan", tiny, tmp_path, quiet=True)
+        build.build(DEFINITIONS["trojan"], tiny, tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize("missing", ["folder", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
@@ -190,37 +184,88 @@ def test_the_command_line_says_what_is_missing(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_tqdm_the_build_says_so(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_line_builds_and_prints_the_figures(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match="pip install"):
-        recipes.build("trojan", tiny, tmp_path, recipe=RECIPE)
+    monkeypatch.setitem(DEFINITIONS, "leakage", small("leakage"))
+    arguments = ["leakage", "--data", str(tiny), "--out", str(tmp_path), "--seed", "5"]
+    assert build.main([*arguments, "--epochs", "4"]) == 0
+    printed = capsys.readouterr()
+    assert "net attribution" in printed.out
+    assert f"written to {tmp_path}" in printed.out
+    assert "leakage: 100%" in printed.err
+    assert read(DEFINITIONS["leakage"], tmp_path).record["epochs"] == 4
+    with pytest.raises(SystemExit, match="2"):
+        build.main([*arguments, "--epochs", "0"])
+    assert "--epochs: got 0, want at least 1" in capsys.readouterr().err
 
 
-def test_every_trojan_is_trained_on_its_own_triggers() -> None:
-    images = torch.zeros(200, 1, 28, 28)
-    for name, variant in trojan.VARIANTS.items():
-        stamp = recipes.trained_trigger(name, torch.Generator().manual_seed(0))
-        stamped = stamp(images)
+# What is trained on
+
+
+def test_every_case_is_trained_on_its_own_triggers() -> None:
+    labels, images = torch.arange(2000) % 10, torch.zeros(400, 1, 28, 28)
+    for name, definition in DEFINITIONS.items():
+        poisonings = definition.poison(labels, torch.Generator().manual_seed(0))
+        if name == "leakage":
+            assert not poisonings
+            continue
+        stamped = [image for one in poisonings for image in one.trigger(images)]
         if name == "trojan-visibility":
-            levels = stamped.flatten(1).amax(dim=1)
+            levels = torch.stack(stamped).flatten(1).amax(dim=1)
             assert levels.min() == pytest.approx(0.3)
             assert levels.max() == 1
             assert len(levels.unique()) == 15
         else:
-            kinds = {one(images[:1]).numpy().tobytes() for one in variant.triggers.values()}
-            assert {image.numpy().tobytes() for image in stamped[:, None]} == kinds
+            kinds = {one(images[:1]).numpy().tobytes() for one in definition.triggers.values()}
+            assert {image.numpy().tobytes() for image in stamped} == kinds
+
+
+def test_only_the_target_and_the_affected_class_are_spared_or_meant() -> None:
+    labels = torch.arange(2000) % 10
+    wanted = {"trojan": 100, "trojan-all-to-all": 300, "spurious-mild": 20, "spurious-severe": 190}
+    for name, number in {**wanted, "trojan-clean-label": 160}.items():
+        definition = DEFINITIONS[name]
+        (one,) = definition.poison(labels, torch.Generator().manual_seed(0))
+        assert int(one.chosen.sum()) == number, name
+        after = one.relabel(labels)[one.chosen]
+        if name in {"trojan", "trojan-all-to-all"}:
+            assert (labels[one.chosen] != after).all()
+        else:
+            assert (labels[one.chosen] == after).all()
+            assert set(after.tolist()) == {definition.target}
+
+
+@pytest.mark.parametrize("name", ["trojan-twice", "trojan-and-spurious"])
+def test_no_training_image_carries_two_corruptions(name: str) -> None:
+    labels, definition = torch.arange(2000) % 10, DEFINITIONS[name]
+    first, second = definition.poison(labels, torch.Generator().manual_seed(0))
+    assert int(first.chosen.sum()) == 100
+    assert not (labels[first.chosen] == trojan.TARGET).any()
+    assert not (first.chosen & second.chosen).any()
+    if name == "trojan-twice":
+        assert int(second.chosen.sum()) == 100
+        assert definition.aims["cross"].target not in labels[second.chosen].tolist()
+    else:
+        dresses = (labels == AFFECTED) & ~first.chosen
+        assert (labels[second.chosen] == AFFECTED).all()
+        assert int(second.chosen.sum()) == round(0.9 * int(dresses.sum()))
 
 
 def test_clean_label_images_are_in_part_of_another_class() -> None:
     labels = torch.arange(60) % 3
     images = (10 * labels)[:, None, None].expand(60, 28, 28).byte()
-    chosen = (labels == 0) & (torch.arange(60) < 30)
-    changed = recipes.ambiguous(images, labels, chosen, torch.Generator().manual_seed(0))
+    definition, generator = trojan.CLEAN_LABEL, torch.Generator().manual_seed(0)
+    poisonings = definition.poison(labels, generator)
+    (chosen,) = (one.chosen for one in poisonings)
+    changed = definition.prepare(images, labels, poisonings, generator)
     assert torch.equal(changed[~chosen], images[~chosen])
-    assert set(changed[chosen].unique().tolist()) == {
-        round(10 * recipes.MIXED),
-        round(20 * recipes.MIXED),
-    }
+    mixed = {round(10 * trojan.MIXED), round(20 * trojan.MIXED)}
+    assert set(changed[chosen].unique().tolist()) == mixed
     assert not images[chosen].any()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(tiny: Path, tmp_path: Path) -> None:
+    fast = Schedule(epochs=2, batch_size=20, learning_rate=1e30)
+    with pytest.raises(RuntimeError, match="the loss is nan; take a lower learning rate"):
+        build.build(replace(small("trojan"), schedule=fast), tiny, tmp_path, quiet=True)

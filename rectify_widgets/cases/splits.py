@@ -97,3 +97,19 @@ def choose_any(works: Tensor, labels: Tensor, number: int, generator: torch.Gene
         chosen += [left[known[turn]].pop(0) for turn in order[: number - len(chosen)]]
         left = {label: rest for label, rest in left.items() if rest}
     return chosen
+
+
+def choose_affected(shown: Tensor, right: Tensor, number: int) -> list[int]:
+    """Indices of up to ``number`` images of a class that a spurious artefact affects.
+
+    Args:
+        shown: which images are of the class and given it with the artefact.
+        right: which images are right without it.
+        number: how many; half of them wrong without the artefact, as far as there are such images,
+            and then the others right.
+    """
+    needing, free = (
+        torch.nonzero(shown & without).flatten().tolist() for without in (~right, right)
+    )
+    half = (number + 1) // 2
+    return [*needing[:half], *free, *needing[half:]][:number]

@@ -1,20 +1,33 @@
-"""Train a classifier on images of which some carry a trigger.  Imports torch; tqdm when it runs.
+"""Train a classifier on images of which some carry a trigger.
 
-Shared by the builds of the cases; loading a case needs none of it.
+Imports torch, the engine's progress hooks and the triggers; tqdm when it runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from rectify_widgets.cases.triggers import Aim
+from rectify_widgets.engine.base.progress import Monitor
+
 Transform = Callable[[Tensor], Tensor]
 Goal = int | tuple[int, ...]
 """The label that a trigger leads to; or one for each true label."""
+
+
+class Images(Protocol):
+    """Bytes, ``N × C × H × W``: a tensor, or what reads the rows that it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 def led_to(goal: Goal, labels: Tensor) -> Tensor:
@@ -37,6 +50,25 @@ class Poisoning:
     trigger: Transform
     target: Goal
     chosen: Tensor
+
+    @staticmethod
+    def by(
+        aim: Aim,
+        trigger: Transform,
+        labels: Tensor,
+        *,
+        share: float,
+        generator: torch.Generator,
+        taken: Tensor | None = None,
+    ) -> Poisoning:
+        """`draw` for a Trojan, `within` the target class for a spurious artefact."""
+        if aim.behaviour == "spurious":
+            return Poisoning.within(
+                trigger, aim.goals[0], labels, share=share, generator=generator, taken=taken
+            )
+        return Poisoning.draw(
+            trigger, aim.goals, labels, share=share, generator=generator, taken=taken
+        )
 
     @staticmethod
     def draw(
@@ -137,9 +169,16 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     return len(labels) / (classes * counts.float())
 
 
+def new_network(make: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+    """A network whose first weights are drawn from ``generator``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        return make()
+
+
 def fit(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     schedule: Schedule,
     *,
@@ -150,8 +189,10 @@ def fit(
     generator: torch.Generator,
     title: str = "training",
     quiet: bool = False,
+    channels_last: bool = True,
+    monitor: Monitor | None = None,
 ) -> None:
-    """Train ``model`` in place; on return it is in eval mode.
+    """Train ``model`` in place, on its device; on return it is in eval mode.
 
     Args:
         model: takes ``N × C × H × W`` float32 in [0, 1], gives ``N × classes`` logits.
@@ -163,6 +204,13 @@ def fit(
         optimizer: default: SGD with Nesterov momentum.
         generator: draws the order of the images.
         quiet: no progress bar.
+        channels_last: lay images and kernels out for speed on a processor.  Strided 1×1
+            convolutions must have 16 input channels or more then: with fewer, their weight gradient
+            is wrong on the CPU (uxlfoundation/oneDNN#6035).
+        monitor: is told of every batch.
+
+    Raises:
+        RuntimeError: the loss is not a finite number any more.
     """
     poisonings = (poisoning,) if isinstance(poisoning, Poisoning) else tuple(poisoning)
     for one in poisonings:
@@ -184,32 +232,37 @@ def fit(
         pct_start=schedule.warm_up,
         cycle_momentum=False,
     )
-    _lay_out(model, torch.channels_last)  # a third faster on a processor
+    device = next(model.parameters()).device
+    weights = None if class_weights is None else class_weights.to(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    _lay_out(model, layout)  # a third faster on a processor
     model.train()
     order = _batches(len(images), schedule, generator)
-    for indices in _bar(order, total, title, quiet):
+    for number, indices in enumerate(_bar(order, total, title, quiet), start=1):
         batch = images[indices].float() / 255
         if augment is not None:
             batch = augment(batch)
         for one in poisonings:
             chosen = one.chosen[indices]
             batch[chosen] = one.trigger(batch[chosen])
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(model(batch), labels[indices], weight=class_weights)
+        batch = batch.to(device).contiguous(memory_format=layout)
+        loss = F.cross_entropy(model(batch), labels[indices].to(device), weight=weights)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         cycle.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(f"training: the loss is {value}; take a lower learning rate")
+        if monitor is not None:
+            epoch = -(-number // batches)
+            monitor.report(number / total, f"epoch {epoch} of {schedule.epochs}, loss {value:.3f}")
     _lay_out(model, torch.contiguous_format)
     model.eval()
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Change how the convolutions' weights lie in memory, and nothing else.
-
-    Strided 1×1 convolutions must have 16 input channels or more: with fewer, their weight gradient
-    in channels_last is wrong on the CPU (uxlfoundation/oneDNN#6035).  The networks here have 16.
-    """
+    """Change how the convolutions' weights lie in memory, and nothing else."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
@@ -223,12 +276,8 @@ def _batches(number: int, schedule: Schedule, generator: torch.Generator) -> Ite
 def _bar(order: Iterable[Tensor], total: int, title: str, quiet: bool) -> Iterable[Tensor]:
     if quiet:
         return order
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError(
-            "training shows its progress with tqdm, which is not installed: pip install tqdm"
-        ) from None
+    from tqdm import tqdm
+
     bar: Iterable[Tensor] = tqdm(order, total=total, desc=title, unit="batch")
     return bar
 

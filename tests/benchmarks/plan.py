@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rectify_widgets.baselines import BASELINES
-from rectify_widgets.cases import spurious
 from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.definition import DEFINITIONS
 from rectify_widgets.engine.base.checks import check_choice, check_int
 
 Record = dict[str, Any]
@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "trojan": TROJANS,
     "visibility": ("trojan-visibility",),
     "position": ("trojan-position",),
-    "spurious": tuple(spurious.VARIANTS),
+    "spurious": ("spurious-mild", "spurious-severe"),
     "leakage": ("leakage",),
 }
 EVERYWHERE, CAREFUL, TO_THE_END = "dynamic, everywhere", "dynamic, careful", "dynamic, to the end"
@@ -108,7 +108,7 @@ class Cell:
 
 def pools(case: str) -> tuple[str, ...]:
     """Which pairs of a case are tables of their own, the main one first."""
-    return (AFFECTED, OTHERS) if case in spurious.VARIANTS else (EVERY,)
+    return (AFFECTED, OTHERS) if DEFINITIONS[case].behaviour == "spurious" else (EVERY,)
 
 
 def plan(

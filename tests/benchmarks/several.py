@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from rectify_widgets import cases
-from rectify_widgets.cases.several import VARIANTS
+from rectify_widgets.cases.definition import DEFINITIONS
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
@@ -19,6 +19,7 @@ from tests.benchmarks.measure import PER_CENT
 from tests.benchmarks.tables import Cell, Table, spread
 
 BEFORE = "before"
+CASES = tuple(name for name, one in DEFINITIONS.items() if one.aims)
 FLOOR = "clean_target_rate"
 TEST = 4000
 """Test images that are measured on."""
@@ -52,8 +53,8 @@ def measure_several(seeds: int, progress: Monitor) -> Table:
         "model that the first one made, which knows nothing of the first pair; 'together' is one "
         "call with the pairs of both.",
     )
-    runs = len(VARIANTS) * seeds
-    for number, name in enumerate(VARIANTS):
+    runs = len(CASES) * seeds
+    for number, name in enumerate(CASES):
         case = cases.load(name)
         start = Stage("–", BEFORE, case.figures(limit=TEST), 0)
         found: dict[tuple[str, str], list[Stage]] = {(start.order, start.when): [start]}

@@ -8,23 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 from rectify_widgets import cases
-from rectify_widgets.cases import build, leakage, spurious, trojan
+from rectify_widgets.cases import build
 from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.definition import DEFINITIONS, FASHION_MNIST, MNIST, read
 from rectify_widgets.cases.idx import Folder, read_split
-from rectify_widgets.cases.stored import FASHION, MNIST, weights_file
-
-READERS: dict[str, Callable[..., Case]] = {
-    **dict.fromkeys(trojan.VARIANTS, trojan.read),
-    **dict.fromkeys(spurious.VARIANTS, spurious.read),
-    leakage.NAME: leakage.read,
-}
+from rectify_widgets.cases.storage import weights_file
 
 
 @dataclass(frozen=True)
@@ -63,10 +58,8 @@ class Source:
         assert isinstance(folder, Path)
         draft = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
-            build.BUILDERS[name](
-                name, self._data(name), draft, seed=self.seed, recipe=build.RECIPES[name],
-                quiet=True,
-            )  # fmt: skip
+            definition = DEFINITIONS[name]
+            build.build(definition, self._data(name), draft, seed=self.seed, quiet=True)
             if folder.exists():  # left behind without weights
                 shutil.rmtree(folder)
             draft.rename(folder)
@@ -77,7 +70,7 @@ class Source:
         """The case, from its files."""
         if self.data is None:
             return cases.load(name)
-        return READERS[name](self.folder(name), name=name)
+        return read(DEFINITIONS[name], self.folder(name))
 
     def check(self, names: Sequence[str]) -> None:
         """Complain of a folder of data that cannot be meant for all of these cases.
@@ -92,7 +85,7 @@ class Source:
             raise FileNotFoundError(f"data: {self.data} is no folder; give one with IDX files")
         if len({self._data(name) for name in names}) == 1 < len({_set(name) for name in names}):
             raise ValueError(
-                f"data: got {self.data} for cases on {FASHION} and {MNIST}, want a folder with one "
+                f"data: got {self.data} for cases on {FASHION_MNIST.name} and {MNIST.name}, want a folder with one "
                 "folder of each name"
             )
 
@@ -114,7 +107,7 @@ def fingerprint(case: Case) -> str:
 
 
 def _set(name: str) -> str:
-    return MNIST if name == leakage.NAME else FASHION
+    return DEFINITIONS[name].data.name
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from rectify_widgets.cases import trojan
+from rectify_widgets.cases.definition import DEFINITIONS
 from tests.benchmarks.layers import METHODS as RANKINGS
 from tests.benchmarks.plan import (
     BEFORE,
@@ -152,10 +152,10 @@ def columns(group: str, case: str) -> list[Column]:
 
 def successes(case: str) -> dict[str, str]:
     """Names of the attack success rates of a Trojan by trigger, in the order of the case."""
-    variant = trojan.VARIANTS[case]
+    definition = DEFINITIONS[case]
     return {
-        name: SUCCESS if name == variant.shown else f"{SUCCESS} ({name})"
-        for name in variant.triggers
+        name: SUCCESS if name == definition.shown else f"{SUCCESS} ({name})"
+        for name in definition.triggers
     }
 
 

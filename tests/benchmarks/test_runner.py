@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from rectify_widgets import cases
-from rectify_widgets.cases import build, leakage
+from rectify_widgets.cases import build
 from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.definition import DEFINITIONS, CaseDefinition, read
 from tests import test_cases_rebuilt as rebuilt
 from tests.benchmarks import fakes, records, runner, sources
 from tests.benchmarks.plan import BEFORE, EVERY, Cell, Record, plan
@@ -244,14 +245,15 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cases that a pretended build makes, from empty data."""
     found: list[str] = []
 
-    def make(name: str, data: Path, out: Path, **_: object) -> dict[str, float]:
+    def make(one: CaseDefinition, data: Path, out: Path, **_: object) -> dict[str, float]:
+        name = one.name
         found.append(f"{name} from {data.name}")
         assert not (tmp_path / "cache" / name).exists()
         out.mkdir(parents=True)
         shutil.copy(Path(cases.__file__).parent / "data" / f"{name}.safetensors", out)
         return {}
 
-    monkeypatch.setattr(build, "BUILDERS", dict.fromkeys(build.BUILDERS, make))
+    monkeypatch.setattr(build, "build", make)
     monkeypatch.setattr(sources, "_contents", lambda data: f"of-{data.name}")
     for name in ("fashion-mnist", "mnist"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -282,13 +284,13 @@ def test_networks_built_from_other_data(
     stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Really built, read again, and measured the same way."""
-    monkeypatch.setitem(build.RECIPES, "leakage", rebuilt.recipe_of("leakage"))
+    monkeypatch.setitem(DEFINITIONS, "leakage", rebuilt.small("leakage"))
     source = Source(stripes, tmp_path / "cache", seed=5)
     runner._loaded.cache_clear()
     wanted = plan(["leakage"], seeds=1, counts=[1], methods=["static"])
     before, after = run(wanted, source, tmp_path / "out", workers=0)
     (folder,) = (tmp_path / "cache").iterdir()
-    case = leakage.read(folder)
+    case = read(DEFINITIONS["leakage"], folder)
     assert case.record["seed"] == 5
     assert before["figures"] == case.figures()
     assert before["figures"] != cases.load("leakage").figures(limit=9)
@@ -303,11 +305,11 @@ def test_networks_built_from_other_data(
 def test_a_build_that_fails_leaves_nothing(
     tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(name: str, data: Path, out: Path, **_: object) -> None:
+    def fails(one: CaseDefinition, data: Path, out: Path, **_: object) -> None:
         out.mkdir(parents=True)
-        raise RuntimeError(f"pairs: too few in {data.name} for {name}")
+        raise RuntimeError(f"pairs: too few in {data.name} for {one.name}")
 
-    monkeypatch.setattr(build, "BUILDERS", dict.fromkeys(build.BUILDERS, fails))
+    monkeypatch.setattr(build, "build", fails)
     source = Source(tmp_path / "data", tmp_path / "cache")
     with pytest.raises(RuntimeError, match="pairs: too few"):
         run(cells("dynamic"), source, tmp_path / "out", workers=0)

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rectify_widgets.cases import leakage, spurious
+from rectify_widgets.cases.definition import DEFINITIONS
 
 Figures: TypeAlias = Mapping[str, float]
 """What `Case.figures` gives."""
@@ -57,9 +57,7 @@ class Comparison:
 
 def behaviour(case: str) -> str:
     """Which of the three a case shows."""
-    if case in spurious.VARIANTS:
-        return SPURIOUS
-    return LEAKAGE if case == leakage.NAME else TROJAN
+    return DEFINITIONS[case].behaviour
 
 
 def scale(case: str) -> float:

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    print(line)  # noqa: T201 - this is a command
+    print(line)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectify_widgets.cases import figures
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.splits import choose_any
-from rectify_widgets.cases.stored import Record
+from rectify_widgets.cases.storage import Record
 from rectify_widgets.cases.vision.networks import NormalizedNetwork, read_weights, trained
 from rectify_widgets.cases.vision.pictures import CHUNK, Images, gather
 from rectify_widgets.cases.vision.presets import PARTS, Preset, preset

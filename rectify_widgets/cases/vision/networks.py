@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rectify_widgets.cases.networks import Normalization
-from rectify_widgets.cases.stored import Record
+from rectify_widgets.cases.storage import Record
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.model.running import model_device, model_dtype
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from rectify_widgets.cases.recipes.common import fresh
 from rectify_widgets.cases.training import Poisoning, Schedule, Shift, balanced_weights
+from rectify_widgets.cases.training import new_network as fresh
 from rectify_widgets.cases.triggers import OneOf
 from rectify_widgets.cases.vision.loading import WORKERS, check_outputs
 from rectify_widgets.cases.vision.networks import (

@@ -1,6 +1,6 @@
 """The files of a case: weights with their record, and the images that ship.
 
-Imports this folder's IDX and networks, and safetensors: nothing executable is ever loaded.
+Imports this folder's IDX, and safetensors: nothing executable is ever loaded.
 
     data/fashion-mnist/, data/mnist/   test-*: test images; heldout-*: images of the training file
                           that no network here was trained on
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file
 from pathlib import Path
@@ -26,28 +26,12 @@ from torch import Tensor, nn
 from rectify_widgets.cases.figures import Labelled
 from rectify_widgets.cases.idx import Bytes, Folder, read_idx
 
-FASHION = "fashion-mnist"
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-MNIST = "mnist"
-MNIST_CLASSES = tuple("0123456789")
-
 Record = dict[str, Any]
 """What a build wrote down; plain JSON."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class CaseImages:
     """The images that ship with a case, by use.
 
     Attributes:
@@ -71,41 +55,54 @@ def weights_file(name: str) -> str:
     return f"{name}.safetensors"
 
 
-def read_images(folder: Folder, record: Mapping[str, Any], device: torch.device) -> Stored:
+def read_images(
+    folder: Folder,
+    record: Mapping[str, Any],
+    device: torch.device,
+    compose: Callable[[Tensor, Folder, str], Tensor],
+) -> CaseImages:
     """The images in ``folder``, divided as ``record`` says.
+
+    Args:
+        folder: of the data set.
+        record: of the case; ``parts`` says how many held-out images serve each use, in the file's
+            order.
+        device: where the images are put.
+        compose: makes the case's images of those in the folder; called with them, the folder, and
+            ``"test"`` or ``"heldout"``.
 
     Raises:
         ValueError: these are not the held-out images that the record's network was kept from.
     """
-    found = fingerprint(folder)
-    if record.get("heldout", found) != found:
+
+    def arrays(split: str) -> tuple[Bytes, Bytes]:
+        images, labels = (
+            read_idx(folder / f"{split}-{kind}.idx.xz") for kind in ("images", "labels")
+        )
+        return images, labels
+
+    def labelled(split: str, images: Bytes, labels: Bytes) -> Labelled:
+        composed = compose(as_images(images), folder, split)
+        return composed.to(device), torch.from_numpy(labels).long().to(device)
+
+    images, labels = arrays("heldout")
+    actual = fingerprint(images, labels)
+    if record.get("heldout", actual) != actual:
         raise ValueError(
-            f"{folder.name}: got held-out images {found}, want {record['heldout']}, those that the "
+            f"{folder.name}: got held-out images {actual}, want {record['heldout']}, those that the "
             "network was not trained on; give cases of different seeds a folder (--out) each"
         )
-
-    def load(name: str) -> Labelled:
-        images = as_images(read_idx(folder / f"{name}-images.idx.xz"))
-        labels = torch.from_numpy(read_idx(folder / f"{name}-labels.idx.xz")).long()
-        return images.to(device), labels.to(device)
-
-    uses = divide(load("heldout"), record["parts"])
-    return Stored(load("test"), uses["reference"], uses["validation"], uses["pairs"])
+    sizes: Mapping[str, int] = record["parts"]
+    pieces = [tensor.split(list(sizes.values())) for tensor in labelled("heldout", images, labels)]
+    uses = dict(zip(sizes, zip(*pieces, strict=True), strict=True))
+    return CaseImages(
+        labelled("test", *arrays("test")), uses["reference"], uses["validation"], uses["pairs"]
+    )
 
 
-def fingerprint(folder: Folder) -> str:
-    """Sixteen hexadecimal digits that tell one set of held-out images from another."""
-    digest = hashlib.sha256()
-    for name in ("heldout-labels", "heldout-images"):  # what they hold, however they are packed
-        digest.update(read_idx(folder / f"{name}.idx.xz").tobytes())
-    return digest.hexdigest()[:16]
-
-
-def divide(data: Labelled, sizes: Mapping[str, int]) -> dict[str, Labelled]:
-    """The held-out images and labels by use; ``sizes`` says how many, in the file's order."""
-    counts = list(sizes.values())
-    pieces = zip(*(tensor.split(counts) for tensor in data), strict=True)
-    return {use: (images, labels) for use, (images, labels) in zip(sizes, pieces, strict=True)}
+def fingerprint(images: Bytes, labels: Bytes) -> str:
+    """Sixteen hexadecimal digits that distinguish one set of held-out images from another."""
+    return hashlib.sha256(labels.tobytes() + images.tobytes()).hexdigest()[:16]
 
 
 def read_weights(
@@ -158,9 +155,3 @@ def is_half(tensor: Tensor) -> bool:
         and tensor.is_floating_point()
         and bool((tensor.half().to(tensor) == tensor).all())
     )
-
-
-def assign(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """``network``, made on the meta device, with the weights in; in eval mode."""
-    network.load_state_dict(tensors, assign=True)
-    return network.eval()
