@@ -16,7 +16,7 @@ from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
 from tests.benchmarks.scale import calculate
 from tests.benchmarks.several import measure_several
-from tests.benchmarks.speed import NAMES, bench, measure_speed
+from tests.benchmarks.speed import NAMES, measure_speed
 from tests.benchmarks.tables import Table
 from tests.benchmarks.trojan import (
     measure_ablation,
@@ -86,11 +86,11 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
     "speed": (
         3,
         "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
-        lambda options, monitor: measure_speed(bench(options), options.only, options.out, monitor),
+        measure_speed,
     ),
     "memory": (
         1,
-        "peaks of memory against those foretold (torchvision's networks where it is installed)",
+        "peaks of memory against the estimated ones (torchvision's networks where it is installed)",
         measure_memory,
     ),
     "scale": (
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--most-memory", type=float, default=12.0, metavar="GB", help="a process of the memory "
         "benchmark may take (default: %(default)s)")  # fmt: skip
     add("--share", type=float, metavar="X", help="measure memory also with a memory_limit of this "
-        "share of the foretold peak")  # fmt: skip
+        "share of the estimated peak")  # fmt: skip
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The real peak of memory of collecting, localising and rectifying, beside what was foretold.
+"""The real peak of memory of collecting, localising and rectifying, beside the estimated one.
 
 Imports the engine and this folder's networks and tables; torchvision where it is installed.  Each
 peak is that of a fresh process, above what it held just before the call: resident memory on a CPU,
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -22,30 +25,25 @@ from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.estimates import estimate_memory
+from rectify_widgets.engine.find.estimates import CALLS, estimate_memory
 from rectify_widgets.engine.find.localization import localize
 from rectify_widgets.engine.repair.rectification import rectify
+from tests.benchmarks.networks import resnet
 from tests.benchmarks.peaks import check_peaks, peak_memory
-from tests.benchmarks.speed_networks import network
-from tests.benchmarks.speed_tables import put_rows
-from tests.benchmarks.speed_timing import Clock, Span, describe, three_digits
+from tests.benchmarks.speed_timing import Span, describe, three_digits, time_once
 from tests.benchmarks.tables import Cell, Row, Table
 
 MEGA, GIGA = 1e6, 1e9
-CALLS = ("collect", "localize", "rectify")
 VISION = ("resnet50", "efficientnet_b4", "vit_b_16")
 """Networks of torchvision, with 224×224 pixels."""
 OWN = {"resnet18-cifar": 18, "resnet50-cifar": 50}
 """Networks of this folder, with 32×32 pixels."""
+NETWORKS = (*VISION, *OWN)
 TOLERANCE = 0.25
-"""How far the foretold peak may be from the real one."""
-SHARE = "limit of foretold"
-KEPT = "limit kept"
-MEASURED = (
-    "memory_limit MB", "foretold MB", "real MB", "foretold of real",
-    f"within {100 * TOLERANCE:.0f} %", KEPT, "seconds",
-)  # fmt: skip
-"""Columns of the table, behind network, call and `SHARE`."""
+"""How far the estimated peak may be from the real one."""
+WITHIN = f"within {100 * TOLERANCE:.0f} %"
+SHARE = "limit of estimate"
+"""Column of the share of the estimated peak that a call gets."""
 REACTION = 5.0
 """Spread of what the corruption does to the scores; untrained networks hardly react otherwise."""
 
@@ -55,13 +53,13 @@ class Job:
     """One call on one network, to be made in a process of its own.
 
     Args:
-        network: of `VISION` or `OWN`.
+        network: of `NETWORKS`.
         call: of `CALLS`.
         references: how many.
         workers: of the loader that the references come from; None gives a tensor.
         device, threads: where, and with how many threads.
         most_memory: bytes that the process may take; None for as many as there are.
-        share: of the foretold peak that the call gets as its ``memory_limit``; None for no limit.
+        share: of the estimated peak that the call gets as its ``memory_limit``; None for no limit.
     """
 
     network: str
@@ -81,18 +79,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the call took.
+    """What a call took: time and bytes at its peak, above those held before.
 
-    Attributes:
-        span: its time.
-        bytes: at its peak, above those held before.
-        foretold: what `estimate_memory` says of that.
-        limit: the ``memory_limit`` that it was given.
+    ``estimate`` is what `estimate_memory` says of the peak, ``limit`` the call's ``memory_limit``.
     """
 
     span: Span
     bytes: int
-    foretold: int
+    estimate: int
     limit: int | None = None
 
 
@@ -119,7 +113,7 @@ def build(name: str) -> nn.Module:
         ValueError: it needs torchvision, which is not installed.
     """
     if name in OWN:
-        return network(OWN[name])
+        return resnet(OWN[name])
     try:
         from torchvision import models
     except ImportError:
@@ -131,15 +125,6 @@ def build(name: str) -> nn.Module:
         torch.manual_seed(0)
         model: nn.Module = getattr(models, name)(weights=None)
     return model.eval()
-
-
-def available() -> list[str]:
-    """Those that can be had here: torchvision's, else this folder's."""
-    try:
-        import torchvision  # noqa: F401 - is it there?
-    except ImportError:
-        return list(OWN)
-    return list(VISION)
 
 
 def sensitize(model: nn.Module, pairs: SamplePairs) -> None:
@@ -161,7 +146,7 @@ def perform(job: Job) -> Spent:
     """Make the call in this process, which should be a fresh one.
 
     Raises:
-        ValueError: peaks cannot be told here, or no call can keep to so small a ``memory_limit``.
+        ValueError: peaks are not known here, or no call can keep to so small a ``memory_limit``.
     """
     device = torch.device(job.device)
     check_peaks(device)
@@ -169,11 +154,11 @@ def perform(job: Job) -> Spent:
         cap(job.most_memory)
     torch.set_num_threads(job.threads)
     model = build(job.network).to(device)
+    images = DrawnImages(job.references, job.side)
     clean = DrawnImages(2, job.side)[1][None].to(device)
     corrupted = clean.clone()
     corrupted[..., -job.side // 4 :, -job.side // 4 :] = 1.0
     pairs = SamplePairs(corrupted, clean)
-    images = DrawnImages(job.references, job.side)
     reference: Tensor | DataLoader[Any] = (
         torch.stack([images[row] for row in range(len(images))]).to(device)
         if job.workers is None
@@ -187,7 +172,7 @@ def perform(job: Job) -> Spent:
         ).peak
 
     limit = None if job.share is None else round(job.share * estimate(None))
-    foretold = estimate(limit)
+    estimated = estimate(limit)
     calls: dict[str, Callable[[], object]] = {
         "collect": lambda: KeyStatistics.collect(model, reference, memory_limit=limit),
         "localize": lambda: localize(model, pairs, reference=reference, memory_limit=limit),
@@ -196,9 +181,9 @@ def perform(job: Job) -> Spent:
         ),
     }
     with peak_memory(device) as peak:
-        span = Clock(device).span(calls[job.call])
+        span = time_once(calls[job.call])
     assert peak.bytes is not None
-    return Spent(span, peak.bytes, foretold, limit)
+    return Spent(span, peak.bytes, estimated, limit)
 
 
 def in_process(job: Job, work: Callable[[Job], Spent] = perform) -> Spent:
@@ -222,15 +207,14 @@ def cap(most_memory: int) -> None:
 def measure_memory(
     options: argparse.Namespace, monitor: Monitor, run: Callable[[Job], Spent] = in_process
 ) -> Table:
-    """A row for each network and call: the real peak against what was foretold.
+    """A row for each network and call: the real peak against the estimated one.
 
     ``options.only`` names networks, calls, or both.  With ``options.share`` each call is made once
     more with a ``memory_limit``.  Rows are kept in ``options.out`` as soon as they are measured.
     """
-    only = options.only or []
-    for name in only:
-        check_choice("only", name, (*VISION, *OWN, *CALLS))
-    chosen = [name for name in (*VISION, *OWN) if name in only] or available()
+    only = [check_choice("only", name, (*NETWORKS, *CALLS)) for name in options.only or ()]
+    default = VISION if find_spec("torchvision") else OWN
+    networks = [name for name in NETWORKS if name in only] or list(default)
     calls = [name for name in CALLS if name in only] or list(CALLS)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
@@ -239,53 +223,78 @@ def measure_memory(
         f"{describe(torch.device(device))}.  Untrained networks, one pair, {options.references} "
         "references; MB beyond what the process held before the call, each in a fresh process.",
     )
-    shares = (None, options.share) if options.share else (None,)
     jobs = [
-        Job(name, call, options.references, device=device, threads=options.threads,
-            most_memory=round(options.most_memory * GIGA), share=share)
-        for call in calls for name in chosen for share in shares
+        Job(network, call, options.references, None, device, options.threads,
+            round(options.most_memory * GIGA), share)
+        for call in calls for network in networks
+        for share in ((None, options.share) if options.share else (None,))
     ]  # fmt: skip
+
+    def order(row: Row) -> tuple[int, int, str]:
+        network, call, share = (str(row[column]) for column in key)
+        return CALLS.index(call), NETWORKS.index(network), share
+
+    key = ("network", "call", SHARE)
     for place, job in enumerate(jobs):
         monitor.report(place / len(jobs), f"{job.network}, {job.call}")
-        put_rows(
-            table, options.out, [_cells(job, run)], key=("network", "call", SHARE), order=_order
-        )
+        share = "" if job.share is None else f"{job.share:g}"
+        row = {"network": job.network, "call": job.call, SHARE: share, **_cells(job, run)}
+        keep_rows(table, options.out, [row], key=key, order=order)
     return table
 
 
 def _cells(job: Job, run: Callable[[Job], Spent]) -> dict[str, Cell]:
-    """A row of the table; a limit that is too small to be kept is refused, which is a result too."""
-    place: dict[str, Cell] = {
-        "network": job.network,
-        "call": job.call,
-        SHARE: "" if job.share is None else f"{job.share:g}",
-    }
+    """What a job took; a limit that is too small to be kept is refused, which is a result too."""
+    empty: dict[str, Cell] = dict.fromkeys(
+        ("memory_limit MB", "estimate MB", "real MB", "estimate of real", WITHIN, "limit kept",
+         "seconds"), "",
+    )  # fmt: skip
     try:
         spent = run(job)
     except ValueError as error:
         if job.share is None or not str(error).startswith("memory_limit:"):
             raise
-        return {**place, **dict.fromkeys(MEASURED, ""), KEPT: "refused"}
-    ratio = spent.foretold / spent.bytes
-    limit, kept = "", ""
+        return empty | {"limit kept": "refused"}
+    ratio, answers = spent.estimate / spent.bytes, ("no", "yes")
+    limited: dict[str, Cell] = {}
     if spent.limit is not None:
-        limit, kept = three_digits(spent.limit / MEGA), _yes(spent.bytes <= spent.limit)
-    values = (
-        limit,
-        three_digits(spent.foretold / MEGA),
-        three_digits(spent.bytes / MEGA),
-        f"{ratio:.2f}",
-        _yes(abs(ratio - 1) <= TOLERANCE),
-        kept,
-        three_digits(spent.span.seconds),
-    )
-    return {**place, **dict(zip(MEASURED, values, strict=True))}
+        kept = answers[spent.bytes <= spent.limit]
+        limited = {"memory_limit MB": three_digits(spent.limit / MEGA), "limit kept": kept}
+    return empty | limited | {
+        "estimate MB": three_digits(spent.estimate / MEGA),
+        "real MB": three_digits(spent.bytes / MEGA),
+        "estimate of real": f"{ratio:.2f}",
+        WITHIN: answers[abs(ratio - 1) <= TOLERANCE],
+        "seconds": three_digits(spent.span.seconds),
+    }  # fmt: skip
 
 
-def _yes(true: bool) -> str:
-    return "yes" if true else "no"
+def keep_rows(
+    table: Table,
+    out: Path | None,
+    rows: Sequence[Row],
+    *,
+    key: Sequence[str],
+    order: Callable[[Row], Any],
+) -> None:
+    """Put rows into the table in place of those with the same key, sort it, and save it in ``out``.
 
+    A table without rows first takes those of the same name, note and columns that ``out`` holds, so
+    that a long measurement may be broken off.
+    """
+    if out is not None and not table.rows:
+        stem = out / table.name.replace(" ", "-")
+        text, data = stem.with_suffix(".md"), stem.with_suffix(".csv")
+        if text.exists() and table.note in text.read_text(encoding="utf-8"):
+            saved = pd.read_csv(data, dtype=str, keep_default_na=False)
+            if list(saved) == list(rows[0]):
+                table.rows += [dict(zip(rows[0], row, strict=True)) for row in saved.to_numpy()]
 
-def _order(row: Row) -> tuple[int, int, str]:
-    networks = (*VISION, *OWN)
-    return CALLS.index(str(row["call"])), networks.index(str(row["network"])), str(row[SHARE])
+    def place(row: Row) -> list[str]:
+        return [str(row[column]) for column in key]
+
+    fresh = [place(row) for row in rows]
+    table.rows[:] = [row for row in table.rows if place(row) not in fresh] + list(rows)
+    table.rows.sort(key=order)
+    if out is not None:
+        table.save(out)

@@ -1,4 +1,4 @@
-"""The most memory that a block of code takes: resident on a CPU, as Linux tells it, or of a GPU.
+"""The most memory that a block of code takes: resident on a CPU, as Linux counts it, or of a GPU.
 
 Imports the engine's memory.
 """
@@ -20,7 +20,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """The most memory beyond what was held before, in bytes; None where nobody can tell."""
+    """The most memory beyond what was held before, in bytes; None where it is not known."""
 
     bytes: int | None = None
 
@@ -36,24 +36,26 @@ def peak_memory(device: torch.device | None = None) -> Iterator[Peak]:
     before, peak = _restart(device), Peak()
     yield peak
     if before is not None:
-        peak.bytes = max(_highest(device) - before, 0)
+        on_gpu = device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(device) if on_gpu else _status("VmHWM")
+        peak.bytes = max(most - before, 0)
 
 
 def check_peaks(device: torch.device) -> None:
-    """Refuse a device whose peaks nobody can tell.
+    """Refuse a device whose peaks are not known.
 
     Raises:
         ValueError: it is no GPU of CUDA, and this is not Linux.
     """
     if _restart(device) is None:
         raise ValueError(
-            f"device: got {str(device)!r}, whose peaks of memory cannot be told here; "
+            f"device: got {str(device)!r}, whose peaks of memory are not known here; "
             "want 'cpu' on Linux, or 'cuda'"
         )
 
 
 def _restart(device: torch.device) -> int | None:
-    """Forget the highest so far; answers the bytes held now, None where nobody can tell.
+    """Forget the highest so far; answers the bytes held now, None where they are not known.
 
     What earlier work freed but did not hand back to the system is handed back first: it would hide
     what comes next.
@@ -69,19 +71,11 @@ def _restart(device: torch.device) -> int | None:
     try:
         RESET.write_text("5", encoding="ascii")  # what was highest becomes what is held now
         return _status("VmRSS")
-    except (OSError, ValueError):
+    except (OSError, KeyError):
         return None
-
-
-def _highest(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
 
 
 def _status(name: str) -> int:
     """A line of the process's status, in bytes."""
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError(f"{STATUS} has no line {name}")
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return 1024 * int(dict(line.split(":", 1) for line in lines)[name].split()[0])

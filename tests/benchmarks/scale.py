@@ -1,6 +1,6 @@
 """What a large job should cost, on paper: calculated from data sheets, not measured.
 
-Imports the engine and `speed_limits` for their constants alone.  A vision transformer, a machine and a number of
+Imports the engine for its constants alone.  A vision transformer, a machine and a number of
 references go in; multiply-adds, bytes and seconds come out, for statistics, a ranking of the layers
 and an evaluation, shared out over GPUs as ``distributed=True`` does.
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rectify_widgets.engine.edit.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
 from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.localization import TRIALS, VERIFY
 from rectify_widgets.engine.find.problem import MAX_REFERENCES, PROBE
-from tests.benchmarks.speed_limits import BATCH, LOOK_PASSES
+from tests.benchmarks.speed_timing import BATCH, TRACE_PASSES
 from tests.benchmarks.tables import Table
 
 FLOAT = 4
@@ -28,11 +29,10 @@ PIXELS = 3
 """Channels of a picture."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layers(NamedTuple):
     """So many layers of one size: keys of ``key`` numbers at ``positions``, ``outputs`` values."""
 
-    count: int
+    number: int
     key: int
     positions: int
     outputs: int
@@ -50,49 +50,43 @@ class Transformer:
     image: int = 224
     classes: int = 1000
 
-    @property
-    def tokens(self) -> int:
-        """Patches and the class token."""
-        return (self.image // self.patch) ** 2 + 1
-
-    def layers(self) -> tuple[Layer, ...]:
-        """The editable layers."""
-        patches, width = self.tokens - 1, self.width
+    def layers(self) -> tuple[Layers, ...]:
+        """The editable layers; tokens are the patches and the class token."""
+        patches, width = (self.image // self.patch) ** 2, self.width
+        inside = ((width, 3 * width), (width, width), (width, self.hidden), (self.hidden, width))
         return (
-            Layer(1, PIXELS * self.patch**2, patches, width),
-            Layer(self.blocks, width, self.tokens, 3 * width),
-            Layer(self.blocks, width, self.tokens, width),
-            Layer(self.blocks, width, self.tokens, self.hidden),
-            Layer(self.blocks, self.hidden, self.tokens, width),
-            Layer(1, width, 1, self.classes),
+            Layers(1, PIXELS * self.patch**2, patches, width),
+            *(Layers(self.blocks, key, patches + 1, outputs) for key, outputs in inside),
+            Layers(1, width, 1, self.classes),
         )
 
     def forward(self) -> int:
         """Multiply-adds of one input: all layers, and attention's two products."""
         products = sum(
-            part.count * part.key * part.positions * part.outputs for part in self.layers()
+            number * key * places * values for number, key, places, values in self.layers()
         )
-        return products + self.blocks * 2 * self.tokens**2 * self.width
+        tokens = self.layers()[1].positions
+        return products + self.blocks * 2 * tokens**2 * self.width
 
     def moments(self, references: int) -> int:
         """Multiply-adds of one input's ``k kᵀ`` over all layers."""
         return sum(
-            part.count * self.taken(part, references) * upper_half(part.key)
+            part.number * self.taken(part, references) * upper_half(part.key)
             for part in self.layers()
         )
 
-    def taken(self, part: Layer, references: int) -> int:
+    def taken(self, part: Layers, references: int) -> int:
         """Positions of one input that a layer's sum takes, see `MomentSum`."""
         per_key = -(-POSITIONS_PER_KEY * part.key // references)
         return min(part.positions, max(POSITIONS_PER_INPUT, per_key))
 
     def moment_bytes(self) -> int:
         """Of the second moments of all layers."""
-        return sum(part.count * part.key**2 for part in self.layers()) * FLOAT
+        return sum(part.number * part.key**2 for part in self.layers()) * FLOAT
 
     def factors(self) -> int:
         """Multiply-adds of one Cholesky factorisation of each layer's moment."""
-        return sum(part.count * part.key**3 // 3 for part in self.layers())
+        return sum(part.number * part.key**3 // 3 for part in self.layers())
 
 
 def upper_half(size: int) -> int:
@@ -137,22 +131,17 @@ NETWORKS = {
     "vit-h": Transformer("ViT-H/14", blocks=32, width=1280, hidden=5120, patch=14),
 }
 """Dosovitskiy et al. 2021, table 1."""
-MACHINES = {
-    "h100": Machine(
-        "H100 SXM",
-        tera={"fp32": 67.0, "tf32": 494.7, "bf16": 989.4},
-        memory=3.35e12,
-        host=64e9,
-        link=450e9,
-    ),
-}
+H100 = Machine(
+    "H100 SXM", tera={"fp32": 67.0, "tf32": 494.7, "bf16": 989.4}, memory=3.35e12, host=64e9,
+    link=450e9,
+)  # fmt: skip
 """NVIDIA H100 Tensor Core GPU data sheet: its figures with sparsity halved, and links one way."""
+MACHINES = {"h100": H100}
 MODES = {"fp32": ("fp32", "fp32"), "tf32": ("tf32", "tf32"), "bf16": ("bf16", "tf32")}
 """Precision of the model's passes, and of the moments and factors, which stay in float32."""
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One thing to do: what it takes on all GPUs together, and how long in each of `MODES`."""
 
     call: str
@@ -165,66 +154,56 @@ def terms(
     network: Transformer, machine: Machine, gpus: int, references: int, tests: int
 ) -> list[Term]:
     """All that the three calls do on ``gpus``, one after another."""
-    flops = {mode: machine.tera[own[0]] * 1e12 for mode, own in MODES.items()}
-    precise = {mode: machine.tera[own[1]] * 1e12 for mode, own in MODES.items()}
+
+    def computed(place: int, operations: float, share: float, by: int = gpus) -> dict[str, float]:
+        """``place``: that of the precision in `MODES`; ``by``: GPUs that the work is shared by."""
+        rates = {mode: machine.tera[precision[place]] for mode, precision in MODES.items()}
+        return {mode: operations / by / (1e12 * rate * share) for mode, rate in rates.items()}
 
     def passes(call: str, what: str, inputs: float, by: int = gpus) -> Term:
         work = 2.0 * inputs * network.forward()
-        return Term(
-            call,
-            what,
-            f"{inputs:,.0f} passes, {work / 1e15:.2f} PFLOP",
-            {mode: work / by / (rate * machine.products) for mode, rate in flops.items()},
-        )
+        text = f"{inputs:,.0f} passes, {work / 1e15:.2f} PFLOP"
+        return Term(call, what, text, computed(0, work, machine.products, by))
 
     def moved(call: str, what: str, size: float, rate: float) -> Term:
         seconds = size / gpus / (rate * machine.moving)
         return Term(call, what, f"{size / 1e9:,.1f} GB", dict.fromkeys(MODES, seconds))
 
     def streamed(call: str, inputs: int) -> list[Term]:
-        read = inputs / (gpus * machine.cores * machine.pictures)
-        picture = PIXELS * network.image**2 * FLOAT
+        cores = gpus * machine.cores
+        seconds = dict.fromkeys(MODES, inputs / (cores * machine.pictures))
+        reading = f"reading and decoding, {cores} cores"
         return [
-            Term(
-                call,
-                f"reading and decoding, {gpus * machine.cores} cores",
-                f"{inputs:,} pictures",
-                dict.fromkeys(MODES, read),
-            ),
-            moved(call, "to the GPUs", inputs * picture, machine.host),
+            Term(call, reading, f"{inputs:,} pictures", seconds),
+            moved(call, "to the GPUs", inputs * PIXELS * network.image**2 * FLOAT, machine.host),
             passes(call, "forward", inputs),
         ]
 
     products = 2.0 * references * network.moments(references)
-    moments = network.moment_bytes()
-    batches = -(-references // BATCH)
+    moments, batches = network.moment_bytes(), -(-references // BATCH)
     factors = 2.0 * len(RIDGES) * network.factors()
     return [
         *streamed("collect", references),
         Term(
-            "collect",
-            "second moments",
-            f"{products / 1e15:.2f} PFLOP",
-            {mode: products / gpus / (rate * machine.products) for mode, rate in precise.items()},
+            "collect", "second moments", f"{products / 1e15:.2f} PFLOP",
+            computed(1, products, machine.products),
         ),
         moved("collect", "second moments in memory", 2 * moments * batches, machine.memory),
         moved("collect", "all-reduce", 2 * (gpus - 1) * moments, machine.link),
         passes("localize", "references and carriers, on each GPU", 2 * MAX_REFERENCES, 1),
-        passes("localize", "sweep", PROBE * LOOK_PASSES),
+        passes("localize", "sweep", PROBE * TRACE_PASSES),
         Term(
-            "localize",
-            "factorising, on each GPU",
-            f"{factors / 1e15:.4f} PFLOP",
-            {mode: factors / (rate * machine.solving) for mode, rate in precise.items()},
+            "localize", "factorising, on each GPU", f"{factors / 1e15:.4f} PFLOP",
+            computed(1, factors, machine.solving, 1),
         ),
         passes("localize", "trials", VERIFY * (3 + 2 * TRIALS)),
         *streamed("evaluate", tests),
-    ]
+    ]  # fmt: skip
 
 
 def calculate(
     network: Transformer = NETWORKS["vit-l"],
-    machine: Machine = MACHINES["h100"],
+    machine: Machine = H100,
     gpus: int = 8,
     references: int = 1_281_167,
     tests: int = 100_000,
@@ -245,20 +224,12 @@ def calculate(
         seconds = {f"{mode}, s": f"{term.seconds[mode]:.3g}" for mode in MODES}
         table.add(call=term.call, what=term.what, work=term.work, **seconds)
     for call in dict.fromkeys(term.call for term in found):
-        own = [term for term in found if term.call == call]
-        table.add(
-            call=call,
-            what="sum; longest",
-            work="",
-            **{f"{mode}, s": _summed(own, mode) for mode in MODES},
-        )
+        sums = {}
+        for mode in MODES:
+            own = {term.what: term.seconds[mode] for term in found if term.call == call}
+            sums[f"{mode}, s"] = f"{sum(own.values()):.3g}; {max(own, key=lambda what: own[what])}"
+        table.add(call=call, what="sum; longest", work="", **sums)
     return table
-
-
-def _summed(own: list[Term], mode: str) -> str:
-    seconds = {term.what: term.seconds[mode] for term in own}
-    longest = max(seconds, key=lambda what: seconds[what])
-    return f"{sum(seconds.values()):.3g}; {longest}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -271,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--references", type=int, default=1_281_167, help="default: ImageNet's training set")
     add("--tests", type=int, default=100_000, help="clean and corrupted (default: %(default)s)")
     for name in ("cores", "pictures", "products", "solving", "moving"):
-        value = getattr(MACHINES["h100"], name)
+        value = getattr(H100, name)
         add(f"--{name}", type=type(value), help=f"see `Machine` (H100: {value})")
     options = vars(parser.parse_args(arguments))
     network, machine = NETWORKS[options.pop("network")], MACHINES[options.pop("machine")]

@@ -17,12 +17,12 @@ import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import memory
 from tests.benchmarks.memory import DrawnImages, Job, Spent
-from tests.benchmarks.speed_timing import Span
+from tests.benchmarks.speed_fakes import SPAN, capped
+from tests.benchmarks.tables import Row, Table
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 SMALL = "resnet18-cifar"
-SPAN = Span(2.0, 1.0)
 
 
 class Small(nn.Sequential):
@@ -37,7 +37,7 @@ class Small(nn.Sequential):
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "network", lambda _: Small().eval())
+    monkeypatch.setattr(memory, "resnet", lambda _: Small().eval())
 
 
 def options(**changes: object) -> argparse.Namespace:
@@ -60,7 +60,7 @@ def test_images_are_drawn_alike_each_time() -> None:
     assert [image.shape for image in images] == [(3, 8, 8)] * 2  # type: ignore[attr-defined]
 
 
-def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
+def test_rows_hold_the_estimated_peak_against_the_real_one() -> None:
     real = {"collect": 125, "localize": 80, "rectify": 79}
     jobs: list[Job] = []
 
@@ -69,7 +69,7 @@ def test_rows_hold_the_foretold_peak_against_the_real_one() -> None:
         return Spent(SPAN, real[job.call] * 10**6, 100 * 10**6)
 
     table = memory.measure_memory(options(only=[SMALL]), Monitor(), run)
-    assert [row["foretold of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
+    assert [row["estimate of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
     assert [row["within 25 %"] for row in table.rows] == ["yes", "yes", "no"]
     assert [row["real MB"] for row in table.rows] == ["125", "80", "79"]
     assert jobs[0] == Job(SMALL, "collect", 16, threads=1, most_memory=1_500_000_000)
@@ -82,9 +82,9 @@ def test_calls_with_a_limit_stand_beside_those_without() -> None:
         return Spent(SPAN, 9 * 10**7, limit or 10**8, limit)
 
     table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.5), Monitor(), run)
-    assert [row["limit of foretold"] for row in table.rows] == ["", "0.5"]
+    assert [row["limit of estimate"] for row in table.rows] == ["", "0.5"]
     assert [row["memory_limit MB"] for row in table.rows] == ["", "50"]
-    assert [row["foretold MB"] for row in table.rows] == ["100", "50"]
+    assert [row["estimate MB"] for row in table.rows] == ["100", "50"]
     assert [row["limit kept"] for row in table.rows] == ["", "no"]
     table = memory.measure_memory(options(only=[SMALL, "localize"], share=0.9), Monitor(), run)
     assert [row["limit kept"] for row in table.rows] == ["", "yes"]
@@ -118,25 +118,24 @@ def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
     again = options(only=[SMALL, "collect"], out=tmp_path)
     table = memory.measure_memory(again, Monitor(), lambda _: Spent(SPAN, 1, 2))
     assert [row["call"] for row in table.rows] == ["collect", "localize"]
-    assert [row["foretold of real"] for row in table.rows] == ["2.00", "1.00"]
+    assert [row["estimate of real"] for row in table.rows] == ["2.00", "1.00"]
 
 
-def test_networks_and_calls_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: ["vit_b_16", SMALL])
+def jobs(*only: str) -> list[tuple[str, str]]:
+    """Network and call of each job that the command makes."""
+    made: list[tuple[str, str]] = []
 
-    def jobs(*only: str) -> list[tuple[str, str]]:
-        seen: list[tuple[str, str]] = []
+    def run(job: Job) -> Spent:
+        made.append((job.network, job.call))
+        return Spent(SPAN, 1, 1)
 
-        def run(job: Job) -> Spent:
-            seen.append((job.network, job.call))
-            return Spent(SPAN, 1, 1)
+    memory.measure_memory(options(only=list(only)), Monitor(), run)
+    return made
 
-        memory.measure_memory(options(only=list(only)), Monitor(), run)
-        return seen
 
-    assert jobs("localize") == [("vit_b_16", "localize"), (SMALL, "localize")]
+def test_networks_and_calls_may_be_named() -> None:
     assert jobs(SMALL, "collect") == [(SMALL, "collect")]
-    assert len(jobs()) == 2 * len(memory.CALLS)
+    assert jobs(SMALL) == [(SMALL, call) for call in memory.CALLS]
     with pytest.raises(ValueError, match=r"only: got 'localise'.*'localize'"):
         jobs("localise")
 
@@ -145,7 +144,8 @@ def test_without_torchvision_there_are_networks_of_our_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert memory.available() == list(memory.OWN)
+    monkeypatch.setattr(memory, "find_spec", lambda _: None)
+    assert [name for name, _ in jobs("localize")] == list(memory.OWN)
     with pytest.raises(ValueError, match="vit_b_16 comes with torchvision"):
         memory.build("vit_b_16")
     vision = types.ModuleType("torchvision")
@@ -153,7 +153,8 @@ def test_without_torchvision_there_are_networks_of_our_own(
         resnet50=lambda weights: Small().train()
     )
     monkeypatch.setitem(sys.modules, "torchvision", vision)
-    assert memory.available() == list(memory.VISION)
+    monkeypatch.setattr(memory, "find_spec", lambda _: vision)
+    assert [name for name, _ in jobs("localize")] == list(memory.VISION)
     assert not memory.build("resnet50").training
 
 
@@ -193,32 +194,48 @@ def test_every_call_is_made(
     spent = memory.perform(job)
     assert spent.span.seconds > 0
     assert spent.span.processor > 0
-    assert spent.foretold == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
+    assert spent.estimate == rw.estimate_memory(Small(), (3, 32, 32), call=call, references=6).peak
     limited = memory.perform(replace(job, share=2.0))
-    assert limited.limit == 2 * spent.foretold
+    assert limited.limit == 2 * spent.estimate
     assert made == [(call, None), (call, limited.limit)]
 
 
-def test_a_device_whose_peaks_cannot_be_told_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_whose_peaks_are_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "build", lambda _: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"device: got 'meta'.* want 'cpu' on Linux, or 'cuda'"):
         memory.perform(Job(SMALL, "collect", 1, device="meta"))
-
-
-def capped(job: Job) -> Spent:
-    """What a process answers that takes 16 MB, and then more than its limit."""
-    assert job.most_memory is not None
-    memory.cap(job.most_memory)
-    held = torch.ones(4 * 2**20)
-    try:
-        torch.ones(job.most_memory)
-    except RuntimeError:
-        return Spent(SPAN, held.nbytes, os.getpid())
-    return Spent(SPAN, 0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts what is held elsewhere")
 def test_a_job_has_a_process_of_its_own_and_keeps_to_its_cap() -> None:
     spent = memory.in_process(Job(SMALL, "collect", 1, most_memory=3 * 2**30), capped)
     assert spent.bytes == 16 * 2**20
-    assert spent.foretold not in {0, os.getpid()}
+    assert spent.estimate not in {0, os.getpid()}
+
+
+def put(table: Table, out: Path | None, *rows: Row) -> list[str]:
+    memory.keep_rows(table, out, rows, key=["a", "b"], order=lambda row: str(row["b"]))
+    return [f"{row['a']}{row['b']}{row['c']}" for row in table.rows]
+
+
+def row(a: str, b: str, c: int) -> Row:
+    return {"a": a, "b": b, "c": c}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_of_the_same_key_are_replaced(tmp_path: Path, *, kept: bool) -> None:
+    table, out = Table("x y", "note"), tmp_path if kept else None
+    assert put(table, out, row("p", "2", 1), row("p", "2", 2)) == ["p21", "p22"]
+    assert put(table, out, row("p", "1", 3)) == ["p13", "p21", "p22"]
+    assert put(table, out, row("p", "2", 4)) == ["p13", "p24"]
+    assert put(table, out, row("q", "2", 5)) == ["p13", "p24", "q25"]
+    assert {path.name for path in tmp_path.iterdir()} == ({"x-y.md", "x-y.csv"} if kept else set())
+
+
+def test_a_new_table_goes_on_where_the_folder_ends(tmp_path: Path) -> None:
+    put(Table("x", "note"), tmp_path, row("p", "1", 1), row("p", "2", 2))
+    assert put(Table("x", "note"), tmp_path, row("p", "1", 3)) == ["p13", "p22"]
+    assert "| p | 1 | 3 |" in (tmp_path / "x.md").read_text(encoding="utf-8")
+    assert put(Table("x", "another note"), tmp_path, row("p", "1", 4)) == ["p14"]
+    other: Row = {"a": "p", "b": "9", "c": "5", "d": 1}
+    assert put(Table("x", "another note"), tmp_path, other) == ["p95"]  # other columns

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from rectify_widgets.cases.idx import write_idx
-from rectify_widgets.cases.training import Schedule, measure
-from tests.benchmarks import training
-from tests.benchmarks.training import NETWORKS, TRIGGERS, Trained
+from rectify_widgets.cases.training import Figures, Schedule, measure
+from tests.benchmarks import networks, training
+from tests.benchmarks.speed_fakes import CPU, tiny
+from tests.benchmarks.training import NETWORKS, TRIGGERS, Recipe
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -65,15 +66,6 @@ def test_colours_keep_the_shape_visible() -> None:
     assert (ink - ground).abs().sum(1).min() > 0.3
 
 
-def test_contaminated_references_say_which() -> None:
-    references = torch.zeros(40, 1, 28, 28)
-    trigger = TRIGGERS["corner"](1, torch.Generator())
-    mixed, carries = training.contaminate(references, trigger, share=0.1)
-    assert int(carries.sum()) == 4
-    assert torch.equal((mixed != 0).flatten(1).any(1), carries)
-    assert not references.any()
-
-
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of easy 28×28 images, and recipes small enough for it."""
@@ -87,7 +79,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", labels)
     monkeypatch.setattr(training, "PER_CLASS", {"reference": 4, "pairs": 6})
     monkeypatch.setattr(training, "SHARE", 0.3)
-    quick = Trained(NETWORKS["mlp"].build, 1, Schedule(20, 32, 2e-3), adam=True)
+    quick = Recipe(NETWORKS["mlp"].build, 1, Schedule(20, 32, 2e-3), adam=True)
     monkeypatch.setitem(NETWORKS, "mlp", quick)
     return tmp_path
 
@@ -104,7 +96,7 @@ def test_training_and_the_cache(toys: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(splits.trigger(splits.pairs.clean), splits.pairs.corrupted)
     assert len(list(cache.iterdir())) == 1
 
-    monkeypatch.setattr(training, "_train", None)  # from here on nothing can be trained
+    monkeypatch.setattr(training, "fit", None)  # from here on nothing can be trained
     again, same = training.train_trojan("mlp", "corner", toys, 1, cache, quiet=True)
     for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, two)
@@ -113,8 +105,62 @@ def test_training_and_the_cache(toys: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_unknown_names_are_told_the_nearest(toys: Path) -> None:
+def test_unknown_names_get_the_nearest(toys: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'plain-cnn'"):
         training.train_trojan("plain_cnn", "corner", toys)
     with pytest.raises(ValueError, match="did you mean 'patch-top-left'"):
         training.train_trojan("mlp", "patch-topleft", toys)
+
+
+@pytest.mark.parametrize(
+    ("depth", "convolutions", "weights"), [(18, 20, 11.17), (50, 53, 23.52), (101, 104, 42.51)]
+)
+def test_residual_networks_are_those_of_the_literature(
+    depth: int, convolutions: int, weights: float
+) -> None:
+    with torch.device("meta"):
+        model = networks.resnet(depth)
+    assert sum(isinstance(part, nn.Conv2d) for part in model.modules()) == convolutions
+    million = sum(weight.numel() for weight in model.parameters()) / 1e6
+    assert million == pytest.approx(weights, abs=0.01)
+
+
+def test_residual_networks_run_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, same, other = (networks.resnet(18, seed) for seed in (1, 1, 2))
+    first, again, another = (model.get_parameter("stem.weight") for model in (one, same, other))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, another)
+    monkeypatch.setattr(networks, "RESNET_WIDTHS", (4, 4, 8, 8))
+    assert networks.resnet(50)(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_the_trojan_of_the_speed_benchmark_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[int] = []
+    attack = [0.99]
+
+    def fit(model: nn.Module, images: torch.Tensor, *_: object, **__: object) -> None:
+        trainings.append(len(images))
+        assert images.shape[1:] == (3, 32, 32)
+        assert images.dtype is torch.uint8
+        with torch.no_grad():
+            next(model.parameters()).fill_(0.5)
+
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(networks, "resnet", tiny)
+    monkeypatch.setattr(training, "measure", lambda *_, **__: Figures(0.8, attack[0], 0.0, 0.0))
+    first, again = (training.speed_trojan(tmp_path, CPU, quiet=True) for _ in range(2))
+    assert trainings == [training.SPEED_TRAINED]
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert len(first.tuning[0]) == 10_000
+    assert len(first.test[0]) == training.SPEED_TESTED
+    changed = (first.pairs.corrupted != first.pairs.clean).any(dim=1)
+    assert changed[:, 26:30, 26:30].flatten(1).any(dim=1).all()
+    changed[:, 26:30, 26:30] = False
+    assert not changed.any()
+    attack[0] = 0.5
+    with pytest.raises(RuntimeError, match=r"did not learn the backdoor: attack success 0\.50"):
+        training.speed_trojan(tmp_path / "other", CPU, quiet=True)
+    assert not (tmp_path / "other").exists()

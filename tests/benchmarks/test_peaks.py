@@ -6,25 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.benchmarks import peaks
-from tests.benchmarks.memory import Job, Spent, in_process
-from tests.benchmarks.speed_timing import Span
+from tests.benchmarks.memory import Job, in_process
+from tests.benchmarks.speed_fakes import PIECE, freed, pieces, taken
 
-PIECE = 2**15
-"""Bytes; the C library takes small pieces from its heap and returns them to it."""
-
-known = pytest.mark.skipif(not peaks.RESET.exists(), reason="this system does not tell")
-
-
-def pieces(megabytes: int) -> list[Tensor]:
-    return [torch.ones(PIECE // 4) for _ in range(megabytes * 2**20 // PIECE)]
-
-
-def freed(megabytes: int) -> Tensor:
-    """Leave a heap that is resident and free: below the piece that is kept, nothing goes back."""
-    return pieces(megabytes)[-1]
+known = pytest.mark.skipif(not peaks.RESET.exists(), reason="this system does not say")
 
 
 def resident() -> int:
@@ -68,15 +55,6 @@ def test_what_was_freed_before_hides_nothing(take: object) -> None:
     assert 38 * 2**20 < peak.bytes < 60 * 2**20
 
 
-def taken(job: Job) -> Spent:
-    """What a process answers that freed much, and then takes a megabyte for each reference."""
-    kept = freed(256)
-    with peaks.peak_memory() as peak:
-        pieces(job.references)
-    assert peak.bytes is not None
-    return Spent(Span(0.0, 0.0), peak.bytes, kept.nbytes)
-
-
 @known
 def test_the_same_in_a_fresh_process() -> None:
     spent = in_process(Job("", "", 40), taken)
@@ -100,7 +78,7 @@ def test_a_gpu_is_asked_for_what_it_allocated(monkeypatch: pytest.MonkeyPatch) -
     peaks.check_peaks(device)
 
 
-def test_elsewhere_nobody_can_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_elsewhere_peaks_are_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with peaks.peak_memory(torch.device("meta")) as peak:
         pass
     assert peak.bytes is None

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.model.catalog import editable_layers
 from tests.benchmarks.scale import (
-    MACHINES,
+    H100,
     MODES,
     NETWORKS,
     Term,
@@ -28,7 +28,6 @@ from tests.benchmarks.scale import (
 )
 
 SMALL = Transformer("small", blocks=2, width=512, hidden=800, patch=3, image=30, classes=7)
-H100 = MACHINES["h100"]
 
 
 class Block(nn.Module):
@@ -87,7 +86,7 @@ def test_forward_against_a_counter(network: Network) -> None:
 
 def test_layers_are_those_that_can_be_edited(network: Network) -> None:
     catalog = editable_layers(network, pictures(1))
-    told = sorted((part.key, part.outputs) for part in SMALL.layers() for _ in range(part.count))
+    told = sorted((part.key, part.outputs) for part in SMALL.layers() for _ in range(part.number))
     assert told == sorted((layer.key_size, layer.outputs) for layer in catalog)
 
 

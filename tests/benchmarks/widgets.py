@@ -1,371 +1,233 @@
-"""The widgets as a browser meets them: time to the new view, bytes on the wire, what closing frees.
+"""The widgets as a browser meets them: time to the new view, comms and bytes, what closing frees.
 
-Imports the kernel's client and the tables; what it looks at is set up by `stage` inside a kernel.
+Imports the kernel's client and the tables; what it measures is set up by `backdoor` in a kernel.
+Widgets are driven by their public traits and methods alone, however they are built.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from statistics import linear_regression, median
+from typing import Any
+
+from nbformat import v4
 
 from rectify_widgets.engine.base.progress import Monitor
-from tests.benchmarks.kernel import Answer, Page, Update, kernel
+from tests.benchmarks.backdoor import NAMES
+from tests.benchmarks.kernel import Kernel, Reply, kernel
 from tests.benchmarks.tables import Table
-
-States: TypeAlias = list[dict[str, object]]
-"""What a reader chooses in one control, one after the other."""
 
 INPUTS = 12
 """Pairs to look at."""
-
-CAME_AND_WENT = 100
-"""Widgets of each kind that are opened and closed, twice: what a leak takes, it takes again."""
-
 METHODS = ("input-x-gradient", "integrated-gradients", "grad-cam")
 EDITED = ("stem", "stage2.block0.shortcut", "classifier")
+"""Layers that are edited by hand in the dashboard."""
+CAME_AND_WENT = 100
+"""Widgets of each kind that are opened and closed, twice: what a leak takes, it takes again."""
+COMMS = 120
+"""Most comms of a dashboard."""
 
 SET_UP = f"""
-import rectify_widgets as rw
-from tests.benchmarks.stage import *
-stage = stage(count={INPUTS})
-clock = Clock()
-options = dict(classes=CLASSES)
+from tests.benchmarks.backdoor import *
+backdoor = Backdoor.of(count={INPUTS})
+layers, clock, make = backdoor.layers, NetworkClock(), backdoor.widgets()
 """
 
-OPEN = {
-    "AttributionViewer": "w = AttributionViewer(stage.model, stage.pairs, method='saliency', "
-    "**options)",
-    "PredictionViewer": "w = PredictionViewer(stage.model, result.model, stage.pairs, **options)",
-    "EditabilityViewer": "w = EditabilityViewer(stage.localization())",
-    "HistoryViewer": "w = HistoryViewer(result)",
-    "RectificationDashboard": "w = RectificationDashboard(stage.model, stage.pairs[:1], "
-    "examples=stage.pairs[1:], reference=stage.reference, attribution='saliency', **options)",
-}
-"""Cell that opens each widget on 224 × 224 inputs; the cell after it displays ``w``."""
 
-
-@dataclass
-class Clicks:
-    """What was measured of one kind of click, in milliseconds and bytes."""
-
-    name: str
-    view: list[float] = field(default_factory=list)
-    model: list[float] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-
-    def add(self, answer: Answer, computing: float) -> None:
-        """Note one click: what came back, and the seconds that the network took of them."""
-        self.view.append(1000 * answer.seconds)
-        self.model.append(1000 * computing)
-        self.size.append(answer.size)
-
-    def row(self) -> dict[str, str]:
-        """Median and worst, in all and beyond what the network itself takes."""
-        beyond = [view - model for view, model in zip(self.view, self.model, strict=True)]
-        return {
-            "what": self.name,
-            "figure": both(self.view, "ms"),
-            "network": f"{statistics.median(self.model):.0f} ms",
-            "beyond": both(beyond, "ms"),
-            "wire": f"{max(self.size) / 1000:.0f} KB",
-            "target": "beyond ≤ 150 ms",
-        }
-
-
-def both(values: Sequence[float], unit: str, digits: int = 0) -> str:
-    """Median and worst, as ``12 / 15 ms``."""
-    return f"{statistics.median(values):.{digits}f} / {max(values):.{digits}f} {unit}"
-
-
-def slope(values: Sequence[float]) -> float:
-    """Least-squares growth from one value to the next."""
-    return statistics.linear_regression(range(len(values)), values).slope
-
-
-def largest_picture(text: str) -> int:
-    """Bytes of the largest picture in a message, as it is sent."""
-    return max((len(data) for data in re.findall(r"data:image/[^\"')\\\\ ]+", text)), default=0)
-
-
-def holds(*words: str) -> Callable[[Update], bool]:
-    """A message that has all of these words."""
-    return lambda update: all(word in update.text for word in words)
-
-
-def any_view(update: Update) -> bool:
-    """A message that changes a picture, a table or the look of something."""
-    state = update.state
-    return "</" in str(state.get("value", "")) or bool({"_dom_classes", "outputs"} & set(state))
-
-
-def notebook(cells: Sequence[tuple[str, list[dict[str, Any]]]], state: int) -> int:
-    """Bytes of a notebook of cells with their outputs, and as many of widget state."""
-    document = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "execution_count": count,
-                "id": f"cell-{count}",
-                "metadata": {},
-                "outputs": outputs,
-                "source": source,
-            }
-            for count, (source, outputs) in enumerate(cells, 1)
-        ],
-        "metadata": {},
-        "nbformat": 4,
-        "nbformat_minor": 5,
+def acts(repeats: int) -> dict[str, dict[str, list[str]]]:
+    """What is done in each widget, one after the other: by kind, the statements."""
+    samples = [f"w.index = {place}" for place in range(1, repeats + 1)]
+    back = [f"w.index = {place}" for place in reversed(range(repeats))]
+    layers = [f"w.layer = layers[{place}]" for place in range(1, repeats + 1)]
+    steps = [f"w.history.step = {step}" for step in range(len(EDITED) + 1)]
+    return {
+        "AttributionViewer": {
+            "maps: another sample": samples,
+            "maps: a sample seen before": back,
+            "maps: another method": [f"w.method = {method!r}" for method in METHODS],
+            "maps: another layer (Grad-CAM)": layers,
+        },
+        "PredictionViewer": {"predictions: another sample": samples},
+        "EditabilityViewer": {"layers: another layer": layers},
+        "HistoryViewer": {"history: another step": ["w.step = 1 - w.step"] * repeats},
+        "RectificationDashboard": {
+            "dashboard: another sample": samples,
+            "dashboard: a step back": steps[-2::-1],
+            "dashboard: a step seen before": steps[1:],
+        },
     }
-    return len(json.dumps(document, indent=1, ensure_ascii=False).encode()) + state
-
-
-class Shown:
-    """One widget on a page, and clicks on it."""
-
-    def __init__(self, page: Page, name: str) -> None:
-        self.page = page
-        page.settle()
-        before = page.received
-        page.run(OPEN[name])
-        page.run("w")
-        page.run("w.settle()")
-        page.settle()
-        self.size = page.received - before
-        self.root = page.run("print(w.model_id)")
-
-    def control(self, kind: str, description: str) -> str:
-        """Id of a slider, list or button by its description."""
-        return self.page.find(self.root, kind, description=description)
-
-    def pick(self, comm: str, state: dict[str, object], wanted: Callable[[Update], bool]) -> Answer:
-        """Change a control and wait for the view."""
-        return self.page.view(self.page.set(comm, **state), wanted)
-
-    def series(
-        self,
-        clicks: Clicks,
-        control: tuple[str, str],
-        states: States,
-        wanted: Callable[[dict[str, object]], Callable[[Update], bool]],
-    ) -> Clicks:
-        """The same control again and again."""
-        for state in states:
-            comm = self.control(*control)
-            self.page.run("clock.read();")
-            answer = self.pick(comm, state, wanted(state))
-            clicks.add(answer, float(self.page.run("print(clock.read())")))
-        return clicks
-
-    def options(self, description: str) -> list[str]:
-        """What a list offers."""
-        comm = self.control("Dropdown", description)
-        return [str(label) for label in self.page.models[comm]["_options_labels"]]
-
-    def close(self) -> None:
-        """Close it, so that the next one is alone."""
-        self.page.run("w.close()")
-        self.page.settle()
 
 
 def measure_widgets(repeats: int, progress: Monitor) -> Table:
     """Everything that is promised of the widgets, in one fresh kernel (and one for memory)."""
     table = Table(
         "widgets",
-        "A real kernel, driven by the messages of a browser.  224 × 224 colour inputs, residual "
+        "A real kernel, driven by cells that set public traits.  224 × 224 colour inputs, residual "
         "network of 15 layers, one thread.  Median / worst; `network` is what its forward and "
-        f"backward passes take of it, `wire` the most bytes of one click.  {repeats} repeats.",
+        "backward passes take of it, `comms` the widgets that a browser builds, `messages` and "
+        f"`wire` the most of one act.  {repeats} repeats.",
     )
     with kernel() as page:
-        progress.report(0.02, "a network with a planted behaviour")
+        progress.report(0.02, "a network with a backdoor")
         page.run(SET_UP)
-        page.run("result = stage.rectified()")
-        steps = [_maps, _predictions, _layers, _history, _dashboard, _under_way, _saved]
-        for number, step in enumerate(steps):
-            progress.report(0.1 + 0.5 * number / len(steps), step.__name__.strip("_"))
-            step(page, table, repeats)
+        for number, (name, kinds) in enumerate(acts(repeats).items()):
+            progress.report(0.1 + 0.08 * number, name)
+            _measure_widget(page, table, name, kinds)
+        progress.report(0.5, "while a rectification runs")
+        _measure_under_way(page, table, repeats)
+        _measure_saved(page, table)
     with kernel() as page:
-        _memory(page, table, progress.part(0.6, 1.0))
+        _measure_memory(page, table, progress.part(0.6, 1.0))
     return table
 
 
-def _maps(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "AttributionViewer")
-    sizes: list[int] = [
-        largest_picture(str(page.models[comm].get("value", ""))) for comm in page.inside(shown.root)
-    ]
-    samples: States = [{"value": place} for place in range(1, repeats + 1)]
+def _measure_widget(
+    page: Kernel, table: Table, name: str, kinds: Mapping[str, Sequence[str]]
+) -> None:
+    opened = page.run(f"w = make[{name!r}]()\ndisplay(w)\nw.settle()")
+    target = f"≤ {COMMS} comms" if name == "RectificationDashboard" else "–"
+    _add(table, f"{name}: opened", "–", opened, target=target)
+    if name == "AttributionViewer":
+        size = f"{largest_picture(' '.join(opened.texts)) / 1000:.0f} KB"
+        _add(table, "a picture of 224 × 224", size, target="≤ 100 KB")
+    if name == "RectificationDashboard":
+        for layer in EDITED:
+            page.run(f"w.layer = {layer!r}; w.edit().wait(); w.settle()")
+    for what, statements in kinds.items():
+        page.run("clock.read()")
+        replies = [act(page, statement) for statement in statements]
+        _add_acts(table, what, replies)
+    page.run("w.close()")
 
-    def map_of_sample(state: dict[str, object]) -> Callable[[Update], bool]:
-        return holds(f"sample {state['value']}", "map of the")
 
-    first = Clicks("maps: another sample")
-    shown.series(first, ("IntSlider", "Sample"), samples, map_of_sample)
-    again = Clicks("maps: a sample seen before")
-    back: States = [{"value": place} for place in range(repeats - 1, -1, -1)]
-    shown.series(again, ("IntSlider", "Sample"), back, map_of_sample)
-    labels = shown.options("Method")
-    method = Clicks("maps: another method")
-    states: States = [{"index": labels.index(name)} for name in METHODS]
-    shown.series(
-        method,
-        ("Dropdown", "Method"),
-        states,
-        lambda s: holds(f"{labels[int(str(s['index']))]} map"),
-    )
-    layer = Clicks("maps: another layer (Grad-CAM)")
-    count = min(len(shown.options("Layer")), repeats + 1)
-    layers: States = [{"index": place} for place in range(1, count)]
-    shown.series(layer, ("Dropdown", "Layer"), layers, lambda _: holds("grad-cam map"))
-    for clicks in (first, again, method, layer):
-        table.add(**clicks.row())
+def act(page: Kernel, statement: str) -> Reply:
+    """Do something and wait for the view; prints the milliseconds that the network took.
+
+    Raises:
+        RuntimeError: no message of a widget came back.
+    """
+    reply = page.run(f"{statement}\nw.settle()\nprint(1000 * clock.read())")
+    if not reply.seconds:
+        raise RuntimeError(f"nothing in the view changed after {statement!r}")
+    return reply
+
+
+def _add_acts(
+    table: Table,
+    what: str,
+    replies: Sequence[Reply],
+    *,
+    computing: float | None = None,
+    most: int = 150,
+) -> None:
+    """The view is complete with its last message; ``computing`` milliseconds are the network's."""
+    views = [1000 * reply.seconds[-1] for reply in replies]
+    network = [float(reply.printed) if computing is None else computing for reply in replies]
+    beyond = [view - own for view, own in zip(views, network, strict=True)]
+    _add(
+        table, what, both(views), *replies, network=f"{median(network):.0f} ms",
+        beyond=both(beyond), target=f"beyond ≤ {most} ms",
+    )  # fmt: skip
+
+
+def _add(
+    table: Table, what: str, figure: str, *replies: Reply, network: str = "–", beyond: str = "–",
+    target: str = "–",
+) -> None:  # fmt: skip
+    """A row; of several replies the most comms, messages and bytes."""
+    counts = [(reply.opened, len(reply.seconds), reply.size) for reply in replies]
+    comms, messages, size = map(max, zip(*counts, strict=True)) if counts else ("–", "–", None)
+    wire = "–" if size is None else f"{int(size) / 1000:.0f} KB"
     table.add(
-        what="a picture of 224 × 224", figure=f"{max(sizes) / 1000:.0f} KB", network="–",
-        beyond="–", wire="–", target="≤ 100 KB",
+        what=what, figure=figure, network=network, beyond=beyond, comms=comms, messages=messages,
+        wire=wire, target=target,
     )  # fmt: skip
-    shown.close()
 
 
-def _predictions(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "PredictionViewer")
-    samples: States = [{"value": place} for place in range(1, repeats + 1)]
-    clicks = Clicks("predictions: another sample")
-    table.add(**shown.series(clicks, ("IntSlider", "Sample"), samples, lambda _: any_view).row())
-    shown.close()
-
-
-def _layers(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "EditabilityViewer")
-    states: States = [{"index": place} for place in range(2, repeats + 2)]
-    clicks = Clicks("layers: another layer")
-    table.add(**shown.series(clicks, ("Dropdown", "Layer"), states, lambda _: any_view).row())
-    shown.close()
-
-
-def _history(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "HistoryViewer")
-    states: States = [{"value": place % 2} for place in range(repeats + 1)]
-    start = int(page.run("print(w.step)"))
-    clicks = Clicks("history: another step")
-    shown.series(clicks, ("IntSlider", "Step"), states[1 - start :], lambda _: any_view)
-    table.add(**clicks.row())
-    shown.close()
-
-
-def _dashboard(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "RectificationDashboard")
-    for layer in EDITED:
-        page.run(f"w.layer = {layer!r}; w.edit().wait(); w.settle()")
-    page.settle()
-    samples: States = [{"value": place} for place in range(1, repeats + 1)]
-    clicks = Clicks("dashboard: another sample")
-    shown.series(
-        clicks, ("IntSlider", "Sample"), samples,
-        lambda s: holds(f"sample {s['value']}", "map of the"),
-    )  # fmt: skip
-    table.add(**clicks.row())
-    last = len(EDITED)
-    steps: States = [{"value": place} for place in range(last - 1, -1, -1)]
-    clicks = Clicks("dashboard: a step back")
-    shown.series(clicks, ("IntSlider", "Step"), steps, lambda _: holds("map of the"))
-    table.add(**clicks.row())
-    clicks = Clicks("dashboard: a step seen before")
-    forward: States = [{"value": place} for place in range(1, last + 1)]
-    shown.series(clicks, ("IntSlider", "Step"), forward, lambda _: holds("map of the"))
-    table.add(**clicks.row())
-    table.add(
-        what="the whole dashboard", figure=f"{shown.size / 1000:.0f} KB", network="–", beyond="–",
-        wire="–", target="–",
-    )  # fmt: skip
-    shown.close()
-
-
-def _under_way(page: Page, table: Table, repeats: int) -> None:
-    shown = Shown(page, "RectificationDashboard")
-    idle = Clicks("idle")
-    states: States = [{"value": place} for place in (1, 2, 3)]
-    shown.series(
-        idle, ("IntSlider", "Sample"), states,
-        lambda s: holds(f"sample {s['value']}", "map of the"),
-    )  # fmt: skip
-    busy = Clicks("another sample while a rectification runs")
-    cells, answered, ended = [], [], []
+def _measure_under_way(page: Kernel, table: Table, repeats: int) -> None:
+    page.run(f"w = make[{NAMES[-1]!r}]()\ndisplay(w)\nw.settle()\nclock.read()")
+    idle = median(float(act(page, f"w.index = {place}").printed) for place in (1, 2, 3))
+    busy, cells, answers, ends = [], [], [], []
     place = 3
     for _ in range(max(repeats // 2, 1)):
-        page.until(page.click(shown.control("Button", "Rectify")), holds("%"))
-        samples = shown.control("IntSlider", "Sample")
+        page.run("job = w.rectify()")
         for _ in range(repeats):
-            place = (place + 1) % INPUTS
-            sent = page.set(samples, value=place)
-            seconds = page.until(sent, holds(f"sample {place}", "map of the"))
-            busy.add(Answer(seconds, 0), statistics.median(idle.model) / 1000)
-            began = time.perf_counter()
-            page.run("1 + 1")
-            cells.append(1000 * (time.perf_counter() - began))
-            time.sleep(0.3)
-        sent = page.click(shown.control("Button", "Cancel"))
-        stopping, cancelled = holds("stopping"), holds("ancelled")
-        answered.append(
-            1000 * page.until(sent, lambda u: stopping(u) or cancelled(u))  # noqa: B023 - used now
-        )
-        ended.append(1000 * page.until(sent, cancelled))
+            place = (place + 1) % (INPUTS - 1)
+            busy.append(act(page, f"w.index = {place}"))
+            done = page.run("1 + 1").done
+            assert done is not None
+            cells.append(1000 * done)
+        if page.run("print(job.done)").printed.strip() == "True":
+            raise RuntimeError("the rectification ended before it was cancelled")
+        cancelled = page.run("w.cancel()\nwait_for(job)")
+        answers.append(1000 * cancelled.seconds[0])
+        ends.append(1000 * cancelled.seconds[-1])
         page.run("w.settle()")
-    table.add(**busy.row() | {"wire": "–", "target": "beyond ≤ 300 ms"})
-    for what, values, target in (
-        ("a cell while a rectification runs", cells, "–"),
-        ("Cancel: the answer", answered, "≤ 300 ms"),
-        ("Cancel: the work has ended", ended, "–"),
-    ):
-        table.add(
-            what=what, figure=both(values, "ms"), network="–", beyond="–", wire="–", target=target
-        )
-    shown.close()
+    what = "another sample while a rectification runs"
+    _add_acts(table, what, busy, computing=idle, most=300)
+    _add(table, "a cell while a rectification runs", both(cells))
+    _add(table, "Cancel: the answer", both(answers), target="≤ 300 ms")
+    _add(table, "Cancel: the work has ended", both(ends))
+    page.run("w.close()")
 
 
-def _saved(page: Page, table: Table, _: int) -> None:
-    cells = []
-    for number, (name, code) in enumerate(OPEN.items()):
-        cell = f"{code}\nw{number} = w\nw"
-        page.run(cell)
-        cells.append((cell, page.outputs))
-        page.run("w.settle(); w.snapshot()")
-        cells.append((f"{name}.snapshot()", page.outputs))
-    page.settle()
-    state = int(page.run("print(widget_state())"))
+def _measure_saved(page: Kernel, table: Table) -> None:
+    """All five widgets in one notebook, with their snapshots."""
+    cells = [
+        (code, page.run(code).outputs)
+        for name in NAMES
+        for code in (f"w_{name} = w = make[{name!r}]()\nw", "w.settle(); w.snapshot()")
+    ]
+    size, state = notebook_size(cells), int(page.run("print(widget_state())").printed)
     for what, extra in (("without", 0), ("with", state)):
-        table.add(
-            what=f"a notebook with all five and their snapshots, {what} widget state",
-            figure=f"{notebook(cells, extra) / 1e6:.2f} MB", network="–", beyond="–", wire="–",
-            target="< 1.5 MB",
+        _add(
+            table, f"a notebook with all five and their snapshots, {what} widget state",
+            f"{(size + extra) / 1e6:.2f} MB", target="< 1.5 MB",
         )  # fmt: skip
 
 
-def _memory(page: Page, table: Table, progress: Monitor) -> None:
-    page.run("from tests.benchmarks.stage import *\nmade = makers(stage(32, 4, 8))")
-    names = json.loads(page.run("import json; print(json.dumps(list(made)))"))
-    for number, name in enumerate(names):
-        progress.report(number / len(names), f"{2 * CAME_AND_WENT} × {name}")
-        code = f"print(json.dumps(open_and_close(made[{name!r}], {2 * CAME_AND_WENT})))"
-        seen = json.loads(page.run(code, seconds=1200))
-        table.add(
-            what=f"{name}: {CAME_AND_WENT} opened and closed, and again",
-            figure=grown(seen), network="–", beyond="–", wire="–", target="no growth",
-        )  # fmt: skip
+def _measure_memory(page: Kernel, table: Table, progress: Monitor) -> None:
+    page.run("from tests.benchmarks.backdoor import *\nmake = Backdoor.of(32, 4, 8).widgets()")
+    for number, name in enumerate(NAMES):
+        progress.report(number / len(NAMES), f"{2 * CAME_AND_WENT} × {name}")
+        counts = page.run(f"print(open_and_close(make[{name!r}], {2 * CAME_AND_WENT}))").printed
+        what = f"{name}: {CAME_AND_WENT} opened and closed, and again"
+        _add(table, what, grown(json.loads(counts)), target="no growth")
 
 
-def grown(seen: Sequence[tuple[int, int, float]]) -> str:
+def both(milliseconds: Sequence[float]) -> str:
+    """Median and worst, as ``12 / 15 ms``."""
+    return f"{median(milliseconds):.0f} / {max(milliseconds):.0f} ms"
+
+
+def grown(counts: Sequence[tuple[int, int, float]]) -> str:
     """Growth of threads, widgets and megabytes in the first half and in the second.
 
     Memory is compared by the slope of each half, since single readings jump with the allocator.
     """
-    half = len(seen) // 2
-    threads, widgets, memory = zip(*seen, strict=True)
-    first, second = (half * slope(part) for part in (memory[:half], memory[half:]))
+    half = len(counts) // 2
+    threads, widgets, memory = zip(*counts, strict=True)
+    first, second = (
+        half * linear_regression(range(half), part).slope
+        for part in (memory[:half], memory[-half:])
+    )
     return (
         f"{threads[-1] - threads[0]:+d} threads, {widgets[-1] - widgets[0]:+d} widgets, "
         f"{first:+.1f} and {second:+.1f} MB"
     )
+
+
+def notebook_size(cells: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> int:
+    """Bytes of a notebook of cells with their outputs, as the messages bring them."""
+    code = [
+        v4.new_code_cell(source, outputs=list(map(v4.output_from_msg, outputs)))  # type: ignore[no-untyped-call]
+        for source, outputs in cells
+    ]
+    return len(v4.writes_json(v4.new_notebook(cells=code)).encode())  # type: ignore[no-untyped-call]
+
+
+def largest_picture(text: str) -> int:
+    """Bytes of the largest picture in a message, as it is sent."""
+    return max((len(data) for data in re.findall(r"data:image/[^\"')\\ ]+", text)), default=0)
