@@ -6,18 +6,19 @@ Oracles are counts and formulas worked out here; the networks are those of the e
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets import baselines
-from rectify_widgets.baselines import BASELINES
+from rectify_widgets.baselines import BASELINES, Baseline, Method, Option, run
 from rectify_widgets.baselines.latent import latent_layers
-from rectify_widgets.baselines.screening import screened
-from rectify_widgets.baselines.task import Task, draw_batch, prepare
-from rectify_widgets.baselines.tuning import PENALTY, Options, grid, run
+from rectify_widgets.baselines.method import Options
+from rectify_widgets.baselines.projective_clarc import project
+from rectify_widgets.baselines.task import Task, draw_batch, pose_task
+from rectify_widgets.baselines.tuning import PENALTY, Validator, grid, screened, tune
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -60,43 +61,23 @@ def tiny_validation() -> tuple[Tensor, Tensor]:
 
 
 def tiny_task(model: nn.Module | None = None, **changes: Any) -> Task:
-    given: dict[str, Any] = {
-        "reference": images(20, seed=5),
-        "validation": tiny_validation(),
-        "augmented": False,
-        "opacity": None,
-        "seed": 0,
-    }
-    return prepare(model or Tiny(), tiny_pairs(), **{**given, **changes})
+    given: dict[str, Any] = {"reference": images(20, seed=5), "validation": tiny_validation()}
+    return pose_task(model or Tiny(), tiny_pairs(), **{**given, **changes})
 
 
 # The registry
 
 
-def test_every_method_is_registered_with_the_one_signature() -> None:
-    import inspect
-
-    assert list(BASELINES) == list(QUICK)
-    shared = [
-        "model",
-        "pairs",
-        "reference",
-        "validation",
-        "augmented",
-        "opacity",
-        "seed",
-        "progress",
-        "cancel",
-    ]
-    for method in BASELINES.values():
-        signature = inspect.signature(method)
-        assert list(signature.parameters)[: len(shared)] == shared
-        own = list(signature.parameters.values())[len(shared) :]
-        assert all(option.default is None for option in own)
-        documentation = vars(inspect.getmodule(method))["__doc__"]
-        assert "What differs" in " ".join(documentation.split())
-        assert method.__doc__ is not None
-    assert set(baselines.__all__) >= {"BASELINES", "Baseline", "Trial"}
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_method_says_what_it_takes_and_what_differs_from_the_paper(name: str) -> None:
+    method = BASELINES[name]
+    assert method.name == name
+    assert set(QUICK[name]) <= set(method.options)
+    assert [line.split(":")[0].strip() for line in str(method).splitlines()] == [
+        name, *method.options
+    ]  # fmt: skip
+    documentation = vars(inspect.getmodule(method.attempt))["__doc__"]
+    assert "What differs" in " ".join(documentation.split())
 
 
 # No trace, same seed same weights, cancelled when asked
@@ -112,14 +93,12 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
     shares: list[float] = []
     given: dict[str, Any] = {"reference": reference, "validation": validation, **QUICK[name]}
     with untouched(model, reference, *validation, pairs.clean, pairs.corrupted):
-        first = BASELINES[name](
-            model, pairs, progress=lambda share, _: shares.append(share), **given
-        )
-        second = BASELINES[name](model, pairs, **given)
+        first = run(name, model, pairs, progress=lambda share, _: shares.append(share), **given)
+        second = run(name, model, pairs, **given)
     assert first.method == name
     assert first.seconds > 0
     assert dict(first.options) == dict(second.options)
-    assert [trial.score for trial in first.tried] == [trial.score for trial in second.tried]
+    assert [trial.score for trial in first.trials] == [trial.score for trial in second.trials]
     states = [result.model.state_dict() for result in (first, second)]
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -138,8 +117,8 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_changed_copy_can_be_copied_and_its_state_loaded(name: str) -> None:
-    result = BASELINES[name](Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
-    assert result.tried == ()
+    result = run(name, Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
+    assert result.trials == ()
     x = images(5, seed=9)
     again = copy.deepcopy(result.model)
     assert torch.equal(again(x), result.model(x))
@@ -163,7 +142,8 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
             return asked[0] > patience
 
         with untouched(model), pytest.raises(Cancelled):
-            BASELINES[name](
+            run(
+            name,
                 model, tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
                 cancel=cancel, **QUICK[name],
             )  # fmt: skip
@@ -173,7 +153,8 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
 @pytest.mark.parametrize("name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons"])
 def test_another_seed_draws_other_batches(name: str) -> None:
     weights = [
-        BASELINES[name](
+        run(
+            name,
             Tiny(), tiny_pairs(), reference=images(90, seed=5), seed=seed,
             **{**QUICK[name], "learning_rate": 0.05},
         ).model.get_parameter("head.weight")
@@ -191,7 +172,7 @@ def test_other_networks(name: str) -> None:
     pairs = SamplePairs(bad[:3], x[:3])
     for method in BASELINES:
         options = {key: value for key, value in QUICK[method].items() if key == "steps"}
-        result = BASELINES[method](model, pairs, reference=x, **options)
+        result = run(method, model, pairs, reference=x, **options)
         assert torch.isfinite(result.model(x)).all(), method
 
 
@@ -223,6 +204,15 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("another_explanation", {"explanations": 0}, ValueError, "explanations: got 0"),
     ("last_layer", {"reference": None}, ValueError, "reference: got None"),
     ("last_layer", {"strength": 0}, ValueError, "strength: got 0"),
+    ("last_layer", {"layer": "third"}, ValueError, "layer: got 'third', want one of 'head'"),
+    (
+        "fine_tuning",
+        {"ridge": 3},
+        TypeError,
+        "ridge: fine_tuning has no such option.*it has learning_rate",
+    ),
+    ("p_clarc", {"spaces": "map"}, TypeError, "did you mean 'space'"),
+    ("fine_tunning", {}, ValueError, "method: got 'fine_tunning'.*did you mean 'fine_tuning'"),
 ]
 
 
@@ -233,12 +223,7 @@ def test_bad_input_is_refused(
     model = Tiny()
     given = {"model": model, "pairs": tiny_pairs(), "reference": images(6, seed=5), **changes}
     with untouched(model), pytest.raises(error, match=message):
-        BASELINES[name](**given)
-
-
-def test_an_option_that_a_method_does_not_have_is_refused() -> None:
-    with pytest.raises(TypeError, match="ridge"):
-        BASELINES["fine_tuning"](Tiny(), tiny_pairs(), ridge=3)
+        run(name, **given)
 
 
 # What there is to learn from
@@ -263,7 +248,7 @@ def test_examples_are_pairs_and_references_under_the_models_own_labels() -> None
 def test_augmented_pairs_are_the_references_with_the_corruption() -> None:
     task = tiny_task(augmented=True)
     assert len(task.pairs) == 22
-    assert len(task.own) == 2
+    assert len(task.problem.pairs) == 2
     assert torch.equal(task.pairs.corrupted[2:], corrupted(images(20, seed=5)))
     assert len(task.clean()) == 22
 
@@ -288,10 +273,15 @@ def shifting(model: nn.Module, _: Task, options: Options, __: Monitor) -> None:
         model.get_parameter("head.bias")[0] += options["shift"] * options.get("sign", 1)
 
 
-def tuned(axes: dict[str, list[Any]], **changes: Any) -> baselines.Baseline:
+def stand_in(values: list[Any]) -> Option:
+    return Option("", lambda _: values, lambda _, __, given: given)
+
+
+def tuned(values: dict[str, list[Any]], **changes: Any) -> Baseline:
     """One option at a time."""
-    separate = [grid(**{name: values}) for name, values in axes.items()]
-    return run("stand-in", tiny_task(**changes), separate, shifting, Monitor())
+    axes = tuple({name: stand_in(some)} for name, some in values.items())
+    given: dict[str, Any] = {"reference": images(20, seed=5), "validation": tiny_validation()}
+    return run(Method("stand-in", axes, shifting), Tiny(), tiny_pairs(), **{**given, **changes})
 
 
 def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
@@ -302,7 +292,7 @@ def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
     model, xt = Tiny(), transplant(tiny_pairs(), x)
     best = -9.0
     before = evaluate(model, (x, y), (xt, y))
-    for trial in result.tried:
+    for trial in result.trials:
         changed = Tiny()
         shifting(changed, tiny_task(), trial.options, Monitor())
         report = evaluate(changed, (x, y), (xt, y))
@@ -311,13 +301,13 @@ def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
         lost = max(before.overall_accuracy - report.overall_accuracy, 0.0)
         assert trial.score == pytest.approx((report.corrupted_accuracy or 0.0) - PENALTY * lost)
         best = max(best, trial.score or -9.0)
-    assert min(trial.clean_accuracy for trial in result.tried) < before.overall_accuracy
-    assert [trial.options["shift"] for trial in result.tried[:3]] == [0.0, 1.0, 50.0]
-    assert len(result.tried) == 4
-    assert max(t.score for t in result.tried if t.score is not None) == best
-    chosen = next(t for t in result.tried if dict(t.options) == dict(result.options))
+    assert min(trial.clean_accuracy for trial in result.trials) < before.overall_accuracy
+    assert [trial.options["shift"] for trial in result.trials[:3]] == [0.0, 1.0, 50.0]
+    assert len(result.trials) == 4
+    assert max(t.score for t in result.trials if t.score is not None) == best
+    chosen = next(t for t in result.trials if dict(t.options) == dict(result.options))
     assert chosen.score == best
-    assert str(len(result.tried)) in repr(result)
+    assert str(len(result.trials)) in repr(result)
     assert str(result).count("corrupted") == 4
 
 
@@ -328,14 +318,14 @@ def test_a_tie_goes_to_the_published_default() -> None:
 def test_without_validation_the_published_defaults_are_taken() -> None:
     result = tuned({"shift": [3.0, 4.0]}, validation=None)
     assert dict(result.options) == {"shift": 3.0}
-    assert result.tried == ()
+    assert result.trials == ()
     assert result.model.get_parameter("head.bias")[0] == Tiny().head.bias[0] + 3
 
 
 def test_weights_that_are_nan_are_never_chosen() -> None:
     result = tuned({"shift": [float("nan"), -80.0]})
     assert result.options["shift"] == -80.0
-    assert result.tried[0].score is None
+    assert result.trials[0].score is None
     assert "–" in str(result)
     for validation in (None, tiny_validation()):
         with pytest.raises(ValueError, match="infinite or NaN"):
@@ -349,13 +339,14 @@ def test_layers_that_the_corruption_does_not_reach_are_passed_over() -> None:
 
 
 def test_options_that_hang_together_are_tried_together() -> None:
-    choices = grid(shift=[0.0, 1.0], sign=[1, -1])
+    choices = grid({"shift": [0.0, 1.0], "sign": [1, -1]})
     assert choices == [
         {"shift": 0.0, "sign": 1}, {"shift": 0.0, "sign": -1},
         {"shift": 1.0, "sign": 1}, {"shift": 1.0, "sign": -1},
     ]  # fmt: skip
-    result = run("stand-in", tiny_task(), [choices], shifting, Monitor())
-    assert [trial.options for trial in result.tried] == choices
+    axis = {"shift": stand_in([0.0, 1.0]), "sign": stand_in([1, -1])}
+    method = Method("stand-in", (axis,), shifting)
+    assert [trial.options for trial in tune(method, tiny_task(), {}, Monitor())[2]] == choices
 
 
 # Layers to choose from
@@ -363,34 +354,37 @@ def test_options_that_hang_together_are_tried_together() -> None:
 
 def test_a_costly_method_tries_the_layers_where_projecting_does_best() -> None:
     task = tiny_task()
-    layers = ["third", "second", "first"]
-    found = screened(task, layers, ["map", "channel"], Monitor())
-    scores = {}
-    for layer in layers:
-        for space in ("map", "channel"):
-            (trial,) = baselines.p_clarc(
-                Tiny(), tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
-                layer=layer, space=space,
-            ).tried  # fmt: skip
-            assert trial.score is not None
-            scores[layer, space] = trial.score
-    assert found[0] == {"space": "map", "layer": "third"}
-    del scores["third", "map"]
-    places = [(place["layer"], place["space"]) for place in found[1:]]
-    assert [scores[place] for place in places] == sorted(scores.values(), reverse=True)[:4]
-    unjudged = screened(tiny_task(validation=None), layers, ["map", "channel"], Monitor())
-    assert len(unjudged) == 6
+    assert task.validation is not None
+    places = grid({"space": ["map", "channel"], "layer": ["third", "second", "first"]})
+    found = screened(project, task, places, Validator(task, task.validation), Monitor())
+    scores = []
+    for place in places:
+        (trial,) = run(
+            "p_clarc", Tiny(), tiny_pairs(), reference=images(20, seed=5),
+            validation=tiny_validation(), **place,
+        ).trials  # fmt: skip
+        assert trial.score is not None
+        scores.append(trial.score)
+    assert found[0] == places[0]
+    rest = [scores[places.index(place)] for place in found[1:]]
+    assert rest == sorted(scores[1:], reverse=True)[:4]
+    result = run(
+        "a_clarc",
+        Tiny(),
+        tiny_pairs(),
+        reference=images(20, seed=5),
+        validation=tiny_validation(),
+        steps=1,
+        learning_rate=0.1,
+        trained="linear",
+    )
+    assert len(result.trials) == 5
 
 
 def test_latent_layers_are_called_once_and_lie_before_the_scores() -> None:
-    model = make("residual")
     x = torch.rand(2, 3, 9, 9)
-    task = prepare(
-        model, SamplePairs(x + 1, x), reference=None, validation=None, augmented=False,
-        opacity=None, seed=0,
-    )  # fmt: skip
-    found = latent_layers(model, task.catalog, x)
-    assert found == [
+    task = pose_task(make("residual"), SamplePairs(x + 1, x))
+    assert latent_layers(task.problem) == [
         "block2", "block2.short", "block2.conv2", "block2.conv1", "block1", "block1.conv2",
         "block1.conv1", "stem",
     ]  # fmt: skip
@@ -415,7 +409,8 @@ FIXED: dict[str, dict[str, Any]] = {
 def test_a_backdoor_becomes_weaker_at_little_cost(name: str, toy: Toy) -> None:
     before = toy.rates(toy.model)
     assert before[1] > 0.95
-    result = BASELINES[name](
+    result = run(
+            name,
         toy.model, SamplePairs(toy.pairs.corrupted, toy.pairs.clean), reference=toy.reference,
         validation=samples(100, seed=8), **FIXED[name],
     )  # fmt: skip

@@ -7,18 +7,17 @@ differences.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.baselines.augmentative_clarc import a_clarc
+from rectify_widgets.baselines import run
 from rectify_widgets.baselines.latent import (
     Compensation,
     Concept,
-    Followed,
+    LayerWrapper,
     Mask,
     find_concept,
     insert,
@@ -26,9 +25,8 @@ from rectify_widgets.baselines.latent import (
     pattern_cav,
     take_out,
 )
-from rectify_widgets.baselines.projective_clarc import p_clarc
-from rectify_widgets.baselines.right_reason_clarc import penalised, rr_clarc
-from rectify_widgets.baselines.task import Batch, Task, prepare
+from rectify_widgets.baselines.right_reason_clarc import penalised
+from rectify_widgets.baselines.task import Batch, Task, pose_task
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.model.running import eval_mode
@@ -66,13 +64,9 @@ def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     return found
 
 
-def task_for(model: nn.Module, count: int = 3, **changes: Any) -> Task:
-    clean = images(count, seed=3).to(next(model.parameters()).dtype)
-    given: dict[str, Any] = {
-        "reference": images(20, seed=5), "validation": None, "augmented": False, "opacity": None,
-        "seed": 0,
-    }  # fmt: skip
-    return prepare(model, SamplePairs(corrupted(clean), clean), **{**given, **changes})
+def task_for(model: nn.Module) -> Task:
+    clean = images(3, seed=3)
+    return pose_task(model, SamplePairs(corrupted(clean), clean), reference=images(20, seed=5))
 
 
 # The direction
@@ -99,8 +93,8 @@ def test_the_pattern_of_samples_that_do_not_differ_is_refused() -> None:
 def test_the_concept_is_the_mean_change_of_the_pairs(space: str) -> None:
     model = Tiny()
     task = task_for(model)
-    with eval_mode(task.model):
-        concept = find_concept(task.model, task, "third", space)
+    with eval_mode(task.problem.model):
+        concept = find_concept(task.problem.model, task, "third", space)
     outputs = [
         output_of(model, "third", x)
         for x in (task.pairs.corrupted, task.pairs.clean, images(20, seed=5))
@@ -143,7 +137,7 @@ def test_a_module_behind_a_layer_can_be_put_in_and_taken_out() -> None:
         assert not torch.equal(model(x), before)
         assert output_of(model, "block2.conv1", x).abs().max() == 0
         part = model.get_submodule("block2.conv1")
-        assert isinstance(part, Followed)
+        assert isinstance(part, LayerWrapper)
         assert part.weight is part.layer.weight  # a network may ask for it
         with pytest.raises(AttributeError, match="nothing"):
             _ = part.nothing
@@ -166,7 +160,7 @@ def test_a_layer_with_its_own_way_of_being_copied_is_copied_as_a_whole() -> None
     model = nn.Sequential(Own(4, 4), nn.Linear(4, 2))
     insert(model, "0", Mask(torch.tensor([1.0, 0.0, 1.0, 0.0])))
     twin, x = copy.deepcopy(model), torch.rand(3, 4)
-    assert isinstance(twin[0], Followed)
+    assert isinstance(twin[0], LayerWrapper)
     assert torch.equal(twin(x), model(x))
 
 
@@ -178,10 +172,12 @@ def test_a_layer_with_its_own_way_of_being_copied_is_copied_as_a_whole() -> None
 def test_p_clarc_puts_every_input_where_clean_ones_lie(layer: str, space: str) -> None:
     model = Tiny()
     task = task_for(model)
-    result = p_clarc(model, task.pairs, reference=images(20, seed=5), layer=layer, space=space)
+    result = run(
+        "p_clarc", model, task.pairs, reference=images(20, seed=5), layer=layer, space=space
+    )
     assert dict(result.options) == {"layer": layer, "space": space}
-    with eval_mode(task.model):
-        concept = find_concept(task.model, task, layer, space)
+    with eval_mode(task.problem.model):
+        concept = find_concept(task.problem.model, task, layer, space)
     for x in (task.pairs.corrupted, images(7, seed=8)):
         a = output_of(result.model, layer, x)
         seen = a.flatten(2).amax(2) if space == "channel" else a.flatten(1)
@@ -195,10 +191,10 @@ def test_p_clarc_works_on_half_precision_and_tokens() -> None:
     bad[:, :, 3:6, 3:6] = 1.0
     model = make("transformer")
     for space in ("channel", "map"):
-        result = p_clarc(model, SamplePairs(bad, x), layer="block", space=space)
+        result = run("p_clarc", model, SamplePairs(bad, x), layer="block", space=space)
         assert torch.isfinite(result.model(bad)).all()
         assert not torch.equal(result.model(bad), model(bad))
-    halved = p_clarc(model.bfloat16(), SamplePairs(bad, x), layer="block", space="map").model
+    halved = run("p_clarc", model.bfloat16(), SamplePairs(bad, x), layer="block", space="map").model
     assert halved(x.bfloat16()).dtype == torch.bfloat16
 
 
@@ -213,15 +209,15 @@ def test_a_clarc_trains_with_every_input_where_corrupted_ones_lie(
     model, seen = Tiny(), []
     task = task_for(model)
 
-    def watching(work: nn.Module, *_: object, **__: object) -> None:
+    def watching(work: nn.Module, *_: object) -> None:
         seen.append(output_of(work, "third", images(9, seed=8)).flatten(2).amax(2))
 
     monkeypatch.setattr(room, "train", watching)
-    result = a_clarc(
-        model, task.pairs, reference=images(20, seed=5), layer="third", space="channel"
+    result = run(
+        "a_clarc", model, task.pairs, reference=images(20, seed=5), layer="third", space="channel"
     )
-    with eval_mode(task.model):
-        concept = find_concept(task.model, task, "third", "channel")
+    with eval_mode(task.problem.model):
+        concept = find_concept(task.problem.model, task, "third", "channel")
     along = seen[0] @ concept.vector
     torch.testing.assert_close(along, torch.full_like(along, concept.corrupted))
     assert [type(part) for part in result.model.modules()] == [type(p) for p in model.modules()]
@@ -231,14 +227,15 @@ def test_a_clarc_trains_with_every_input_where_corrupted_ones_lie(
 
 def test_linear_layers_alone_are_trained_by_default() -> None:
     model = Tiny()
-    for method in (a_clarc, rr_clarc):
-        result = method(
+    for name in ("a_clarc", "rr_clarc"):
+        result = run(
+            name,
             model, task_for(model).pairs, reference=images(20, seed=5), layer="third", steps=3,
             learning_rate=0.1,
         )  # fmt: skip
         changed = {
-            name for name, value in result.model.named_parameters()
-            if not torch.equal(value, model.get_parameter(name))
+            key for key, value in result.model.named_parameters()
+            if not torch.equal(value, model.get_parameter(key))
         }  # fmt: skip
         assert changed == {"head.weight", "head.bias"}
 
@@ -286,8 +283,8 @@ def test_the_penalty_is_the_squared_slope_along_the_direction(layer: str, space:
 def test_rr_clarc_flattens_the_direction() -> None:
     model = Tiny()
     task = task_for(model)
-    with eval_mode(task.model):
-        concept = find_concept(task.model, task, "third", "channel")
+    with eval_mode(task.problem.model):
+        concept = find_concept(task.problem.model, task, "third", "channel")
     x = images(16, seed=8)
     batch = Batch(x, model(x).argmax(1), torch.full((16,), 1 / 16), torch.zeros_like(x).bool())
 
@@ -299,8 +296,8 @@ def test_rr_clarc_flattens_the_direction() -> None:
         return float((pair[1] - pair[0]).detach())
 
     results = [
-        rr_clarc(
-            model, task.pairs, reference=images(20, seed=5), layer="third", space="channel",
+        run(
+        "rr_clarc", model, task.pairs, reference=images(20, seed=5), layer="third", space="channel",
             penalty=penalty, learning_rate=0.01, trained="all", steps=30,
         ).model
         for penalty in (0.0, 1e4)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.baselines.last_layer import balance, logistic_regression, retrain_last_layer
-from rectify_widgets.baselines.rewriting import descend, least_squares, rewrite
+from rectify_widgets.baselines import run
+from rectify_widgets.baselines.last_layer import balance, logistic_regression
+from rectify_widgets.baselines.rewriting import descend, least_squares
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
@@ -119,8 +120,8 @@ def test_the_iteration_comes_to_the_optimum() -> None:
 
 def test_rewriting_applies_what_it_found() -> None:
     model, pairs, x, edit = closed("residual", "block2.conv1")
-    result = rewrite(
-        model, pairs, reference=x, layer="block2.conv1", ridge=0.01, learning_rate=0.05
+    result = run(
+        "rewriting", model, pairs, reference=x, layer="block2.conv1", ridge=0.01, learning_rate=0.05
     )
     optimum = copy.deepcopy(model)
     edit.apply(optimum)
@@ -141,7 +142,7 @@ def test_rewriting_applies_what_it_found() -> None:
 def test_the_layer_is_the_last_convolution_unless_named() -> None:
     pairs, x = pairs_of()
     for network, layer in (("plain", "second"), ("perceptron", "layers.5"), ("mobile", "project")):
-        result = rewrite(make(network), pairs, reference=x, steps=1)
+        result = run("rewriting", make(network), pairs, reference=x, steps=1)
         assert result.options["layer"] == layer
 
 
@@ -206,7 +207,7 @@ def test_the_retrained_layer_is_the_regression_on_standardised_features(build: t
     model, clean, reference = build().double(), images(2, seed=3).double(), images(30, seed=5)
     reference = reference.double()
     pairs = SamplePairs(corrupted(clean), clean)
-    result = retrain_last_layer(model, pairs, reference=reference, strength=0.5)
+    result = run("last_layer", model, pairs, reference=reference, strength=0.5)
     with torch.no_grad():
         usual = torch.cat([clean, reference])
         labels = torch.cat([model(usual), model(clean)]).argmax(dim=1)
@@ -230,4 +231,4 @@ def test_scores_that_do_not_come_from_a_linear_layer_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Softmax(dim=1)).eval()
     clean = images(2)
     with pytest.raises(ValueError, match="not the output of a linear layer"):
-        retrain_last_layer(model, SamplePairs(corrupted(clean), clean), reference=images(9))
+        run("last_layer", model, SamplePairs(corrupted(clean), clean), reference=images(9))

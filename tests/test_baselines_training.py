@@ -10,19 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.fine_pruning import fine_prune, use_of_channels
-from rectify_widgets.baselines.fine_tuning import fine_tune
+from rectify_widgets.baselines import BASELINES, run
+from rectify_widgets.baselines.fine_pruning import mean_activations
 from rectify_widgets.baselines.latent import Mask
-from rectify_widgets.baselines.right_for_right_reasons import (
-    PENALTIES,
-    RATES,
-    another_explanation,
-    looked_at,
-    penalised,
-    right_reasons,
-)
+from rectify_widgets.baselines.right_for_right_reasons import penalised, saliency_masks
 from rectify_widgets.baselines.task import Batch, Examples
-from rectify_widgets.baselines.training import CLIP, MOMENTUM, fit, trainable
+from rectify_widgets.baselines.training import CLIP, MOMENTUM, train
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import eval_mode
@@ -48,10 +41,9 @@ def test_the_loop_is_stochastic_gradient_descent_by_hand() -> None:
     steps, rate = 5, 0.3
     one = Examples(torch.zeros(1, 3), torch.zeros(1), torch.zeros(1, 3).bool())
     with eval_mode(model):
-        fit(
-            model, task, one, one,
-            lambda net, _: (net.get_parameter("weight") - goal).square().sum(),
-            trainable(model, "all"), steps=steps, learning_rate=rate, monitor=Monitor(),
+        train(
+            model, task, {"steps": steps, "learning_rate": rate}, Monitor(),
+            lambda net, _: (net.get_parameter("weight") - goal).square().sum(), (one, one),
         )  # fmt: skip
     weight, velocity = start.clone(), torch.zeros_like(start)
     for step in range(steps):
@@ -64,14 +56,26 @@ def test_the_loop_is_stochastic_gradient_descent_by_hand() -> None:
 
 def test_what_is_not_trained_stays_to_the_bit() -> None:
     model = Tiny()
-    result = fine_tune(
-        model, tiny_pairs(), reference=images(9), steps=4, learning_rate=0.1, trained="linear"
+    result = run(
+        "fine_tuning",
+        model,
+        tiny_pairs(),
+        reference=images(9),
+        steps=4,
+        learning_rate=0.1,
+        trained="linear",
     )
     for name, value in result.model.state_dict().items():
         same = torch.equal(value, model.state_dict()[name])
         assert same != name.startswith("head"), name
-    whole = fine_tune(
-        model, tiny_pairs(), reference=images(9), steps=4, learning_rate=0.1, trained="all"
+    whole = run(
+        "fine_tuning",
+        model,
+        tiny_pairs(),
+        reference=images(9),
+        steps=4,
+        learning_rate=0.1,
+        trained="all",
     )
     statistics = whole.model.get_submodule("norm")
     assert isinstance(statistics, nn.BatchNorm2d)
@@ -82,13 +86,13 @@ def test_what_is_not_trained_stays_to_the_bit() -> None:
 def test_a_model_without_linear_layers_cannot_train_them() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 6), nn.Flatten())
     with pytest.raises(ValueError, match="trained: got 'linear'"):
-        fine_tune(model, tiny_pairs(), trained="linear")
+        run("fine_tuning", model, tiny_pairs(), trained="linear")
 
 
 def test_fine_tuning_learns_the_pairs() -> None:
     model, clean = Tiny(), images(4, seed=3)
     pairs = SamplePairs(corrupted(clean), clean, torch.tensor([0, 1, 2, 3]))
-    result = fine_tune(model, pairs, learning_rate=0.1, steps=100)
+    result = run("fine_tuning", model, pairs, learning_rate=0.1, steps=100)
     assert result.model(pairs.corrupted).argmax(1).tolist() == [0, 1, 2, 3]
     assert result.model(pairs.clean).argmax(1).tolist() == [0, 1, 2, 3]
 
@@ -129,7 +133,7 @@ def without_blue(count: int, seed: int) -> Tensor:
 def test_pruning_silences_exactly_the_dormant_channels() -> None:
     model, x = Dormant(), without_blue(40, seed=5)
     pairs = SamplePairs(x[:2] + torch.tensor([0, 0, 1.0])[:, None, None], x[:2])
-    result = fine_prune(model, pairs, reference=x, max_drop=0.0, learning_rate=0.0)
+    result = run("fine_pruning", model, pairs, reference=x, max_drop=0.0, learning_rate=0.0)
     assert result.options["layer"] == "conv"
     (mask,) = (part for part in result.model.modules() if isinstance(part, Mask))
     used = model.conv(x).relu().amax(dim=(0, 2, 3)) > 0
@@ -147,11 +151,11 @@ def test_channels_go_in_the_order_of_their_mean_activation_until_accuracy_drops(
     model, x = Dormant(), without_blue(40, seed=5)
     pairs = SamplePairs(x[:2] + torch.tensor([0, 0, 1.0])[:, None, None], x[:2])
     with eval_mode(model):
-        use = use_of_channels(model, "conv", x)
+        use = mean_activations(model, "conv", x)
     torch.testing.assert_close(use, model.conv(x).relu().mean(dim=(0, 2, 3)).detach())
     order, labels = use.argsort(stable=True).tolist(), model(x).argmax(1)
     for drop in (0.0, 0.1, 0.5):
-        result = fine_prune(model, pairs, reference=x, max_drop=drop, learning_rate=0.0)
+        result = run("fine_pruning", model, pairs, reference=x, max_drop=drop, learning_rate=0.0)
         (mask,) = (part for part in result.model.modules() if isinstance(part, Mask))
         gone = int((mask.kept == 0).sum())
         assert sorted(order[:gone]) == (mask.kept == 0).nonzero().flatten().tolist()
@@ -231,21 +235,25 @@ def test_right_reasons_looks_away_from_the_corruption() -> None:
         return float(squares[:, :, :3, :3].sum() / squares.sum())
 
     options: dict[str, Any] = {"learning_rate": 0.02, "steps": 60, "reference": images(20, seed=5)}
-    results = [right_reasons(model, pairs, penalty=p, **options).model for p in (0.0, 100.0)]
+    results = [run("right_reasons", model, pairs, penalty=p, **options).model for p in (0.0, 100.0)]
     assert share(results[1]) < 0.3 * share(results[0])
 
 
 def test_right_reasons_tries_rates_and_penalties_together() -> None:
     labels = torch.arange(20) % 3
-    result = right_reasons(Tiny(), tiny_pairs(2), validation=(images(20, seed=5), labels), steps=1)
-    tried = [(trial.options["learning_rate"], trial.options["penalty"]) for trial in result.tried]
-    assert tried == list(itertools.product(RATES, PENALTIES))
+    result = run(
+        "right_reasons", Tiny(), tiny_pairs(2), validation=(images(20, seed=5), labels), steps=1
+    )
+    tried = [(trial.options["learning_rate"], trial.options["penalty"]) for trial in result.trials]
+    options = BASELINES["right_reasons"].options
+    values = (options[name].values(tiny_task()) for name in ("learning_rate", "penalty"))
+    assert tried == list(itertools.product(*values))
     assert tried[0] == (1e-3, 1e3)  # the published penalty first
 
 
 def test_what_a_model_looks_at_is_where_its_gradient_is_near_the_largest() -> None:
     model, x = Tiny().double(), images(3, seed=2).double()
-    found = looked_at(model, x, Monitor())
+    found = saliency_masks(model, x, Monitor())
     for sample, mask in zip(x, found, strict=True):
         changes = torch.zeros_like(sample)
         for place in torch.ones_like(sample).nonzero().tolist():
@@ -261,10 +269,10 @@ def test_what_a_model_looks_at_is_where_its_gradient_is_near_the_largest() -> No
         assert mask.any()
 
 
-def test_another_explanation_puts_away_what_the_model_looked_at() -> None:
+def test_another_explanation_puts_away_what_the_model_saliency_masks() -> None:
     model, x = Tiny(), images(20, seed=5)
     with eval_mode(model):
-        before = looked_at(model, x, Monitor())
+        before = saliency_masks(model, x, Monitor())
 
     def size(tried: nn.Module) -> float:
         inputs = x.clone().requires_grad_()
@@ -273,7 +281,7 @@ def test_another_explanation_puts_away_what_the_model_looked_at() -> None:
 
     options: dict[str, Any] = {"learning_rate": 0.02, "steps": 50, "reference": x}
     found = [
-        another_explanation(model, tiny_pairs(), penalty=p, explanations=1, **options).model
+        run("another_explanation", model, tiny_pairs(), penalty=p, explanations=1, **options).model
         for p in (0.0, 300.0)
     ]
     assert size(found[1]) < 0.6 * size(found[0])

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.baseline import Baseline
-from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.tuning import Options, grid, numbers, run
-from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.inputs import Inputs
-from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.baselines.method import Method, Option, Options
+from rectify_widgets.baselines.task import Task
+from rectify_widgets.engine.base.checks import check_choice, check_number
+from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import capturing, eval_mode, predict
 
 STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
@@ -32,71 +30,37 @@ TOLERANCE = 1e-6
 CHUNK = 256
 
 
-def retrain_last_layer(
-    model: nn.Module,
-    pairs: SamplePairs,
-    *,
-    reference: Inputs | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
-    augmented: bool = False,
-    opacity: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    cancel: Cancel | None = None,
-    strength: float | None = None,
-) -> Baseline:
-    """Train the last layer of a copy anew, on groups that count alike.
-
-    Args:
-        model: the classifier; left as it was.  Its last layer must be an `nn.Linear` that gives the
-            scores.
-        pairs: corrupted inputs and their clean counterparts.
-        reference: unlabelled inputs like those of training; needed as the clean groups.
-        validation, augmented, opacity, seed, progress, cancel: as in `fine_tune`.
-        strength: ``C``, the inverse of the penalty; None tunes over the published seven.
-
-    Raises:
-        TypeError, ValueError: bad input, before anything is touched; no references; a model whose
-            scores do not come from a linear layer.
-        Cancelled: ``cancel`` said so.
-    """
-    strengths = numbers("strength", strength, STRENGTHS)
-    if strengths[0] <= 0:
-        raise ValueError(f"strength: got {strength}, want more than 0")
-    monitor = Monitor(progress, cancel)
-    task = prepare(
-        model, pairs, reference=reference, validation=validation, augmented=augmented,
-        opacity=opacity, seed=seed,
-    )  # fmt: skip
-    task.require_references("last_layer", "as the clean groups")
-    return run(
-        "last_layer",
-        task,
-        [grid(layer=[_scores_layer(task)], strength=strengths)],
-        _attempt,
-        monitor,
-    )
-
-
-def _scores_layer(task: Task) -> str:
+def _scores_layer(task: Task) -> list[str]:
     """The linear layer whose output are the scores."""
+    problem = task.problem
     outputs: dict[str, Tensor] = {}
     modules = {
-        layer.name: layer.module for layer in task.catalog if isinstance(layer.module, nn.Linear)
+        layer.name: layer.module for layer in problem.catalog if isinstance(layer.module, nn.Linear)
     }
 
     def watch(name: str, _: Tensor, output: Tensor) -> None:
         outputs[name] = output.clone()
 
-    with eval_mode(task.model) as module, capturing(modules, watch):
-        scores = predict(module, task.pairs.clean[:1])
+    with eval_mode(problem.model) as module, capturing(modules, watch):
+        scores = predict(module, problem.pairs.clean[:1])
     for name, output in reversed(outputs.items()):
         if output.shape == scores.shape and torch.equal(output, scores):
-            return name
+            return [name]
     raise ValueError(
         "model: its scores are not the output of a linear layer, want one to train anew; linear "
         f"layers: {', '.join(modules) or 'none'}"
     )
+
+
+def _check_layer(task: Task, argument: str, given: object) -> str:
+    return check_choice(argument, given, _scores_layer(task))
+
+
+def _check_strength(_: Task, argument: str, given: object) -> float:
+    strength = check_number(argument, given, low=0.0)
+    if strength == 0:
+        raise ValueError(f"{argument}: got {given}, want more than 0")
+    return strength
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
@@ -190,3 +154,20 @@ def logistic_regression(
         if moved <= TOLERANCE:
             break
     return found[:, :-1], found[:, -1]
+
+
+LAST_LAYER = Method(
+    "last_layer",
+    (
+        {
+            "layer": Option("the linear layer that gives the scores", _scores_layer, _check_layer),
+            "strength": Option(
+                f"C, the inverse of the penalty: {', '.join(map(str, STRENGTHS))}",
+                lambda _: STRENGTHS,
+                _check_strength,
+            ),
+        },
+    ),
+    _attempt,
+    needs_references="as the clean groups",
+)

@@ -1,6 +1,6 @@
 """Activations inside a network, and modules put behind a layer.  Imports torch and the engine.
 
-Layers here are any modules that are called once in a forward pass and answer one tensor a sample:
+Layers here are any modules that are called once in a forward pass and return one tensor:
 those that can be edited and the blocks that hold them, but for the one that gives the scores.
 
 Concept activation vectors (CAVs) live in one of two spaces (Anders et al. 2022; Dreyer et al. 2024
@@ -18,22 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rectify_widgets.baselines.method import Option, choice
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.checks import nearest
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.model.catalog import LayerCatalog
+from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.model.running import capturing, eval_mode, predict, working_dtype
 
-SPACES = ("channel", "map")
 CHUNK = 128
 
 
-def latent_layers(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> list[str]:
+def latent_layers(problem: Problem) -> list[str]:
     """Names of the layers to choose from, deepest first; blocks before the layers inside them.
 
     The last editable layer is left out, since its output are the scores.
     """
-    inner = [layer.name for layer in catalog][:-1]
+    model, example = problem.model, problem.pairs.clean[:1]
+    inner = [layer.name for layer in problem.catalog][:-1]
     blocks = [
         name
         for name, part in model.named_modules()
@@ -53,48 +54,59 @@ def latent_layers(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> l
     with eval_mode(model) as module:
         parts = dict(module.named_modules())
         with capturing({name: parts[name] for name in (*blocks, *inner)}, watch):
-            scores = predict(module, torch.cat([example[:1], example[:1]]))
-    found = [
+            scores = predict(module, torch.cat([example, example]))
+    latent = [
         name for name in order
         if calls[name] == 1 and outputs[name] is not scores and outputs[name].is_floating_point()
     ]  # fmt: skip
-    return found[::-1]
+    return latent[::-1]
 
 
 def _holds(block: str, names: Sequence[str]) -> bool:
     return any(name.startswith(f"{block}.") for name in names)
 
 
-def choose_layers(task: Task, layer: str | None, most: int | None = None) -> list[str]:
-    """The layers to tune over: the given one, else the deepest first.
+def latent_layer(most: int | None = None) -> Option:
+    """The option of a layer to work at: all of them, or at most so many, the deepest first."""
 
-    With ``most``, at most so many, spread evenly over the depth, blocks only where there are blocks
-    enough.
+    def check(task: Task, argument: str, given: object) -> str:
+        if not isinstance(given, str):
+            raise TypeError(f"{argument}: got {given!r}, want the dotted name of a layer")
+        known = latent_layers(task.problem)
+        if given not in known:
+            raise ValueError(
+                f"{argument}: got {given!r}, want one whose activations can be worked on"
+                f"{nearest(given, known)}; those are: {', '.join(known) or 'none'}"
+            )
+        return given
+
+    return Option(
+        f"a layer or block by its dotted name: {most or 'all'} of them, the deepest first",
+        lambda task: spread_layers(task.problem, most),
+        check,
+    )
+
+
+def spread_layers(problem: Problem, most: int | None) -> list[str]:
+    """The layers to choose from, or at most so many, spread evenly over the depth.
+
+    Where some are left out, only blocks are taken if there are blocks enough.
 
     Raises:
-        TypeError, ValueError: ``layer`` is no name, or not that of such a layer.
+        ValueError: there are none.
     """
-    found = latent_layers(task.model, task.catalog, task.pairs.clean)
-    if layer is not None:
-        if not isinstance(layer, str):
-            raise TypeError(f"layer: got {layer!r}, want the dotted name of a layer")
-        if layer not in found:
-            raise ValueError(
-                f"layer: got {layer!r}, want one whose activations can be worked on"
-                f"{nearest(layer, found)}; those are: {', '.join(found) or 'none'}"
-            )
-        return [layer]
-    if not found:
+    layers = latent_layers(problem)
+    if not layers:
         raise ValueError("model: it has no layer before the one that gives the scores")
-    if most is None or len(found) <= most:
-        return found
-    blocks = [name for name in found if name not in task.catalog.editable]
+    if most is None or len(layers) <= most:
+        return layers
+    blocks = [name for name in layers if name not in problem.catalog.editable]
     if len(blocks) >= most // 2:
-        found = blocks
-    if len(found) <= most:
-        return found
-    rows = torch.linspace(0, len(found) - 1, most).round().long().tolist()
-    return [found[row] for row in rows]
+        layers = blocks
+    if len(layers) <= most:
+        return layers
+    rows = torch.linspace(0, len(layers) - 1, most).round().long().tolist()
+    return [layers[row] for row in rows]
 
 
 # --- activations ---------------------------------------------------------------------------------
@@ -137,6 +149,8 @@ def activations(model: nn.Module, layer: str, inputs: Tensor) -> Iterator[Tensor
 
 
 # --- concept activation vectors ------------------------------------------------------------------
+
+SPACE = choice("where the concept activation vector lives", "channel", "map")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +198,8 @@ def find_concept(model: nn.Module, task: Task, layer: str, space: str) -> Concep
     present = torch.arange(len(corrupted) + len(clean), device=clean.device) < len(corrupted)
     vector = pattern_cav(torch.cat([corrupted, clean]), present)
     usual = [
-        in_space(part, space) @ vector for part in activations(model, layer, task.clean_inputs)
+        in_space(part, space) @ vector
+        for part in activations(model, layer, task.problem.references)
     ]
     return Concept(
         layer, space, vector, float(torch.cat(usual).mean()), float((corrupted @ vector).mean())
@@ -231,7 +246,7 @@ class Mask(nn.Module):
         return activations * along(self.kept.to(activations), activations, "channel")
 
 
-class Followed(nn.Module):
+class LayerWrapper(nn.Module):
     """A layer with a module behind it, in the layer's place."""
 
     def __init__(self, layer: nn.Module, then: nn.Module) -> None:
@@ -242,7 +257,7 @@ class Followed(nn.Module):
         self.training = layer.training
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """What the layer answers, passed on."""
+        """What the layer returns, passed through the module behind it."""
         return self.then(self.layer(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
@@ -258,7 +273,7 @@ class Followed(nn.Module):
 def insert(model: nn.Module, layer: str, then: nn.Module) -> None:
     """Put a module behind the layer, for good."""
     parent, child = _place(model, layer)
-    _put(parent, child, Followed(model.get_submodule(layer), then))
+    _put(parent, child, LayerWrapper(model.get_submodule(layer), then))
 
 
 def take_out(model: nn.Module, layer: str) -> None:

@@ -27,85 +27,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.baseline import Baseline
-from rectify_widgets.baselines.task import Task, prepare
-from rectify_widgets.baselines.tuning import Axes, Options, counts, grid, numbers, run
-from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.baselines.method import Method, Option, Options, count, number
+from rectify_widgets.baselines.task import Task
+from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.model.keys import EditableLayer, pad
 from rectify_widgets.engine.model.running import capturing, predict
 from rectify_widgets.engine.repair.solving import solve_edit
 
-RIDGES = (1e-4, 1e-2, 1e-1)
-"""The first is the least that single precision bears."""
-RATES = (0.05, 0.005, 0.0005)
-STEPS = 2001
 
-
-def rewrite(
-    model: nn.Module,
-    pairs: SamplePairs,
-    *,
-    reference: Inputs | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
-    augmented: bool = False,
-    opacity: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    cancel: Cancel | None = None,
-    layer: str | None = None,
-    ridge: float | None = None,
-    learning_rate: float | None = None,
-    steps: int | None = None,
-) -> Baseline:
-    """Map the pairs' corrupted keys to clean values at one layer, by Adam on a rank-one edit.
-
-    Args:
-        model: the classifier; left as it was.
-        pairs: corrupted inputs and their clean counterparts.
-        reference: unlabelled inputs like those of training; needed for their second moment.
-        validation, augmented, opacity, seed, progress, cancel: as in `fine_tune`.
-        layer: dotted name of an editable layer; None means the last convolution or, without one,
-            the last linear layer.
-        ridge: in units of the mean diagonal of ``C``; None tunes over 0.0001, 0.01, 0.1.
-        learning_rate: of Adam; None tunes over 0.05, 0.005, 0.0005.
-        steps: None means 2,001.
-
-    Raises:
-        TypeError, ValueError: bad input, before anything is touched; no references; a layer that
-            cannot be edited or that the corruption does not reach.
-        Cancelled: ``cancel`` said so.
-    """
-    axes: Axes = [
-        grid(learning_rate=numbers("learning_rate", learning_rate, RATES)),
-        grid(ridge=numbers("ridge", ridge, RIDGES)),
-        grid(steps=counts("steps", steps, (STEPS,))),
-    ]
-    monitor = Monitor(progress, cancel)
-    task = prepare(
-        model, pairs, reference=reference, validation=validation, augmented=augmented,
-        opacity=opacity, seed=seed,
-    )  # fmt: skip
-    task.require_references("rewriting", "for the second moment of their keys")
-    chosen = _last(task) if layer is None else task.catalog.get("layer", layer).name
-    return run("rewriting", task, [grid(layer=[chosen]), *axes], _attempt, monitor)
-
-
-def _last(task: Task) -> str:
+def _last(task: Task) -> list[str]:
     """The last convolution or, without one, the last linear layer."""
-    editable = list(task.catalog)
-    return [
-        *(layer.name for layer in editable if not isinstance(layer.module, nn.Conv2d)),
-        *(layer.name for layer in editable if isinstance(layer.module, nn.Conv2d)),
-    ][-1]
+    editable = list(task.problem.catalog)
+    convolutions = [layer for layer in editable if isinstance(layer.module, nn.Conv2d)]
+    return [(convolutions or editable)[-1].name]
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     closed = solve_edit(
-        model, task.pairs, layer=options["layer"], reference=task.references, direction="key",
-        ridge=options["ridge"], key_space="channel", seed=task.seed, cancel=_asked(monitor),
+        model, task.pairs, layer=options["layer"], reference=task.problem.references, direction="key",
+        ridge=options["ridge"], key_space="channel", seed=task.seed, cancel=_cancel_hook(monitor),
     )  # fmt: skip
     right = closed.right / closed.right.norm()
     design, missing = least_squares(model, task.pairs, replace(closed, right=right))
@@ -113,7 +55,7 @@ def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -
     replace(closed, left=left.reshape(closed.left.shape).to(closed.left), right=right).apply(model)
 
 
-def _asked(monitor: Monitor) -> Callable[[], bool]:
+def _cancel_hook(monitor: Monitor) -> Callable[[], bool]:
     """A ``cancel`` hook that asks the monitor, which raises."""
 
     def ask() -> bool:
@@ -168,3 +110,24 @@ def descend(
         left.grad = gram @ left - aim
         optimiser.step()
     return left.detach().transpose(1, 2)
+
+
+REWRITING = Method(
+    "rewriting",
+    (
+        {
+            "layer": Option(
+                "an editable layer by its dotted name: the last convolution or, without one, the "
+                "last linear layer",
+                _last,
+                lambda task, argument, given: task.problem.catalog.get(argument, given).name,
+            )
+        },
+        {"learning_rate": number("of Adam", 0.05, 0.005, 0.0005)},
+        # The first is the least that single precision bears.
+        {"ridge": number("in units of the mean diagonal of C", 1e-4, 1e-2, 1e-1)},
+        {"steps": count("of Adam", 2001)},
+    ),
+    _attempt,
+    needs_references="for the second moment of their keys",
+)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rectify_widgets.baselines.method import Options
 from rectify_widgets.baselines.task import Batch, Examples, Task, draw_batch
-from rectify_widgets.baselines.tuning import generator
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict
 
@@ -25,8 +25,6 @@ TRAINING_STEPS = 100
 MOMENTUM = 0.9
 CLIP = 1.0
 """Longest gradient; with frozen batch statistics, published learning rates diverge without it."""
-TRAINED = ("linear", "all")
-"""Which layers learn: linear ones only, or every one."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -38,51 +36,33 @@ def weighted_cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """`weighted_cross_entropy` of what the model answers."""
+    """`weighted_cross_entropy` of the model's scores."""
     return weighted_cross_entropy(predict(model, batch.inputs), batch)
 
 
 def train(
     model: nn.Module,
     task: Task,
-    loss: Loss,
-    parameters: Sequence[nn.Parameter],
-    *,
-    steps: int,
-    learning_rate: float,
+    options: Options,
     monitor: Monitor,
-) -> None:
-    """`fit` on the corrupted and the clean examples of the task."""
-    fit(
-        model, task, task.corrupted(), task.clean(), loss, parameters, steps=steps,
-        learning_rate=learning_rate, monitor=monitor,
-    )  # fmt: skip
-
-
-def fit(
-    model: nn.Module,
-    task: Task,
-    corrupted: Examples,
-    clean: Examples,
-    loss: Loss,
-    parameters: Sequence[nn.Parameter],
-    *,
-    steps: int,
-    learning_rate: float,
-    monitor: Monitor,
+    loss: Loss = cross_entropy,
+    examples: tuple[Examples, Examples] | None = None,
 ) -> None:
     """Stochastic gradient descent with momentum 0.9 on batches of corrupted and clean examples.
 
     Args:
         model: in evaluation mode, changed in place.
-        task: for the seed.
-        corrupted, clean: what to learn from.
-        loss: a scalar of the model and a batch.
-        parameters: what learns.
-        steps, learning_rate: of the descent; the learning rate falls evenly to zero.
+        task: for the seed and the examples.
+        options: ``steps``, ``learning_rate`` (it falls evenly to zero) and, where there is a choice,
+            ``trained``.
         monitor: progress and cancellation, asked in every step.
+        loss: a scalar of the model and a batch.
+        examples: corrupted and clean ones; None means those of the task.
     """
-    draw = generator(task)
+    corrupted, clean = examples or (task.corrupted(), task.clean())
+    parameters = trainable(model, options.get("trained", "all"))
+    steps, learning_rate = options["steps"], options["learning_rate"]
+    draw = task.generator()
     optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
     with learning(model, parameters):
         for step in range(steps):
@@ -91,8 +71,8 @@ def fit(
             with torch.enable_grad():
                 value = loss(model, batch)
                 # Not `backward`: it would also follow paths that end at no parameter.
-                found = torch.autograd.grad(value, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, found, strict=True):
+                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             nn.utils.clip_grad_norm_(parameters, CLIP)
             for group in optimiser.param_groups:
@@ -124,7 +104,7 @@ def trainable(model: nn.Module, trained: str) -> list[nn.Parameter]:
         if trained == "linear"
         else [model]
     )
-    found = {id(p): p for part in parts for p in part.parameters() if p.is_floating_point()}
-    if not found:
+    unique = {id(p): p for part in parts for p in part.parameters() if p.is_floating_point()}
+    if not unique:
         raise ValueError(f"trained: got {trained!r}, but the model has no such parameters")
-    return list(found.values())
+    return list(unique.values())

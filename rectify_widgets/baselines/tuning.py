@@ -1,8 +1,8 @@
-"""The one tuner that all methods share, and the frame in which each of them runs.
+"""The one tuner that all methods share.  Imports torch and the engine.
 
-Imports torch and the engine.  A method names for each of its options the values to choose from, the
-published default first.  The tuner starts from the defaults and searches one option (or a few that hang
-together) at a time: it tries the others of its values, keeps the best, and goes on to the next.  Judged is
+A method names for each of its options the values to choose from, the published default first.  The
+tuner starts from the defaults and searches one option (or a few that hang together) at a time: it
+tries the others of its values, keeps the best, and goes on to the next.  The score is
 
     accuracy on corrupted validation inputs − 2 · (loss of accuracy on clean ones),
 
@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from rectify_widgets.baselines.baseline import Baseline, Trial
-from rectify_widgets.baselines.latent import Followed
+from rectify_widgets.baselines.latent import LayerWrapper
+from rectify_widgets.baselines.method import Attempt, Method, Options, TuningTrial
 from rectify_widgets.baselines.task import Task, weights_are_finite
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.edit.closed_form import Unreached
@@ -32,21 +30,19 @@ from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 
 PENALTY = 2.0
 """What a point of clean accuracy weighs against a point of corrupted accuracy."""
-
-Options: TypeAlias = Mapping[str, Any]
-Axes: TypeAlias = Sequence[Sequence[Options]]
-"""What is searched at a time: choices of one or more options, the published default first."""
-Attempt: TypeAlias = Callable[[nn.Module, Task, Options, Monitor], None]
-"""Changes a copy of the model, in evaluation mode, with one choice of options."""
+SCREENED = 5
+"""Choices of the last axis that screening leaves."""
 
 
-class Referee:
+class Validator:
     """Scores a model on the validation split, with and without the transplanted corruption."""
 
     def __init__(self, task: Task, validation: tuple[Tensor, Tensor]) -> None:
         self._clean, self._labels = validation
-        self._corrupted = transplant(task.own, self._clean, opacity=task.opacity, seed=task.seed)
-        with eval_mode(task.model) as module:
+        self._corrupted = transplant(
+            task.problem.pairs, self._clean, opacity=task.opacity, seed=task.seed
+        )
+        with eval_mode(task.problem.model) as module:
             self._before = self._accuracy(module, self._clean)
 
     def score(self, model: nn.Module) -> tuple[float, float, float | None]:
@@ -63,124 +59,128 @@ class Referee:
         return float(hits.double().mean())
 
 
-def run(method: str, task: Task, axes: Axes, attempt: Attempt, monitor: Monitor) -> Baseline:
-    """Tune, and hand back the model that did best.
+def tune(
+    method: Method, task: Task, given: Options, monitor: Monitor
+) -> tuple[nn.Module, Options, tuple[TuningTrial, ...]]:
+    """The changed copy that did best, its options, and every choice that was tried.
 
     Raises:
-        ValueError: the weights come out infinite or NaN with every choice.
-        Cancelled: the ``cancel`` hook said so.
+        TypeError, ValueError: an option that is given and is none of the method's values; weights
+            that come out infinite or NaN with every choice.
+        Unreached: the corruption reaches none of the layers to choose from.
+        Cancelled: the ``cancel`` hook answered True.
     """
-    monitor.report(0.0, f"{method}: starting")
+    monitor.report(0.0, f"{method.name}: starting")
+    axes = [
+        grid({
+            name: option.values(task)
+            if given.get(name) is None
+            else [option.check(task, name, given[name])]
+            for name, option in axis.items()
+        })
+        for axis in method.axes
+    ]  # fmt: skip
+    trials: list[TuningTrial] = []
     if task.validation is None:
         options = _defaults(axes)
-        model = make(task, attempt, options, monitor)
+        model = changed_copy(method.attempt, task, options, monitor)
         if not weights_are_finite(model):
             raise ValueError(
-                f"model: {method} makes its weights infinite or NaN with {options}; give a "
+                f"model: {method.name} makes its weights infinite or NaN with {options}; give a "
                 "validation split to choose from, or smaller steps"
             )
-        tried: tuple[Trial, ...] = ()
     else:
-        search = _Search(method, task, axes, attempt, Referee(task, task.validation), monitor)
-        model, options, tried = search.run()
-    monitor.report(1.0, f"{method}: done")
-    seconds = time.perf_counter() - task.began
-    return Baseline(model, method, dict(options), tried, seconds)
+        validator, search = Validator(task, task.validation), monitor
+        if method.screen is not None:
+            search = monitor.part(0.2, 1.0)
+            axes[-1] = screened(method.screen, task, axes[-1], validator, monitor.part(0.0, 0.2))
+        model, options = _search(method, task, axes, validator, trials, search)
+    monitor.report(1.0, f"{method.name}: done")
+    return model, options, tuple(trials)
 
 
-class _Search:
-    """One option at a time, from the defaults."""
+def screened(
+    attempt: Attempt, task: Task, choices: list[Options], validator: Validator, monitor: Monitor
+) -> list[Options]:
+    """Up to five of the choices: the first, then those with which a cheap attempt does best.
 
-    def __init__(
-        self,
-        method: str,
-        task: Task,
-        axes: Axes,
-        attempt: Attempt,
-        referee: Referee,
-        monitor: Monitor,
-    ) -> None:
-        self._method, self._task, self._axes = method, task, axes
-        self._attempt, self._referee, self._monitor = attempt, referee, monitor
-        self._count = 1 + sum(len(values) - 1 for values in axes)
-        self._started = 0
-        self._tried: list[Trial] = []
-        self._best: tuple[float, nn.Module, dict[str, Any]] | None = None
-        self._unreached: Unreached | None = None
-
-    def run(self) -> tuple[nn.Module, dict[str, Any], tuple[Trial, ...]]:
-        """The best model, its options and the whole table."""
-        held = _defaults(self._axes)
-        self._try(held)
-        for values in self._axes:
-            if self._best is not None:
-                held = self._best[2]
-            for value in values[1:]:
-                self._try({**held, **value})
-        if self._unreached is not None and not self._tried:
-            raise self._unreached
-        if self._best is None:
-            raise ValueError(
-                f"model: {self._method} makes its weights infinite or NaN with each of "
-                f"{len(self._tried)} choices of options; want smaller steps"
-            )
-        return self._best[1], self._best[2], tuple(self._tried)
-
-    def _try(self, options: dict[str, Any]) -> None:
-        done, self._started = self._started, self._started + 1
-        part = self._monitor.part(done / self._count, (done + 1) / self._count)
-        part.report(0.0, f"{self._method}: trying {done + 1} of {self._count}")
-        began = time.perf_counter()
+    Methods that train at a layer cannot try all layers.  Projecting the corruption's direction out
+    of a layer costs no training and says on the validation split how much of the corruption, and of
+    what else, lies along it.
+    """
+    if len(choices) <= SCREENED:
+        return choices
+    scores: list[float] = []
+    for number, options in enumerate(choices):
+        monitor.report(number / len(choices), f"screening {number + 1} of {len(choices)}")
         try:
-            model = make(self._task, self._attempt, options, part)
-        except Unreached as reason:  # of the layers to choose from, one that has no part in it
-            self._unreached = reason
-            return
-        seconds = time.perf_counter() - began
-        corrupted, clean, score = self._referee.score(model)
-        self._tried.append(Trial(dict(options), corrupted, clean, score, seconds))
-        if score is not None and (self._best is None or score > self._best[0]):
-            self._best = (score, model, dict(options))
+            score = validator.score(changed_copy(attempt, task, options, monitor))[2]
+        except Unreached:
+            score = None
+        scores.append(float("-inf") if score is None else score)
+    best = sorted(range(1, len(choices)), key=lambda row: -scores[row])
+    return [choices[row] for row in (0, *best[: SCREENED - 1])]
 
 
-def _defaults(axes: Axes) -> dict[str, Any]:
-    return {name: value for values in axes for name, value in values[0].items()}
+def _search(
+    method: Method,
+    task: Task,
+    axes: Sequence[Sequence[Options]],
+    validator: Validator,
+    trials: list[TuningTrial],
+    monitor: Monitor,
+) -> tuple[nn.Module, Options]:
+    """One axis at a time, from the defaults; fills in ``trials``."""
+    total = 1 + sum(len(axis) - 1 for axis in axes)
+    best: tuple[float, nn.Module, Options] | None = None
+    unreached: Unreached | None = None
+    started = 0
+    for row, axis in enumerate(axes):
+        held = _defaults(axes) if best is None else best[2]
+        for choice in axis[1 if row else 0 :]:  # the first of each is among what is held
+            options = {**held, **choice}
+            part = monitor.part(started / total, (started + 1) / total)
+            started += 1
+            part.report(0.0, f"{method.name}: trying {started} of {total}")
+            began = time.perf_counter()
+            try:
+                model = changed_copy(method.attempt, task, options, part)
+            except Unreached as reason:  # one of several layers, perhaps
+                unreached = reason
+                continue
+            seconds = time.perf_counter() - began
+            corrupted, clean, score = validator.score(model)
+            trials.append(TuningTrial(options, corrupted, clean, score, seconds))
+            if score is not None and (best is None or score > best[0]):
+                best = score, model, options
+    if unreached is not None and not trials:
+        raise unreached
+    if best is None:
+        raise ValueError(
+            f"model: {method.name} makes its weights infinite or NaN with each of {len(trials)} "
+            "choices of options; want smaller steps"
+        )
+    return best[1], best[2]
 
 
-def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
+def _defaults(axes: Sequence[Sequence[Options]]) -> Options:
+    return {name: value for axis in axes for name, value in axis[0].items()}
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[Options]:
     """Every choice of these options together, the first of each first."""
     return [
-        dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())
+        dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())
     ]
 
 
-def make(task: Task, attempt: Attempt, options: Options, monitor: Monitor) -> nn.Module:
+def changed_copy(attempt: Attempt, task: Task, options: Options, monitor: Monitor) -> nn.Module:
     """A copy of the model, changed by one attempt."""
-    model = copied(task.model)
+    model = copied(task.problem.model)
     with eval_mode(model) as module:
         attempt(module, task, options, monitor)
-    for part in model.modules():  # what was put in has the flag of what it was put behind
-        if isinstance(part, Followed):
+    for part in model.modules():  # a module behind a layer has the layer's training flag
+        if isinstance(part, LayerWrapper):
             part.training = part.layer.training
             part.then.train(part.training)
     return model
-
-
-def numbers(argument: str, given: float | None, defaults: Sequence[float]) -> list[float]:
-    """The values of a numeric option, 0 or more: the given one alone, or the defaults."""
-    return list(defaults) if given is None else [check_number(argument, given, low=0.0)]
-
-
-def counts(argument: str, given: int | None, defaults: Sequence[int]) -> list[int]:
-    """The values of a count, 1 or more: the given one alone, or the defaults."""
-    return list(defaults) if given is None else [check_int(argument, given, low=1)]
-
-
-def names(argument: str, given: str | None, defaults: Sequence[str]) -> list[str]:
-    """The values of a named choice: the given one alone, or the defaults."""
-    return list(defaults) if given is None else [check_choice(argument, given, defaults)]
-
-
-def generator(task: Task) -> torch.Generator:
-    """The random numbers of one attempt: the same for every choice of options."""
-    return torch.Generator().manual_seed(task.seed)

@@ -5,15 +5,14 @@ Imports the engine, the cases, the baselines and this folder's plan, layers and 
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from rectify_widgets.baselines import BASELINES
+from rectify_widgets.baselines import run
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.places import find_places
@@ -119,19 +118,18 @@ def _peer(
     case: Case, cell: Cell, pairs: SamplePairs, options: Mapping[str, Any] | None
 ) -> tuple[nn.Module, Record]:
     """A baseline, tuned on the validation split where no options are given."""
-    method: Callable[..., Any] = BASELINES[cell.method]
-    taken = inspect.signature(method).parameters  # some choices leave no choice: the last layer
-    made = method(
+    made = run(
+        cell.method,
         case.model,
         pairs,
         reference=case.reference,
         validation=case.validation,
         seed=cell.seed,
-        **{name: value for name, value in (options or {}).items() if name in taken},
+        **(options or {}),
     )
     return made.model, {
         "options": dict(made.options),
         "edits": [],
         "stopped": None,
-        "tried": len(made.tried),
+        "tried": len(made.trials),
     }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets import cases
-from rectify_widgets.baselines import BASELINES
+from rectify_widgets.baselines import run
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
@@ -255,7 +255,8 @@ def test_what_a_peer_chose_is_taken_back(name: str) -> None:
     """The options of seed 0, given, make seed 0's model again in one trial."""
     tiny = fakes.tiny_case()
     rows = drawn(tiny, Cell(tiny.name, name, EVERY, 2, 0))
-    tuned = BASELINES[name](
+    tuned = run(
+        name,
         tiny.model,
         tiny.pairs[rows],
         reference=tiny.reference,
@@ -265,7 +266,7 @@ def test_what_a_peer_chose_is_taken_back(name: str) -> None:
     )
     found = cells.measure(tiny, Cell(tiny.name, name, EVERY, 2, 0), dict(tuned.options))
     assert "failure" not in found, found["failure"]
-    assert found["tried"] == 1 < len(tuned.tried)
+    assert found["tried"] == 1 < len(tuned.trials)
     assert json.loads(json.dumps(found["options"])) == dict(tuned.options)
     assert found["figures"] == tiny.figures(tuned.model)
 
@@ -275,7 +276,7 @@ def test_a_failure_is_a_result(toy: Case, monkeypatch: pytest.MonkeyPatch) -> No
         warnings.warn("it began badly", stacklevel=1)
         raise RuntimeError("no inverse")
 
-    monkeypatch.setattr(cells, "BASELINES", {"p_clarc": fails})
+    monkeypatch.setattr(cells, "run", fails)
     found = cells.measure(toy, Cell(toy.name, "p_clarc", EVERY, 1, 0), None)
     assert found["failure"] == "RuntimeError: no inverse"
     assert found["warnings"] == ["it began badly"]
