@@ -1,113 +1,177 @@
-"""Charts: the plotly dictionaries against plotly itself, and the still pictures of them."""
+"""Charts: where curves, levels and marks stand, and what a table of signed numbers says."""
 
 from __future__ import annotations
 
 import base64
-import io
-import json
 import re
 from html import unescape
+from xml.etree import ElementTree as ET
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
-from PIL import Image
 
-from rectify_widgets.widgets import charts
+from rectify_widgets.widgets import charts, render, view
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def curve(here: float | None = 1) -> charts.Chart:
+def curves(**options: object) -> str:
+    given = {
+        "levels": {"budget": 1.0, "high": 95.0},
+        "x_names": ["given", "stem", "head"],
+        "y_title": "per <cent>",
+        "handles": [view.to_set(key=f"s{step}", step=step) for step in range(3)],
+    }
     return charts.lines(
         [
             charts.Line("Gap", [0, 1, 2], [90.7, float("nan"), 2.9], "blue", " %"),
-            charts.Line("Degradation", [0, 1, 2], [0, 0.1, None], "orange", " %"),
+            charts.Line("Loss", [1, 2], [40.0, 30.0], "grey", " %", ["", view.to_set(branch=1)]),
         ],
         'gap <falls> from "90.7 %"',
-        levels={"budget": 1.0},
-        here=here,
-        x_names=["given", "stem", "head"],
-        y_title="per cent",
+        **(given | options),  # type: ignore[arg-type]
     )
 
 
-def table() -> charts.Chart:
-    return charts.heatmap(
-        [[0, -3], [3, 1]], "b", rows="xy", columns="xy", texts=[["0", "−3"], ["+3", "+1"]]
-    )
-
-
-def pixels(tag: str) -> np.ndarray:
-    found = re.search(r"base64,([^\"]+)", tag)
+def drawn(html: str) -> ET.Element:
+    """The picture of a still view, parsed: a browser shows nothing of a drawing that is no XML."""
+    found = re.search(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)"', html)
     assert found is not None
-    picture = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGBA")
-    return np.asarray(picture)
+    root = ET.fromstring(base64.b64decode(found[1]))  # noqa: S314 - our own drawing
+    assert root.get("aria-label") == unescape(found[2])
+    return root
 
 
-@pytest.mark.parametrize("chart", [curve(), table()])
-def test_a_chart_is_a_valid_plotly_figure_of_plain_data(chart: charts.Chart) -> None:
-    figure = go.Figure(chart.figure)  # refuses what plotly does not know
-    assert len(figure.data) == len(chart.figure["data"])
-    assert json.loads(json.dumps(chart.figure)) == chart.figure
-    assert "NaN" not in json.dumps(chart.figure), "JSON in a notebook has no NaN"
-    assert len(json.dumps(chart.figure)) < 10_000
+def numbers(path: str | None) -> list[float]:
+    return [float(number) for number in re.findall(r"-?[\d.]+", path or "")]
 
 
-def test_gaps_levels_and_looks_reach_the_figure() -> None:
-    gap, loss = curve().figure["data"]
-    assert gap["y"] == [90.7, None, 2.9]
-    assert {gap["line"]["dash"], loss["line"]["dash"]} == {"solid", "dash"}, "not by colour alone"
-    assert gap["marker"]["symbol"] != loss["marker"]["symbol"]
-    level, here = curve().figure["layout"]["shapes"]
-    assert (level["y0"], here["x0"]) == (1.0, 1)
-    assert [note["text"] for note in curve().figure["layout"]["annotations"]] == ["budget"]
+def test_points_stand_where_their_numbers_are() -> None:
+    root = drawn(view.still(curves(), {}))
+    lines = {line.get("stroke"): line for line in root.iter(f"{SVG}polyline")}
+    gap = [
+        numbers(line.get("points"))
+        for line in root.iter(f"{SVG}polyline")
+        if line.get("stroke") == render.AGAINST
+    ]
+    assert [len(points) for points in gap] == [2, 2], "the missing value leaves a gap"
+    (x0, y0), (x2, y2) = gap
+    ticks = {
+        text.text or "": float(text.get("y", 0)) - 4
+        for text in root.iter(f"{SVG}text")
+        if text.get("text-anchor") == "end" and (text.text or "").isdigit()
+    }
+    assert sorted(ticks) == ["0", "100", "50"]
+    for y, value in ((y0, 90.7), (y2, 2.9)):
+        share = (ticks["0"] - y) / (ticks["0"] - ticks["100"])
+        assert 100 * share == pytest.approx(value, abs=0.1)
+    names = {text.text: float(text.get("x", 0)) for text in root.iter(f"{SVG}text")}
+    assert (names["given"], names["head"]) == (x0, x2)
+    assert len({line.get("stroke-dasharray") for line in lines.values()}) == 2, "not colour alone"
+    assert {"Gap", "Loss"} <= names.keys(), "a legend"
+    assert ">Loss<" not in charts.lines([charts.Line("Loss", [0], [1.0])], "", x_names=["a"])
 
 
-def test_every_cell_has_its_number_in_ink_that_reads() -> None:
-    notes = table().figure["layout"]["annotations"]
-    assert {(note["x"], note["y"]): note["text"] for note in notes} == {
-        (0, 0): "0", (1, 0): "−3", (0, 1): "+3", (1, 1): "+1",
-    }  # fmt: skip
-    inks = {note["text"]: note["font"]["color"] for note in notes}
-    assert inks["−3"] == inks["+3"] != inks["0"] == inks["+1"]
+def test_levels_have_their_name_inside_the_area() -> None:
+    root = drawn(view.still(curves(), {}))
+    marks = {text.text: float(text.get("y", 0)) for text in root.iter(f"{SVG}text")}
+    levels = [
+        numbers(path.get("d"))[1]
+        for path in root.iter(f"{SVG}path")
+        if path.get("stroke-dasharray")
+    ]
+    budget, high = levels
+    assert marks["budget"] < budget, "above its line"
+    assert marks["high"] > high, "below it, where there is no room above"
 
 
-def test_a_table_of_zeros_is_drawn_too() -> None:
-    still = charts.heatmap([[0.0]], "nothing", rows="a", columns="a", texts=[["0"]])
-    assert still.figure["data"][0]["zmax"] == 1.0
-    assert pixels(charts.picture(still)).size
+def test_the_chosen_place_is_marked_by_the_page() -> None:
+    html = curves()
+    assert "data-chosen" not in html.partition("</style>")[2]
+    for step in (0, 2):
+        root = drawn(view.still(html, {"step": step}))
+        (chosen,) = [group for group in root.iter(f"{SVG}g") if "data-chosen" in group.attrib]
+        title = chosen.findtext(f"{SVG}title") or ""
+        assert title.endswith(
+            f"{['given', '', 'head'][step]}: {'Gap 90.70 %' if not step else 'Gap 2.90 %, Loss 30.00 %'}"
+        )
+    assert html.count("data-set=") == 4, "three places, and one point of its own"
+    assert "data-" not in view.still(html, {}).partition("base64")[0]
 
 
-@pytest.mark.parametrize("chart", [curve(), table()])
-def test_the_still_picture_is_small_transparent_and_says_what_it_shows(chart: charts.Chart) -> None:
-    tag = charts.picture(chart, width=400)
-    assert unescape(re.search(r'alt="([^"]*)"', tag)[1]) == chart.alt  # type: ignore[index]
-    assert 'width="400"' in tag
-    assert f'height="{chart.height}"' in tag
-    assert len(tag) < 40_000
-    shown = pixels(tag)
-    assert shown.shape[:2] == (2 * chart.height, 800)
-    assert shown[0, 0, 3] == 0, "the corner shows the page"
-    assert (shown[..., 3] > 200).mean() > 0.001
+def test_titles_say_what_is_missing_and_everything_is_escaped() -> None:
+    html = charts.lines([charts.Line("<a>", [0], [None])], "<b>", x_names=["<c>"], y_title="<d>")
+    assert "&lt;c&gt;: not measured" in html
+    for name in "abcd":
+        assert f"<{name}>" not in html
 
 
-def test_the_still_picture_shows_both_colours_of_a_table() -> None:
-    shown = pixels(charts.picture(table()))
-    for colour in ((0x3B, 0x78, 0xB0), (0xD5, 0x5E, 0x00)):
-        distance = np.abs(shown[..., :3].astype(int) - colour).sum(axis=-1)
-        assert (distance < 40).mean() > 0.05
+def test_names_of_many_places_do_not_overlap() -> None:
+    names = [f"layer {number}" for number in range(80)]
+    html = charts.lines([charts.Line("a", range(80), [1.0] * 80)], "", x_names=names)
+    places = [
+        float(text.get("x", 0))
+        for text in drawn(view.still(html, {})).iter(f"{SVG}text")
+        if (text.text or "").startswith("layer")
+    ]
+    assert 3 < len(places) < 10
+    assert min(np.diff(places)) > 8 * charts.LETTER
 
 
-def test_a_moved_marker_redraws_the_live_chart_but_not_its_still_picture() -> None:
-    view = charts.ChartView()
-    charts._still.cache_clear()
-    for here in (0, 1, 2):
-        view.show(curve(here))
-        data = view.outputs[0]["data"]  # type: ignore[index]
-        assert data["application/vnd.plotly.v1+json"]["layout"]["shapes"][-1]["x0"] == here
-        assert data["text/plain"] == curve().alt
-        assert "<img" in data["text/html"]
-    assert charts._still.cache_info().misses == 1
-    assert charts.picture(curve(0)) != charts.picture(curve(2))
-    view.show(None)
-    assert view.outputs == ()
-    view.close()
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.0, 100.0, [0.0, 50.0, 100.0]),
+        (0.0, 93.1, [0.0, 50.0, 100.0]),
+        (0.0, 1.0, [0.0, 0.5, 1.0]),
+        (-0.04, 1.0, [-0.5, 0.0, 0.5, 1.0]),
+        (0.0, 0.0, [0.0, 0.5, 1.0]),
+    ],
+)
+def test_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert charts.round_ticks(low, high) == ticks
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def table(values: list[list[float]], **options: object) -> str:
+    names = [f"<{number}>" for number in range(len(values))]
+    texts = [[f"{value:+g}" if value else "" for value in row] for row in values]
+    given = {"rows": names, "columns": names, "texts": texts, "row_title": "True"}
+    return charts.heatmap(values, "in words", **(given | options))  # type: ignore[arg-type]
+
+
+def cells(html: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Background and ink of the cells, by what stands in them."""
+    found = re.findall(r"background:rgb\((\d+),(\d+),(\d+)\);color:(#\w+)\">([^<]+)<", html)
+    inks = {"#fff": np.full(3, 255), "#111": np.full(3, 17)}
+    return {text: (np.array([int(r), int(g), int(b)]), inks[ink]) for r, g, b, ink, text in found}
+
+
+def test_cells_say_their_number_in_colour_and_ink_that_reads() -> None:
+    html = table([[-4, -3, -2, -1], [1, 2, 3, 4], [0.5, -0.5, 0, 0], [0, 0, 0, 0]])
+    found = cells(html)
+    assert len(found) == 10
+    for text, (back, ink) in found.items():
+        light = [
+            float(
+                np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+                @ [0.2126, 0.7152, 0.0722]
+            )
+            for c in (back / 255, ink / 255)
+        ]
+        assert (max(light) + 0.05) / (min(light) + 0.05) > 3.5, text
+        assert (back[0] > back[2]) == (float(text) > 0), "orange above zero, blue below"
+    assert html.count(f"background:{charts.EMPTY}") == 6
+    assert 'title="&lt;1&gt; → &lt;3&gt;: +4"' in html
+    assert 'aria-label="in words"' in html
+    assert "<3>" not in html
+
+
+def test_cells_with_handles_and_many_columns() -> None:
+    one = table([[1.0]], handles=[[view.to_set(cell=[0, 0])]])
+    assert one.count("data-set=") == 1
+    assert "data-chosen" in view.still(one, {"cell": (0, 0)})
+    assert "vertical-rl" not in one
+    assert "vertical-rl" in table([[0.0] * 7] * 7)
+    assert "nan" not in table([[0.0]])

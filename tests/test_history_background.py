@@ -73,12 +73,10 @@ def test_closing_frees_the_models() -> None:
     viewer.settle()
     models = [weakref.ref(model) for model in viewer._models.values()]
     owner = weakref.ref(result)
-    rows_shown = viewer._rows
     viewer.close()
     del result
     gc.collect()
     assert len(models) == 2
     assert [model() for model in models] == [None, None]
     assert owner() is None
-    assert rows_shown._slots == []
     assert (viewer.model, viewer.edits) == (None, [])

@@ -1,15 +1,11 @@
-"""What a history draws, from timelines made by hand: tables, words, curves."""
+"""What a history draws, from timelines made by hand: steps, trials, words, curves."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 
 from rectify_widgets.engine.repair.result import Step
-from rectify_widgets.widgets.charts import Line, lines
-from rectify_widgets.widgets.history import history_html
-from rectify_widgets.widgets.history.curves import drawing, nice_ticks
+from rectify_widgets.widgets.history import html
 from rectify_widgets.widgets.history.timeline import Timeline
 from tests.test_timeline import edit as named
 from tests.test_timeline import trial
@@ -19,13 +15,13 @@ def test_hundreds_of_trials_stay_readable() -> None:
     timeline = Timeline()
     many = [trial(1, f"layer{number}") for number in range(300)]
     timeline.extend([named("x")], trials=[*many, trial(1, "x", kept=True, gap=0.1)])
-    fold = history_html.step_notes(timeline, timeline.here)
-    assert fold.count("<tr") == history_html.TRIALS + 2, (
-        "head, the kept one, and the first of the rest"
+    table = html.steps(timeline)
+    assert table.count("<tr") == 1 + 3 + 1 + html.TRIALS + 1, (
+        "head, steps and notes, head, the first trials and the kept one"
     )
-    assert "✓ kept: best of this round" in fold
-    assert "… and 260 more." in fold
-    assert "300 trials rolled back: too little of the gap (300)" in fold
+    assert "✓ kept: best of this round" in table
+    assert "… and 260 more." in table
+    assert "300 trials rolled back: too little of the gap (300)" in table
 
 
 def test_titles_and_reasons_are_escaped() -> None:
@@ -34,60 +30,24 @@ def test_titles_and_reasons_are_escaped() -> None:
     step = Step(1, bad, 0.5, bad, 0.1, 1.0, 0.5, 0.0, 0.0, 0.0, False, bad, 0.1)
     timeline.extend([named(bad)], [(0.5, 0.0)])
     timeline.extend([], trials=[step])
-    for html in (
-        history_html.steps_table(timeline),
-        history_html.step_notes(timeline, timeline.here),
-    ):
-        assert "<img" not in html
+    assert "<img" not in html.page(timeline, 0.1, 0.1)
 
 
 def test_figures_that_are_missing_leave_gaps() -> None:
     timeline = Timeline()
     timeline.extend([named("a"), named("b")], [(None, 0.01), (0.2, None)])
-    chart = history_html.gap_chart(timeline, None)
-    assert chart.figure["data"][0]["y"] == [None, None, 20.0]
-    assert chart.alt == "Gap over 2 steps: 20.0 % after step 2."
-    assert history_html.caption(timeline) == "Step 2 of 2, after editing b: gap 20.0 %."
-    assert drawing(chart).count("rw-dot") == 1
+    page = html.page(timeline, None, None)
+    assert 'aria-label="Gap over 2 steps: 20.0 % after step 2."' in page
+    assert "<title>Step 1: not measured</title>" in page
+    assert "<title>Step 2: Gap 20.00 %</title>" in page
+    assert html.caption(timeline) == "Step 2 of 2, after editing b: gap 20.0 %."
+    assert "<svg" not in html.page(Timeline(), None, None), "there is nothing to draw"
 
 
 @pytest.mark.parametrize(
-    ("target", "told"), [(0.408253, "40.8"), (0.02, "2"), (0.0025, "0.25"), (1.0, "100")]
+    ("target", "said"), [(0.408253, "40.8"), (0.02, "2"), (0.0025, "0.25"), (1.0, "100")]
 )
-def test_a_level_is_told_with_three_figures(target: float, told: str) -> None:
+def test_a_level_is_said_with_three_figures(target: float, said: str) -> None:
     timeline = Timeline()
     timeline.extend([named("a")], [(0.2, 0.01)])
-    assert f">target {told} %<" in drawing(history_html.gap_chart(timeline, target))
-
-
-def test_the_drawing_says_what_the_chart_says() -> None:
-    chart = lines(
-        [Line("Gap", [0, 1, 2], [100.0, None, 5.0]), Line("other", [1, 2], [40.0, 30.0], "grey")],
-        "in words", levels={"target 2 %": 2.0, "high": 95.0}, here=1, x_title="Step",
-        y_title="Gap, %", x_names=["0", "1", "2"], height=200,
-    )  # fmt: skip
-    html = drawing(chart)
-    assert 'role="img" aria-label="in words"' in html
-    assert html.count("<polyline") == 3, "the gap in the curve stays open"
-    assert html.count("rw-here") == 1
-    (place,) = re.findall(r'rw-here" style="left:([\d.]+)%', html)
-    assert float(place) == pytest.approx(50.0)
-    assert 'title="Gap, step 2: 5.00 %"' in html
-    assert "target 2 %" in html
-    assert html.count("rw-below") == 1
-    assert "rw-curves-legend" in html
-    assert "height:200px" in html
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 100.0, [0.0, 50.0, 100.0]),
-        (0.0, 93.1, [0.0, 50.0, 100.0]),
-        (0.0, 1.0, [0.0, 0.5, 1.0]),
-        (-0.04, 1.0, [-0.5, 0.0, 0.5, 1.0]),
-        (0.0, 0.0, [0.0, 0.5, 1.0]),
-    ],
-)
-def test_ticks(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high) == ticks
+    assert f">target {said} %<" in html.page(timeline, target, None)

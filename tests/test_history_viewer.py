@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as ipw
 import pytest
 import torch
 import traitlets
@@ -18,7 +18,7 @@ from torch import nn
 from rectify_widgets.engine.edit.edits import RankOneEdit, digest, load_edits
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.repair.result import Rectification
-from rectify_widgets.widgets.history import history_html, history_rows
+from rectify_widgets.widgets.history import html as pieces
 from rectify_widgets.widgets.history import viewer as histories
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
@@ -72,12 +72,16 @@ def verdict(gap: float, loss: float = 0.0) -> Verdict:
     return Verdict(gap, 0.0, loss, 0.0)
 
 
-def rows(viewer: HistoryViewer) -> list[ipw.Button]:
-    return [child for child in viewer._rows._box.children if isinstance(child, ipw.Button)]
+def rows(viewer: HistoryViewer) -> list[str]:
+    """Step and layer of each row of the list."""
+    body = viewer.canvas.html.partition("<tbody>")[2]
+    found = re.findall(r'<tr data-set="{&quot;step&quot;: \d+}"[^>]*>(.*?)</tr>', body)
+    plain = (re.sub("<.*?>", " ", row).split() for row in found)
+    return [" ".join(words[: 1 + (words[1] == "as") + 1]) for words in plain]
 
 
 def click(viewer: HistoryViewer, name: str) -> None:
-    viewer._controls.buttons[name].click()
+    viewer._buttons[name].click()
 
 
 @pytest.fixture
@@ -176,7 +180,7 @@ def test_undo_and_redo(viewer: HistoryViewer) -> None:
     assert viewer.redo().wait() is end
     click(viewer, "undo")
     click(viewer, "undo")
-    assert viewer.step == viewer._stepper.slider.value == 1
+    assert viewer.step == viewer._steps.slider.value == 1
     click(viewer, "redo")
     assert viewer.step == 2
     viewer.step = 3
@@ -189,7 +193,7 @@ def test_undo_and_redo(viewer: HistoryViewer) -> None:
 
 def test_what_cannot_be_done_cannot_be_pressed(viewer: HistoryViewer) -> None:
     def off() -> set[str]:
-        return {name for name, button in viewer._controls.buttons.items() if button.disabled}
+        return {name for name, button in viewer._buttons.items() if button.disabled}
 
     assert off() == {"redo", "branch_off"}
     viewer.step = 1
@@ -198,23 +202,24 @@ def test_what_cannot_be_done_cannot_be_pressed(viewer: HistoryViewer) -> None:
     assert off() == {"undo", "save"}
 
 
-def test_rows_are_buttons(viewer: HistoryViewer) -> None:
-    assert [row.description for row in rows(viewer)] == [
-        "  ○ 0  as given", "  ✓ 1  0", "  ✓ 2  3", "▸ ✓ 3  6",
-    ]  # fmt: skip
-    rows(viewer)[1].click()
+def test_a_click_on_a_row_or_a_point_goes_to_its_step(viewer: HistoryViewer) -> None:
+    assert rows(viewer) == ["0 as given", "1 0", "2 3", "3 6"]
+    assert viewer.canvas.html.count("&quot;step&quot;: 2}") == 3, "a row, and a place in each chart"
+    before = viewer.canvas.html
+    sent: list[object] = []
+    viewer.canvas.observe(sent.append, names=["html"])
+    viewer.canvas.act({"set": {"step": 1}})
     assert viewer.step == 1
-    assert rows(viewer)[1].description.startswith("▸")
-    assert "rw-chosen" in rows(viewer)[1]._dom_classes
-    assert ["rw-undone" in row._dom_classes for row in rows(viewer)] == [False, False, True, True]
-    assert rows(viewer)[2].tooltip == "Step 2, edit of 3: gap 25.0 %, degradation 1.0 %"
-    html = texts(viewer)
-    assert "Step 1 of 3, after editing 0: gap 50.0 %, degradation 1.0 %." in html
-    assert '"  50.0 %        1.0 %"' in html
+    assert viewer.canvas.marks == {"step": 1, "branch": 0}
+    assert not sent, "a step is marked by the page"
+    assert "Step 1 of 3, after editing 0: gap 50.0 %, degradation 1.0 %." in texts(viewer)
+    assert "<title>Step 2: Gap 25.00 %</title>" in before
+    viewer.canvas.act({"set": {"step": 9}})
+    assert "want 0 to 3" in str(viewer.error)
 
 
 def test_the_slider_and_bad_steps(viewer: HistoryViewer) -> None:
-    viewer._stepper.slider.value = 2
+    viewer._steps.slider.value = 2
     assert viewer.step == 2
     for bad in (-1, 4):
         with pytest.raises(ValueError, match="step: got"):
@@ -253,29 +258,33 @@ def test_branching_keeps_the_later_steps(viewer: HistoryViewer) -> None:
     assert (viewer.branch, viewer.step) == (1, 2)
     assert viewer.model is not None
     assert same(viewer.model, bits(base))
-    assert [row.description for row in rows(viewer)] == ["  ○ 0  as given", "  ✓ 1  0", "▸ ✓ 2  6"]
-    assert viewer._controls.branches.layout.display is None
+    assert rows(viewer) == ["0 as given", "1 0", "2 6"]
+    assert "rw-hidden" not in viewer._branches.box._dom_classes
     viewer.branch = 0
     assert (viewer.step, viewer.model is end) == (3, True)
-    viewer._controls.branches.value = 1
+    viewer._branches.list.value = 1
     assert (viewer.branch, viewer.step) == (1, 2)
     html = texts(viewer)
     assert "branch 0: 3 steps, gap 12.5 % leaves here" in html
     assert "branch 1, in view" in html
-    assert viewer._controls.branches.options[1][0] == "branch 1 from 1: 2 steps, gap 10.0 %"
+    assert viewer._branches.list.options[1][0] == "branch 1 from 1: 2 steps, gap 10.0 %"
+    viewer.canvas.act({"set": {"branch": 0, "step": 2}})  # a point of the other branch
+    assert (viewer.branch, viewer.step) == (0, 2)
+    viewer.canvas.act({"do": {"show_branch": 1}})  # the line where it leaves
+    assert (viewer.branch, viewer.step) == (1, 2)
 
 
 def test_branch_off(viewer: HistoryViewer) -> None:
-    assert viewer._controls.branches.layout.display == "none"
+    assert "rw-hidden" in viewer._branches.box._dom_classes
     with pytest.raises(ValueError, match="go back to an earlier step"):
         viewer.branch_off()
     viewer.step = 2
     kept = viewer.model
     assert viewer.branch_off().wait() is kept
     assert (viewer.branch, viewer.step, len(viewer.timeline.path)) == (1, 2, 3)
-    assert viewer._stepper.slider.max == 2
+    assert viewer._steps.slider.max == 2
     viewer.branch = 0
-    assert (viewer.step, viewer._stepper.slider.max) == (3, 3)
+    assert (viewer.step, viewer._steps.slider.max) == (3, 3)
 
 
 def test_edits_go_where_they_were_made_from(viewer: HistoryViewer) -> None:
@@ -308,19 +317,17 @@ def test_a_history_that_grows(session: Session) -> None:
     viewer = HistoryViewer(model, session=session, controls=False, target_gap=0.1)
     assert repr(viewer) == "HistoryViewer(Sequential)"
     assert (viewer.step, viewer.model, viewer.status) == (0, None, "No edits yet.")
-    assert viewer._curves.layout.display == "none", "there is nothing to draw"
-    shown = {n for n, b in viewer._controls.buttons.items() if b.layout.display != "none"}
-    assert shown == {"branch_off"}
+    assert "<svg" not in viewer.canvas.html, "there is nothing to draw"
+    assert viewer._buttons.keys() == {"branch_off"}
     base = copy.deepcopy(model)
     viewer.append([edit(base, "3", 1)], [verdict(0.4, 0.003)])
     viewer.measured({0: verdict(0.9)})
     assert viewer.status == "Step 1 of 1, after editing 3: gap 40.0 %, degradation 0.3 %."
-    assert viewer._curves.layout.display is None
     assert "Gap over 1 step: 90.0 % as given, 40.0 % after step 1; target 10.0 %, not met." in (
-        texts(viewer)
+        viewer.canvas.html
     )
     viewer.target_gap = 0.5
-    assert "target 50.0 %, met." in texts(viewer)
+    assert "target 50.0 %, met." in viewer.canvas.html
     viewer.close()
 
 
@@ -335,11 +342,11 @@ def test_saving_the_edits_up_to_here(viewer: HistoryViewer, tmp_path: Path) -> N
     assert viewer.model is not None
     assert same(model, bits(viewer.model))
     assert viewer.status == "Saved 2 edits to two.safetensors."
-    viewer._controls.file.value = str(tmp_path / "three.safetensors")
+    viewer.file = str(tmp_path / "three.safetensors")
     viewer.step = 3
     click(viewer, "save")
     assert len(load_edits(tmp_path / "three.safetensors")) == 3
-    viewer._controls.file.value = str(tmp_path / "none" / "x.safetensors")
+    viewer.file = str(tmp_path / "none" / "x.safetensors")
     click(viewer, "save")
     assert "want a file in a folder that exists" in texts(viewer)
     viewer.step = 0
@@ -363,37 +370,35 @@ def test_bad_calls(session: Session) -> None:
 
 def test_static_view(viewer: HistoryViewer) -> None:
     viewer.step = 2
-    html = viewer.static_html()
+    html = viewer.still()
     assert html.count("<img") == 2
     assert "Gap over 3 steps: 100.0 % as given, 50.0 % after step 1" in html
     assert "target 20.0 %, met" in html
     assert "budget 5.0 %, met" in html
-    assert "▸ <code>3</code>" in html
+    assert '<tr data-chosen><td class="rw-right">▸ 2</td><td><code>3</code>' in html
+    assert html.count("data-chosen") == 1
     assert html.count("<summary>") == 4
     assert "<script" not in html
     assert "✓ best of this round" in html
     assert "✓ 3 edits kept · ↺ 4 trials rolled back" in html
 
 
-def test_long_histories_are_shown_in_part(session: Session) -> None:
+def test_long_histories_are_one_list(session: Session) -> None:
     viewer = HistoryViewer(nn.Identity(), session=session)
-    count = 3 * history_rows.ROWS
+    count = 60
 
     class Nothing:
         layer = "x"
+        found = ""
 
         def apply(self, model: nn.Module) -> None:
             """Leave the model as it is."""
 
     things: list[Any] = [Nothing() for _ in range(count)]
     viewer.append(things, [verdict(0.5)] * count)
-    assert [row.description for row in rows(viewer)] == [f"▸ ✓ {count}  x"]
-    viewer.step = history_rows.ROWS + 3
-    assert len(rows(viewer)) == history_rows.ROWS
-    assert rows(viewer)[3].description == f"▸ ✓ {history_rows.ROWS + 3}  x"
-    rows(viewer)[5].click()
-    assert viewer.step == history_rows.ROWS + 5
-    assert f"steps {history_rows.ROWS} to {2 * history_rows.ROWS - 1} of {count}" in texts(viewer)
-    assert len(viewer._gap.value) < 30_000
-    assert viewer._gap.value.count("after step") <= history_html.TOLD + 1
+    assert rows(viewer)[-1] == f"{count} x"
+    assert len(rows(viewer)) == count + 1
+    assert len(viewer.canvas.html) < 90_000
+    words = re.findall('aria-label="(.*?)"', viewer.canvas.html)
+    assert words[0].count("after step") <= pieces.SPOKEN + 1
     viewer.close()

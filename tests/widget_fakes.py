@@ -12,6 +12,7 @@ from torch import nn
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.repair.result import Rectification, Step
+from rectify_widgets.widgets.view import View
 
 LAYERS = ("0", "3", "6")
 SCORES = {"3": 0.8, "0": 0.2, "6": -0.1}
@@ -72,4 +73,5 @@ def fake_rectification(model: nn.Sequential, given: object, **options: Any) -> R
 def texts(widget: ipw.Widget) -> str:
     """All HTML inside a widget."""
     own = widget.value if isinstance(widget, ipw.HTML) else ""
+    own += widget.html if isinstance(widget, View) else ""
     return own + "".join(texts(child) for child in getattr(widget, "children", ()))

@@ -1,82 +1,54 @@
-"""Charts as plain plotly dictionaries, and still pictures of the same dictionaries.
+"""Charts as HTML, the same on a live page and in a snapshot: curves, and tables of signed numbers.
 
-Pure functions, but for `ChartView`.  A chart is described once.  In a live notebook plotly draws
-it, with exact values under the pointer; `picture` draws the same description with matplotlib, for
-snapshots, exported pages, and front ends that have no plotly renderer.
-
-Ink is a grey that reads on white and on black, and backgrounds are transparent, so that a chart
-follows the theme of the page without being told.
+Pure functions.  Imports numpy, matplotlib's rule for round ticks, and the colours.  Curves are an
+inline ``<svg>`` in a grey that reads on white and on black; `view.still` makes a picture of it.
+Handles (see `view`) come as attributes: the page marks what is chosen, so that a chart is not drawn
+again when something in it is picked.  Everything that comes from outside is escaped.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import itertools
 import math
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TypeGuard
 
-import ipywidgets as ipw
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
 
-from rectify_widgets.widgets import render
+from rectify_widgets.widgets.render import AGAINST, FOR, INK, Pixels, colours
 
-INK = "#808488"
-GRID = "rgba(128, 132, 136, 0.25)"
-EMPTY = "rgba(128, 132, 136, 0.1)"
-SIZE = 11
-"""Text, in CSS pixels."""
-
-LINES = {
-    "blue": {"color": render.AGAINST, "dash": "solid", "symbol": "circle"},
-    "orange": {"color": render.FOR, "dash": "dash", "symbol": "square"},
-    "grey": {"color": INK, "dash": "dot", "symbol": "diamond"},
+LOOKS = {
+    "blue": (AGAINST, "", "m-4,0a4,4 0 1 0 8,0a4,4 0 1 0-8,0z"),
+    "orange": (FOR, "6 4", "m-3.5-3.5h7v7h-7z"),
+    "grey": (INK, "2 3", "m0-5l5,5-5,5-5-5z"),
 }
-"""Looks of lines and bars: each differs from the others in colour, in dash and in marker."""
+"""Colour, dashes and marker of a curve: each differs from the others in all three."""
 
-CELLS = ((0.0, render.AGAINST), (0.5, "#e8eaec"), (1.0, render.FOR))
-"""Colours of a table of signed numbers; opaque, so that its numbers read on every page."""
+LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
+"""Room around the area of the curves: beside it, above it, for a legend, and below it."""
 
-STRONG = 0.55
-"""Cells beyond this share of the greatest number have white ink, the others dark ink."""
+LETTER = 6.2
+"""Mean width of a letter."""
+
+HERE = 14
+"""Width of the mark of the chosen place."""
+
+STYLE = (
+    f"<style>.rw-here{{fill:{FOR};fill-opacity:0}}[data-set]:hover>.rw-here{{fill-opacity:.14}}"
+    "[data-chosen]>.rw-here{fill-opacity:.3}</style>"
+)
+"""Part of each drawing, since a picture has no other style sheet."""
+
+BRIGHT = 140
+"""Cells of more brightness than this have dark ink, the others white ink."""
 
 MANY = 6
-"""Columns of a table beyond which their names stand aslant."""
+"""Columns of a table beyond which their names stand upright."""
 
-HERE = "here"
-"""Name of the line that shows where we are."""
-
-KEPT = 32
-"""Still pictures that are kept: drawing one takes a tenth of a second."""
-
-_DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-_MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart and what it says.
-
-    Attributes:
-        figure: a plotly figure, ``{"data": [...], "layout": {...}}``.
-        alt: what a reader of the picture learns from it, in words.
-    """
-
-    figure: Mapping[str, Any]
-    alt: str
-
-    @property
-    def height(self) -> int:
-        """Height in CSS pixels."""
-        return int(self.figure["layout"]["height"])
+EMPTY = "rgba(128,132,136,0.1)"
 
 
 @dataclass(frozen=True)
@@ -86,78 +58,147 @@ class Line:
     Attributes:
         name: in the legend.
         x, y: its points; None or NaN leaves a gap.
-        look: one of `LINES`.
+        look: one of `LOOKS`.
         unit: of ``y`` where the pointer is.
+        handles: attributes of its points, for those that can be picked on their own.
     """
 
     name: str
-    x: Sequence[float]
+    x: Sequence[int]
     y: Sequence[float | None]
     look: str = "blue"
     unit: str = ""
+    handles: Sequence[str] = ()
 
 
 def lines(
     curves: Sequence[Line],
     alt: str,
     *,
+    x_names: Sequence[str],
+    handles: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
-    here: float | None = None,
     x_title: str = "",
     y_title: str = "",
-    x_names: Sequence[str] | None = None,
-    height: int = 210,
-) -> Chart:
-    """Curves over common places.
+    width: int = 470,
+    height: int = 180,
+) -> str:
+    """``<svg>`` of curves over the places 0, 1, 2 …
 
     Args:
-        curves: what to draw.
+        curves: what to draw; the first one lies on top.
         alt: what the chart says, in words.
+        x_names: names of the places; so many are written as there is room for.
+        handles: attributes of the places, for those that can be picked.
         levels: horizontal lines by name, such as a budget.
-        here: place of a vertical line.
         x_title, y_title: of the axes, with units.
-        x_names: names of the places 0, 1, 2 …
-        height: in CSS pixels.
+        width, height: in CSS pixels.
     """
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": curve.name,
-            "x": list(curve.x),
-            "y": [None if y is None or not math.isfinite(y) else float(y) for y in curve.y],
-            "line": {"color": LINES[curve.look]["color"], "dash": LINES[curve.look]["dash"]},
-            "marker": {"symbol": LINES[curve.look]["symbol"], "size": 8},
-            "hovertemplate": f"{curve.name}: %{{y:.2f}}{curve.unit}<extra></extra>",
-        }
+    levels = levels or {}
+    numbers = [y for curve in curves for y in curve.y if _known(y)] + list(levels.values())
+    ticks = round_ticks(min([0.0, *numbers]), max([0.0, *numbers]))
+    top, bottom = TOP + LEGEND * (len(curves) > 1), height - BOTTOM
+    column = (width - LEFT - 8) / max(len(x_names), 1)
+
+    def across(x: float) -> float:
+        return LEFT + (x + 0.5) * column
+
+    def down(y: float) -> float:
+        return bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
+
+    grid = "".join(
+        f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" stroke-opacity=".3"/>'
+        + _text(f"{y:g}", LEFT - 8, down(y) + 4, "end")
+        for y in ticks
+    )
+    longest = LETTER * max(map(len, x_names), default=0) + 12
+    names = "".join(
+        _text(x_names[x], across(x), bottom + 15, "middle")
+        for x in range(0, len(x_names), max(math.ceil(longest / column), 1))
+    )
+    limits = "".join(
+        f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" stroke-width="1.5" '
+        f'stroke-dasharray="5 4"/>'
+        + _text(name, LEFT + 4, down(y) + (14 if down(y) < top + 16 else -4))
+        for name, y in levels.items()
+    )
+    places = "".join(
+        f"<g{handle}><title>{escape(f'{x_title} {x_names[x]}: {_values(curves, x)}'.strip())}</title>"
+        f'<rect x="{across(x) - column / 2:.1f}" y="{top}" width="{column:.1f}" '
+        f'height="{bottom - top}" fill-opacity="0"/><rect class="rw-here" '
+        f'x="{across(x) - HERE / 2:.1f}" y="{top}" width="{HERE}" height="{bottom - top}" rx="3"/>'
+        "</g>"
+        for x, handle in enumerate(handles or [""] * len(x_names))
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'aria-label="{escape(alt)}" viewBox="0 0 {width} {height}" '
+        f'role="{"group" if handles else "img"}" font-family="system-ui,sans-serif" '
+        f'font-size="11" fill="{INK}">{STYLE}'
+        f"{_text(y_title, 0, 12, weight=600)}{_text(x_title, width - 8, height - 4, 'end')}"
+        f"{_legend(curves) if len(curves) > 1 else ''}{grid}{names}"
+        f"<g data-list>{places}</g>{limits}"
+        f"{''.join(_curve(curve, across, down) for curve in reversed(curves))}</svg>"
+    )
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """A few round numbers, a round step apart, that hold ``low`` and ``high``."""
+    ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + 1.0)
+    return [round(float(tick), 12) for tick in ticks]
+
+
+def _known(y: float | None) -> TypeGuard[float]:
+    return y is not None and math.isfinite(y)
+
+
+def _text(text: str, x: float, y: float, anchor: str = "start", weight: int = 400) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
+        f'pointer-events="none" aria-hidden="true">{escape(text)}</text>'
+    )
+
+
+def _values(curves: Sequence[Line], place: int) -> str:
+    """The numbers of all curves at a place."""
+    values = [
+        f"{curve.name} {y:.2f}{curve.unit}"
         for curve in curves
+        for x, y in zip(curve.x, curve.y, strict=True)
+        if x == place and _known(y)
     ]
-    shapes = [
-        _line({"xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}, "dot")
-        for level in (levels or {}).values()
+    return ", ".join(values) or "not measured"
+
+
+def _legend(curves: Sequence[Line]) -> str:
+    drawn, x = "", float(LEFT)
+    for curve in curves:
+        colour, _, marker = LOOKS[curve.look]
+        drawn += f'<path d="M{x + 5:.1f},{TOP}{marker}" fill="{colour}"/>'
+        drawn += _text(curve.name, x + 14, TOP + 4)
+        x += LETTER * len(curve.name) + 32
+    return drawn
+
+
+def _curve(curve: Line, across: Callable[[float], float], down: Callable[[float], float]) -> str:
+    """The stretches of a curve between missing values, and its points."""
+    colour, dash, marker = LOOKS[curve.look]
+    points = [
+        f"{across(x):.1f},{down(y):.1f}" if _known(y) else ""
+        for x, y in zip(curve.x, curve.y, strict=True)
     ]
-    notes = [
-        {
-            "xref": "paper", "x": 0, "xanchor": "left", "y": level, "yanchor": "bottom",
-            "text": name, "showarrow": False, "font": {"size": SIZE - 1, "color": INK},
-        }
-        for name, level in (levels or {}).items()
-    ]  # fmt: skip
-    if here is not None:
-        place = {"yref": "paper", "y0": 0, "y1": 1, "x0": here, "x1": here}
-        shapes.append(_line(place, "solid") | {"name": HERE})
-    axis = {"title": {"text": x_title}, **_AXIS}
-    if x_names is not None:
-        axis |= {"tickvals": list(range(len(x_names))), "ticktext": list(x_names)}
-    layout = _layout(height) | {
-        "xaxis": axis | {"showgrid": False},
-        "yaxis": {"title": {"text": y_title}, "rangemode": "tozero", **_AXIS},
-        "shapes": shapes,
-        "annotations": notes,
-        "showlegend": len(curves) > 1,
-        "hovermode": "x unified",
-    }
-    return Chart({"data": data, "layout": layout}, alt)
+    drawn = "".join(
+        f'<polyline points="{" ".join(stretch)}" fill="none" stroke="{colour}" '
+        f'stroke-width="2" stroke-dasharray="{dash}" pointer-events="none"/>'
+        for known, stretch in itertools.groupby(points, bool)
+        if known
+    )
+    for x, y, point, handle in itertools.zip_longest(curve.x, curve.y, points, curve.handles):
+        if point:
+            dot = f'<path d="M{point}{marker}" fill="{colour}"'
+            what = f"<title>{escape(f'{curve.name}, {x}: {y:.2f}{curve.unit}')}</title>"
+            drawn += f"<g{handle}>{what}{dot}/></g>" if handle else f'{dot} pointer-events="none"/>'
+    return drawn
 
 
 def heatmap(
@@ -167,234 +208,45 @@ def heatmap(
     rows: Sequence[str],
     columns: Sequence[str],
     texts: Sequence[Sequence[str]],
+    handles: Sequence[Sequence[str]] = (),
     row_title: str = "",
     column_title: str = "",
-    height: int = 320,
-) -> Chart:
-    """A table of signed numbers with colours: blue below zero, orange above, pale at zero.
+) -> str:
+    """``<table>`` of signed numbers with colours: blue below zero, pale at zero, orange above.
 
     Args:
         values: one list a row, top row first.
-        alt: what the chart says, in words.
+        alt: what the table says, in words.
         rows, columns: their names.
         texts: what stands in each cell, so that no number has to be read from a colour; where
             nothing does, the cell is left empty.
-        row_title, column_title: of the axes.
-        height: in CSS pixels.
+        handles: attributes of the cells, for those that can be picked.
+        row_title, column_title: what the names are.
     """
-    extent = max((abs(value) for row in values for value in row), default=0.0) or 1.0
-    data = [
-        {
-            "type": "heatmap",
-            "z": [
-                [float(value) if text else None for value, text in zip(row, told, strict=True)]
-                for row, told in zip(values, texts, strict=True)
-            ],
-            "hoverongaps": False,
-            "x": list(range(len(columns))),
-            "y": list(range(len(rows))),
-            "zmin": -extent,
-            "zmax": extent,
-            "colorscale": [list(stop) for stop in CELLS],
-            "showscale": False,
-            "xgap": 1,
-            "ygap": 1,
-            "text": [list(row) for row in texts],
-            "customdata": [[[row, column] for column in columns] for row in rows],
-            "hovertemplate": "%{customdata[0]} → %{customdata[1]}: %{text}<extra></extra>",
-        }
-    ]
-    notes = [
-        {
-            "x": column, "y": row, "text": texts[row][column], "showarrow": False,
-            "font": {"size": SIZE, "color": "#fff" if abs(value) > STRONG * extent else "#333"},
-        }
-        for row, cells in enumerate(values)
-        for column, value in enumerate(cells)
-        if texts[row][column]
-    ]  # fmt: skip
-    layout = _layout(height) | {
-        "plot_bgcolor": EMPTY,
-        "xaxis": {
-            "title": {"text": column_title}, **_AXIS, "showgrid": False,
-            "range": [-0.5, len(columns) - 0.5],
-            "tickvals": list(range(len(columns))), "ticktext": list(columns), "side": "bottom",
-            **({"tickangle": -40} if len(columns) > MANY else {}),
-        },
-        "yaxis": {
-            "title": {"text": row_title, "standoff": 14}, **_AXIS, "showgrid": False,
-            "range": [len(rows) - 0.5, -0.5],
-            "tickvals": list(range(len(rows))), "ticktext": list(rows),
-        },
-        "annotations": notes,
-    }  # fmt: skip
-    return Chart({"data": data, "layout": layout}, alt)
-
-
-_AXIS = {
-    "color": INK,
-    "gridcolor": GRID,
-    "zeroline": False,
-    "automargin": True,
-    "tickfont": {"size": SIZE},
-}
-
-
-def _line(place: Mapping[str, Any], dash: str) -> dict[str, Any]:
-    return {"type": "line", **place, "line": {"color": INK, "width": 1, "dash": dash}}
-
-
-def _layout(height: int) -> dict[str, Any]:
-    return {
-        "height": height,
-        "autosize": True,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"size": SIZE, "color": INK, "family": "system-ui, sans-serif"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "hoverlabel": {"font": {"size": SIZE}},
-    }
-
-
-# --- the same, still -----------------------------------------------------------------------------
-
-
-def picture(chart: Chart, *, width: int = 520) -> str:
-    """``<img>`` of a chart, ``width`` CSS pixels wide, drawn at twice the resolution."""
-    return _still(json.dumps(chart.figure), chart.alt, width)
-
-
-@lru_cache(KEPT)
-def _still(description: str, alt: str, width: int) -> str:
-    chart = Chart(json.loads(description), alt)
-    density = 96
-    figure = Figure(
-        figsize=(width / density, chart.height / density), dpi=2 * density, layout="constrained"
+    numbers = np.asarray(values, dtype=np.float32)
+    shades = colours(numbers / (float(np.abs(numbers).max(initial=0.0)) or 1.0))
+    upright = "writing-mode:vertical-rl;transform:rotate(180deg)" if len(columns) > MANY else ""
+    head = "".join(
+        f'<th scope="col"><span style="{upright}">{escape(name)}</span></th>' for name in columns
     )
-    axes = figure.subplots()
-    layout = chart.figure["layout"]
-    for trace in chart.figure["data"]:
-        _DRAW[trace["type"]](axes, trace)
-    for shape in layout.get("shapes", ()):
-        _draw_shape(axes, shape)
-    for note in layout.get("annotations", ()):
-        _draw_note(axes, note)
-    if layout.get("showlegend"):
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8,
-            labelcolor=INK, borderaxespad=0,
-        )  # fmt: skip
-    _draw_axes(axes, layout)
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    small = io.BytesIO()
-    Image.open(buffer).quantize(64, method=Image.Quantize.FASTOCTREE).save(small, format="PNG")
-    data = b64encode(small.getvalue()).decode("ascii")
+    body = ""
+    for row, name in enumerate(rows):
+        body += f'<tr><th scope="row">{escape(name)}</th>'
+        for column, text in enumerate(texts[row]):
+            handle = handles[row][column] if handles else ""
+            title = escape(f"{name} → {columns[column]}: {text}") if text else ""
+            look = _shade(shades[row, column]) if text else f"background:{EMPTY}"
+            body += f'<td{handle} title="{title}" style="{look}">{escape(text)}</td>'
+        body += "</tr>"
     return (
-        f'<img src="data:image/png;base64,{data}" alt="{escape(chart.alt)}" width="{width}" '
-        f'height="{chart.height}">'
+        f'<table class="rw-heat" aria-label="{escape(alt)}"><thead><tr><th></th>'
+        f'<th colspan="{len(columns)}">{escape(column_title)} →</th></tr>'
+        f"<tr><th>{escape(row_title)} ↓</th>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
 
-def _draw_axes(axes: Any, layout: Mapping[str, Any]) -> None:
-    for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        wanted = layout[f"{side}axis"]
-        axis.set_label_text(wanted["title"]["text"], color=INK, fontsize=8)
-        if "tickvals" in wanted:
-            axis.set_ticks(wanted["tickvals"], wanted["ticktext"])
-        axis.set_tick_params(colors=INK, labelsize=8, length=0)
-        if wanted.get("showgrid", True):
-            axis.grid(visible=True, color=INK, alpha=0.25, linewidth=0.6)
-    if layout["yaxis"].get("rangemode") == "tozero":
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.spines[:].set_visible(False)
-
-
-def _draw_shape(axes: Any, shape: Mapping[str, Any]) -> None:
-    style = {"color": INK, "linewidth": 0.8, "linestyle": _DASHES[shape["line"]["dash"]]}
-    if shape.get("xref") == "paper":
-        axes.axhline(shape["y0"], **style)
-    else:
-        axes.axvline(shape["x0"], **style)
-
-
-def _draw_note(axes: Any, note: Mapping[str, Any]) -> None:
-    """A name over the left end of a level, or the number of a cell."""
-    style = {"color": note["font"]["color"], "fontsize": 7}
-    if note.get("xref") == "paper":
-        axes.annotate(
-            note["text"], (0, note["y"]), (2, 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="left", va="bottom", **style,
-        )  # fmt: skip
-    else:
-        axes.text(note["x"], note["y"], note["text"], ha="center", va="center", **style)
-
-
-def _draw_scatter(axes: Any, trace: Mapping[str, Any]) -> None:
-    axes.plot(
-        trace["x"],
-        [math.nan if y is None else y for y in trace["y"]],
-        label=trace["name"],
-        color=trace["line"]["color"],
-        linestyle=_DASHES[trace["line"]["dash"]],
-        marker=_MARKERS[trace["marker"]["symbol"]],
-        markersize=4.5,
-        linewidth=1.6,
-    )
-
-
-def _draw_heatmap(axes: Any, trace: Mapping[str, Any]) -> None:
-    palette = LinearSegmentedColormap.from_list("signed", [colour for _, colour in CELLS])
-    cells = np.array(trace["z"], dtype=float)  # gaps become NaN, which are not drawn
-    places = np.arange(cells.shape[1] + 1) - 0.5, np.arange(cells.shape[0] + 1) - 0.5
-    axes.add_patch(
-        Rectangle((-0.5, -0.5), cells.shape[1], cells.shape[0], color=INK, alpha=0.1, linewidth=0)
-    )
-    axes.pcolormesh(*places, cells, cmap=palette, vmin=trace["zmin"], vmax=trace["zmax"])
-    axes.invert_yaxis()
-    axes.tick_params(axis="x", rotation=40 if len(trace["x"]) > MANY else 0)
-
-
-_DRAW = {"scatter": _draw_scatter, "heatmap": _draw_heatmap}
-
-
-# --- on the page ---------------------------------------------------------------------------------
-
-
-def _everywhere(chart: Chart) -> Chart:
-    """The chart without the line that shows where we are: it moves, and drawing is slow."""
-    layout = chart.figure["layout"]
-    shapes = [shape for shape in layout.get("shapes", ()) if shape.get("name") != HERE]
-    return replace(chart, figure={**chart.figure, "layout": {**layout, "shapes": shapes}})
-
-
-def fallback(chart: Chart) -> str:
-    """The still picture behind a live chart; a worker may draw it ahead, since it is kept."""
-    return picture(_everywhere(chart))
-
-
-class ChartView(ipw.Output):
-    """A place for a chart: plotly's where the front end can draw it, else the still picture."""
-
-    def __init__(self, *, height: int = 210) -> None:
-        super().__init__(layout=ipw.Layout(width="100%", min_height=f"{height}px"))
-        self.add_class("rw-chart")
-
-    def show(self, chart: Chart | None) -> None:
-        """Show a chart, or nothing."""
-        if chart is None:
-            self.outputs: tuple[object, ...] = ()
-            return
-        self.layout.min_height = f"{chart.height}px"
-        data = {
-            "application/vnd.plotly.v1+json": {
-                **chart.figure,
-                "config": {"displayModeBar": False, "responsive": True},
-            },
-            "text/html": fallback(chart),
-            "text/plain": chart.alt,
-        }
-        self.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+def _shade(colour: Pixels) -> str:
+    """Style of a cell, whose ink reads on its colour."""
+    red, green, blue = (int(channel) for channel in colour)
+    ink = "#111" if 0.3 * red + 0.59 * green + 0.11 * blue > BRIGHT else "#fff"
+    return f"background:rgb({red},{green},{blue});color:{ink}"

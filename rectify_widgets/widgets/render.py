@@ -1,6 +1,6 @@
 """Arrays to pictures: attribution maps, overlays, legends and small bar charts.  Pure functions.
 
-Imports numpy, PIL (which matplotlib brings along) and torch's tensors.  Colours are safe for
+Imports numpy, PIL, matplotlib's colour maps and torch's tensors.  Colours are safe for
 colour-blind readers: orange speaks for a class and blue against it, both darken with strength,
 and a legend with numbers stands beside every map.
 """
@@ -15,6 +15,7 @@ from html import escape
 
 import numpy as np
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -46,13 +47,10 @@ SHARP_BELOW = 80
 PAPER = 196.0
 """Grey level that the darkest pixel of an image fades to under a map."""
 
-_STOPS = (
-    (-1.0, (12, 59, 109)),
-    (-0.5, (59, 120, 176)),
-    (0.0, (250, 250, 250)),
-    (0.5, (226, 118, 36)),
-    (1.0, (140, 45, 4)),
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#0c3b6d", AGAINST, "#fafafa", "#e27624", "#8c2d04"], N=511
 )
+"""Colours of −1 to 1: dark blue, pale, dark orange; lightness falls to both ends."""
 
 
 def to_rgb(
@@ -116,22 +114,11 @@ def shared_scale(planes: Iterable[Floats], percentile: float = 99.0) -> float:
     return float(np.percentile(every, percentile)) or float(every.max()) or 1.0
 
 
-def _table() -> Pixels:
-    """Colours of 511 values from −1 to 1."""
-    positions = [stop for stop, _ in _STOPS]
-    values = np.linspace(-1.0, 1.0, 511)
-    channels = [
-        np.interp(values, positions, [colour[channel] for _, colour in _STOPS])
-        for channel in range(3)
-    ]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-_TABLE = _table()
+_TABLE: Pixels = (SIGNED(np.arange(511))[:, :3] * 255).round().astype(np.uint8)
 
 
 def colours(values: Floats) -> Pixels:
-    """Colours of values in −1..1: dark blue, pale, dark orange; lightness falls to both ends."""
+    """Colours of values in −1..1, see `SIGNED`."""
     places = np.clip(values * 255.0 + 255.5, 0.0, 510.0).astype(np.int16)
     picked: Pixels = _TABLE[places]
     return picked

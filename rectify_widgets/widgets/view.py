@@ -154,7 +154,8 @@ def still(html: str, marks: Mapping[str, object]) -> str:
 
 def _picture(match: re.Match[str]) -> str:
     width, height, alt = match.groups()
-    data = b64encode(match[0].encode()).decode("ascii")
+    drawing = match[0].replace(" data-chosen", ' data-chosen=""')  # XML wants a value
+    data = b64encode(drawing.encode()).decode("ascii")
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{alt}" width="{width}" height="{height}">'
 
 

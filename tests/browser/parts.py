@@ -57,5 +57,5 @@ SET_OPEN = ".rw-set-open"
 """A picture of the whole set, and the button that opens its sample."""
 
 FLIP = ".rw-flip-tile button"
-CHART = ".rw-class-page .js-plotly-plot"
+CHART = ".rw-class-page .rw-heat"
 BRANCH = ".rw-branch-off"

@@ -381,7 +381,7 @@ class RectificationDashboard(Working, RectifyOptions):
         pieces = [
             self._title() + markup.status_line(self.status) + markup.error_box(self.error),
             f'<div class="rw-columns">{columns}</div>',
-            self.history.static_html() if len(self.history.timeline) > 1 else "",
+            self.history.still() if len(self.history.timeline) > 1 else "",
         ]
         return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
 

@@ -1,15 +1,14 @@
 """`HistoryViewer`: every version of a model under repair, to scrub, undo, redo and branch.
 
-Imports the engine's history, the base panel, the timeline and its renderers.  The tree of versions
-is `timeline.Timeline`; here it gets controls, and a model for the step in view.  That model is made
-anew from the model as given and the edits, in a short job: never from one that is being worked on.
+Imports the engine's history, the panel, the timeline and its HTML.  The tree of versions is
+`timeline.Timeline`; here it gets controls, and a model for the step in view.  That model is made anew
+from the model as given and the edits, in a short job: never from one that is being worked on.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,13 @@ from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.result import Rectification, Step
-from rectify_widgets.widgets import actions, charts, markup
-from rectify_widgets.widgets.base import Panel, check_path, refuse_unknown
-from rectify_widgets.widgets.history import history_html
-from rectify_widgets.widgets.history.curves import drawing
-from rectify_widgets.widgets.history.history_controls import HistoryControls
-from rectify_widgets.widgets.history.history_rows import StepRows
+from rectify_widgets.widgets import actions, markup, view
+from rectify_widgets.widgets.controls import Controls, show
+from rectify_widgets.widgets.history import html
 from rectify_widgets.widgets.history.timeline import Timeline
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import Panel, check_path, refuse_unknown
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.stepper import SampleStepper
 
 COPIES = 4
 """Models that are kept, one a version; the one not seen for longest is dropped first."""
@@ -60,6 +56,8 @@ class HistoryViewer(Panel):
     """
 
     sheets = ("history",)
+    handles = ("step", "branch", "show_branch")
+    marks = ("step", "branch")
 
     step = traitlets.Int(0)
     """The step in view: 0 is the model as given, 1 the first edit of the branch."""
@@ -70,6 +68,9 @@ class HistoryViewer(Panel):
     model = traitlets.Instance(nn.Module, allow_none=True, read_only=True)
     """The model at the step in view, a copy; None at step 0.  It follows `step` as soon as the copy
     is made, and going back gives the same object again while it is kept (`COPIES`)."""
+
+    file = traitlets.Unicode("edits.safetensors")
+    """Where the button saves the edits to."""
 
     max_degradation = traitlets.Float(None, allow_none=True)
     """The budget line, a fraction, or None."""
@@ -207,6 +208,10 @@ class HistoryViewer(Panel):
         self._timeline.branch_off()
         return self._sync()
 
+    def show_branch(self, branch: int) -> None:
+        """Show the end of a branch, as setting `branch` does."""
+        self.branch = branch
+
     def save(self, path: str | Path) -> Job[Path]:
         """Write the edits up to the step in view, for `rectify_widgets.load_edits`.
 
@@ -217,7 +222,7 @@ class HistoryViewer(Panel):
         if not edits:
             raise ValueError("save: there are no edits at step 0; go to a later step first")
 
-        def show(job: Job[Path]) -> None:
+        def report(job: Job[Path]) -> None:
             what = markup.some(len(edits), "edit")
             self.set_trait("status", f"Saved {what} to {job.result().name}.")
 
@@ -226,7 +231,7 @@ class HistoryViewer(Panel):
             lane=f"save {id(self)}",
             label="Save",
             short=True,
-            on_done=show,
+            on_done=report,
         )
 
     def refresh(self) -> Job[nn.Module | None]:
@@ -258,30 +263,33 @@ class HistoryViewer(Panel):
 
     def _build(self, *, controls: bool) -> None:
         self.add_class("rw-history-card")
-        self._heading, self._caption, self._problem = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self._stepper = SampleStepper(self, 1, name="step", label="Step")
-        self._controls = HistoryControls(
-            self._pressed, lambda branch: setattr(self, "branch", branch), alone=controls
-        )
-        wide = {"flex": "1 1 270px", "min_width": "0", "width": "auto"}
-        self._gap, self._degradation = (ipw.HTML(layout=ipw.Layout(**wide)) for _ in range(2))
-        self._curves = ipw.HBox(
-            [self._gap, self._degradation],
-            layout=ipw.Layout(flex_flow="row wrap", width="100%", margin="4px 0 8px"),
-        )
-        self._rows = StepRows(lambda step: setattr(self, "step", step))
-        steering = [self._heading, self._stepper, self._controls]
-        self.fill([*steering, self._caption, self._problem, self._curves, self._rows])
+        made = Controls(self)
+        self._heading = made.text()
+        self._steps = made.samples(1, name="step", label="Step")
+        self._branches = made.choice("branch", [("", 0)], "Branch")
+        self._buttons = {
+            "branch_off": made.button(
+                "Branch off", "code-fork",
+                "Begin a branch at this step; later steps are kept", "branch_off",
+            )
+        }  # fmt: skip
+        rows = [made.row(self._steps.box, self._buttons["branch_off"], self._branches.box)]
+        if controls:
+            file = made.field(
+                ipw.Text, "file", "File", "Where Save writes the edits to", width="240px"
+            )
+            save = made.button(
+                "Save", "save", "Write the edits up to this step to the file",
+                lambda: self.save(self.file),
+            )  # fmt: skip
+            undo = made.button("Undo", "undo", "Go one step back", "undo")
+            redo = made.button("Redo", "repeat", "Go one step forward", "redo")
+            self._buttons |= {"undo": undo, "redo": redo, "save": save}
+            rows.append(made.row(made.unit(undo, redo), made.unit(file, save)))
+        self.children = (self._heading, *rows, made.state(), self.canvas)
         self.listen(self, self._moved, ["step"])
         self.listen(self, self._branched, ["branch"])
         self.listen(self, lambda _: self.draw(), ["max_degradation", "target_gap"])
-        self.listen(self, lambda _: self._show_words(), ["error", "status"])
-
-    def _pressed(self, name: str) -> None:
-        if name == "save":
-            self.press(lambda: self.save(self._controls.file.value))
-        else:
-            self.press(getattr(self, name))
 
     def _moved(self, _: object) -> None:
         if not self._syncing:
@@ -293,25 +301,24 @@ class HistoryViewer(Panel):
             self._timeline.view(self.branch)
             self._sync()
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Traits and controls follow the timeline meanwhile, not the other way round."""
-        self._syncing = True
+    def _sync(self) -> Job[nn.Module | None]:
+        """Have traits, controls and view follow the timeline, and the model soon after."""
+        timeline = self._timeline
+        count, tips = len(timeline.path), range(len(timeline.branches))
+        self._syncing = True  # traits and controls follow the timeline, not the other way round
         try:
-            yield
+            self._steps.resize(max(count, self._steps.slider.max + 1))
+            self._branches.offer([(html.branch_name(timeline, tip), tip) for tip in tips])
+            self.branch, self.step = timeline.branch, timeline.step
+            self._steps.resize(count)
         finally:
             self._syncing = False
-
-    def _sync(self) -> Job[nn.Module | None]:
-        """Have traits, controls and views follow the timeline, and the model soon after."""
-        timeline = self._timeline
-        count = len(timeline.path)
-        with self._quietly():
-            if count > self._stepper.slider.max:
-                self._stepper.resize(count)
-            self.branch, self.step = timeline.branch, timeline.step
-            self._stepper.resize(count)
-        self.set_trait("status", history_html.caption(timeline))
+        show(self._branches.box, visible=len(tips) > 1)
+        start, end = not timeline.step, timeline.step == count - 1
+        off = {"undo": start, "save": start, "redo": end, "branch_off": end}
+        for name, button in self._buttons.items():
+            button.disabled = off[name]
+        self.set_trait("status", html.caption(timeline))
         self.draw()
         return self.refresh()
 
@@ -326,42 +333,26 @@ class HistoryViewer(Panel):
             self._keep(number, model)
         self.set_trait("model", model)
 
-    # -- views ------------------------------------------------------------------------------------
+    # -- what is shown ----------------------------------------------------------------------------
+
+    def html(self) -> str:
+        """The curves and the steps of the branch in view; the same at every step of it."""
+        return html.page(self._timeline, self.target_gap, self.max_degradation)
 
     def draw(self) -> None:
         """Show the timeline as it is."""
-        timeline = self._timeline
-        self._heading.value = markup.heading("History", history_html.counts(timeline))
-        self._controls.show(timeline)
-        measured = any(v.gap is not None or v.degradation is not None for v in timeline)
-        self._curves.layout.display = None if measured else "none"
-        if measured:
-            gap = history_html.gap_chart(timeline, self.target_gap)
-            loss = history_html.degradation_chart(timeline, self.max_degradation)
-            self._gap.value, self._degradation.value = drawing(gap), drawing(loss)
-        self._rows.show(timeline)
-        self._show_words()
+        self._heading.value = self._title()
+        super().draw()
 
-    def _show_words(self) -> None:
-        self._caption.value = markup.status_line(self.status)
-        self._problem.value = markup.error_box(self.error)
-
-    def static_html(self) -> str:
-        """The curves as still pictures, and the steps of the branch in view as a table."""
+    def still(self) -> str:
+        """The same with its words, for a place without controls."""
         timeline = self._timeline
-        pictures = "".join(
-            f"<div>{charts.picture(chart, width=470)}</div>"
-            for chart in (
-                history_html.gap_chart(timeline, self.target_gap),
-                history_html.degradation_chart(timeline, self.max_degradation),
-            )
-        )
-        return (
-            markup.heading("History", history_html.counts(timeline))
-            + f'<p class="rw-soft">{escape(history_html.caption(timeline))}</p>'
-            + f'<div class="rw-columns">{pictures}</div>'
-            + history_html.steps_table(timeline)
-        )
+        page = html.page(timeline, self.target_gap, self.max_degradation, timeline.step)
+        words = f'<p class="rw-soft">{escape(html.caption(timeline))}</p>'
+        return f"{self._title()}{words}{view.still(page, self._marks())}"
+
+    def _title(self) -> str:
+        return markup.heading("History", html.counts(self._timeline))
 
     # -- checks -----------------------------------------------------------------------------------
 

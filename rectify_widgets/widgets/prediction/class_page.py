@@ -14,7 +14,6 @@ import ipywidgets as ipw
 import numpy as np
 
 from rectify_widgets.widgets import charts, markup
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.prediction import confusion, prediction_html
 
 LIMIT = 20
@@ -24,16 +23,12 @@ NAMED = 3
 """Changes that the words beside a heat map name."""
 
 
-WIDEST = "560px"
-"""Of a heat map: about as wide alone as beside another one, since plotly keeps its first width."""
-
-
 @dataclass(frozen=True)
 class View:
     """One column of inputs: words above its heat map, the heat map, and a table beside it."""
 
     head: str
-    chart: charts.Chart
+    chart: str
     table: str
 
 
@@ -75,7 +70,6 @@ def describe(
         texts=[[prediction_html.signed(int(value)) for value in row] for row in found.matrix],
         row_title=rows,
         column_title="Predicted class",
-        height=110 + 26 * len(names),
     )
     head = (
         f"{markup.heading(f'{name} inputs' if name != 'Input' else 'Inputs', note)}<br>"
@@ -96,19 +90,9 @@ def changes(found: confusion.Difference, names: Sequence[str]) -> str:
     return "; ".join(told) or "nothing changed"
 
 
-def draw_ahead(views: Sequence[View | None], job: Job[None]) -> None:
-    """Draw the still pictures, the work of a job: they are kept, so that showing takes no time."""
-    for view in views:
-        job.check()
-        if view is not None:
-            charts.fallback(view.chart)
-
-
 def still(views: Sequence[View]) -> str:
     """The columns as HTML, side by side where there is room."""
-    cards = "".join(
-        f"<div>{view.head}<br>{charts.fallback(view.chart)}{view.table}</div>" for view in views
-    )
+    cards = "".join(f"<div>{view.head}<br>{view.chart}{view.table}</div>" for view in views)
     return f'<div class="rw-class-page rw-columns">{cards}</div>'
 
 
@@ -117,7 +101,7 @@ class ClassPage(ipw.HBox):
 
     def __init__(self, columns: int) -> None:
         self._heads = [ipw.HTML() for _ in range(columns)]
-        self._charts = [charts.ChartView() for _ in range(columns)]
+        self._charts = [ipw.HTML() for _ in range(columns)]
         self._tables = [ipw.HTML() for _ in range(columns)]
         self._cards = [
             _card(*parts) for parts in zip(self._heads, self._charts, self._tables, strict=True)
@@ -125,25 +109,19 @@ class ClassPage(ipw.HBox):
         super().__init__(self._cards, layout=ipw.Layout(width="100%", flex_flow="row wrap"))
         self.add_class("rw-class-page")
 
-    def tell(self, views: Sequence[View | None]) -> None:
-        """Show words and tables of the columns that have a view, and hide the others."""
-        for card, head, table, view in zip(
-            self._cards, self._heads, self._tables, views, strict=True
+    def show(self, views: Sequence[View | None]) -> None:
+        """Show the columns that have a view, and hide the others."""
+        for card, head, chart, table, view in zip(
+            self._cards, self._heads, self._charts, self._tables, views, strict=True
         ):
             card.layout.display = "none" if view is None else None
             if view is not None:
-                head.value, table.value = view.head, view.table
-
-    def draw(self, views: Sequence[View | None]) -> None:
-        """Show the heat maps; quick once they are drawn ahead."""
-        for chart, view in zip(self._charts, views, strict=True):
-            if view is not None:
-                chart.show(view.chart)
+                head.value, chart.value, table.value = view.head, view.chart, view.table
 
 
-def _card(head: ipw.HTML, chart: charts.ChartView, table: ipw.HTML) -> ipw.VBox:
+def _card(head: ipw.HTML, chart: ipw.HTML, table: ipw.HTML) -> ipw.VBox:
     """The words above, and the table beside the chart where there is room, else below it."""
-    place = ipw.VBox([chart], layout=ipw.Layout(flex="1 1 320px", min_width="0", max_width=WIDEST))
+    place = ipw.VBox([chart], layout=ipw.Layout(flex="0 1 auto", min_width="0"))
     table.layout.flex, table.layout.max_width = "0 1 auto", "100%"
     view = ipw.HBox([place, table], layout=ipw.Layout(width="100%", flex_flow="row wrap"))
     view.add_class("rw-class-view")

@@ -307,14 +307,7 @@ class PredictionViewer(Panel):
     def _draw_classes(self) -> None:
         views = self._compared.views(self.column)
         self._note.value = "" if any(views) else markup.heading("", NO_MODEL)
-        self._map.tell(views)
-        self.begin(
-            partial(class_page.draw_ahead, views),
-            lane=f"classes {id(self)}",
-            label="Classes",
-            short=True,
-            on_done=lambda _: self._map.draw(views),
-        )
+        self._map.show(views)
 
     # -- controls ---------------------------------------------------------------------------------
 

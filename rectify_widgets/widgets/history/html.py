@@ -1,0 +1,254 @@
+"""What a history shows, from a `Timeline`: curves, the steps with their trials, words.  Pure.
+
+Imports the charts, the handles and the shared pieces of HTML.  The step in view is marked by the
+page, so that this HTML is the same at every step; everything that comes from outside is escaped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+
+from rectify_widgets.engine.repair.result import Step
+from rectify_widgets.widgets import charts
+from rectify_widgets.widgets.history.timeline import Timeline, Version
+from rectify_widgets.widgets.markup import percent, some
+from rectify_widgets.widgets.view import to_do, to_set
+
+TRIALS = 40
+"""Most trials of one step with a row of their own; all of them are counted by reason."""
+
+OTHERS = 3
+"""Most branches out of view that are drawn beside the one in view: those begun last."""
+
+SPOKEN = 12
+"""Most steps whose figures the text alternative of a chart says."""
+
+KINDS = {
+    "did better": "another edit did better",
+    "too little": "too little of the gap",
+    "do not fall": "no net gain",
+    "budget": "over the budget",
+}
+"""What the engine's reasons of a roll-back contain, and how they are counted."""
+
+
+def page(
+    timeline: Timeline, target: float | None, budget: float | None, here: int | None = None
+) -> str:
+    """The curves, and the steps of the branch in view.
+
+    Args:
+        timeline: all versions.
+        target, budget: for the gap and the degradation, fractions.
+        here: a step to point at in words, for a still view.
+    """
+    curves = ""
+    if any(version.gap is not None or version.degradation is not None for version in timeline):
+        gaps = [version.gap for version in timeline]
+        losses = [version.degradation for version in timeline]
+        curves = (
+            f'<div class="rw-columns"><div>{chart(timeline, "Gap", gaps, "target", target)}</div>'
+            f"<div>{chart(timeline, 'Degradation', losses, 'budget', budget)}</div></div>"
+        )
+    return f"{curves}{steps(timeline, here)}"
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def steps(timeline: Timeline, here: int | None = None) -> str:
+    """The branch in view as a table that scrolls, one row a step, with what hangs on each."""
+    body = ""
+    for step, version in enumerate(timeline.path):
+        trial = next((one for one in version.trials if one.accepted), None)
+        found = "" if version.edit is None else version.edit.found
+        title = escape(version.title)
+        body += (
+            f'<tr{to_set(key=f"step {version.number}", step=step)}><td class="rw-right">'
+            f"{'▸ ' if step == here else ''}{step}</td>"
+            f"<td>{title if version.edit is None else f'<code>{title}</code>'}</td>"
+            f"<td>{escape(found)}</td>"
+            f'<td class="rw-right">{percent(version.gap)}</td>'
+            f'<td class="rw-right">{percent(version.degradation)}</td>'
+            f"<td>{'' if trial is None else f'✓ {escape(trial.reason)}'}</td></tr>"
+        )
+        if notes := _notes(timeline, version):
+            body += f'<tr class="rw-notes"><td></td><td colspan="5">{notes}</td></tr>'
+    return (
+        '<div class="rw-steps" data-list data-key="steps"><table class="rw-table"><thead><tr>'
+        '<th class="rw-right">Step</th><th>Layer</th><th>Edit</th><th class="rw-right">Gap</th>'
+        '<th class="rw-right">Degradation</th><th>Outcome</th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _notes(timeline: Timeline, version: Version) -> str:
+    """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
+    number = version.number
+    pieces = [
+        _trials(version.trials, f"to {number}"),
+        _trials(timeline.fruitless(number), f"after {number}", "after this step, "),
+    ]
+    pieces += [
+        f'<div class="rw-soft"><span{to_do("show_branch", branch, key=f"branch {branch}")}>'
+        f"↳ {escape(branch_name(timeline, branch))} leaves here</span></div>"
+        for branch in leaving(timeline, version)
+    ]
+    return "".join(pieces)
+
+
+def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
+    """The trials of a round, folded away under a line that counts those rolled back by reason."""
+    back = rolled_back(trials)
+    if not back:
+        return ""
+    rows = "".join(
+        f'<tr class="{"rw-pick" if trial.accepted else "rw-off"}">'
+        f"<td><code>{escape(trial.layer)}</code></td>"
+        f"<td>{escape(trial.found)}</td>"
+        f'<td class="rw-right">{percent(trial.gap_after)}</td>'
+        f'<td class="rw-right">{percent(trial.degradation_after)}</td>'
+        f"<td>{'✓ kept:' if trial.accepted else '↺'} {escape(trial.reason)}</td></tr>"
+        for trial in [*(one for one in trials if one.accepted), *back[:TRIALS]]
+    )
+    more = len(back) - TRIALS
+    rest = f'<p class="rw-soft">… and {more} more.</p>' if more > 0 else ""
+    return (
+        f'<details data-key="{key}"><summary>{escape(f"↺ {when}{summary(back)}")}</summary>'
+        '<table class="rw-table"><thead><tr><th>Layer</th><th>Edit</th><th class="rw-right">Gap'
+        '</th><th class="rw-right">Degradation</th><th>Outcome</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>{rest}</details>"
+    )
+
+
+# --- words, not escaped --------------------------------------------------------------------------
+
+
+def rolled_back(trials: Sequence[Step]) -> list[Step]:
+    """The trials that were not kept."""
+    return [trial for trial in trials if not trial.accepted]
+
+
+def summary(trials: Sequence[Step]) -> str:
+    """How many trials were rolled back and why, in one line."""
+    kinds = (
+        next((short for part, short in KINDS.items() if part in trial.reason), trial.reason)
+        for trial in trials
+    )
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(kinds).most_common())
+    return f"{some(len(trials), 'trial')} rolled back: {reasons}"
+
+
+def leaving(timeline: Timeline, version: Version) -> list[int]:
+    """Branches out of view that share the path in view up to this version and no further."""
+    path = [one.number for one in timeline.path]
+    place = path.index(version.number)
+    after = path[place + 1] if place + 1 < len(path) else None
+    found = []
+    for branch, tip in enumerate(timeline.branches):
+        line = [one.number for one in timeline.lineage(tip.number)]
+        if branch == timeline.branch or version.number not in line:
+            continue
+        if line.index(version.number) + 1 < len(line) and after not in line:
+            found.append(branch)
+    return found
+
+
+def branch_name(timeline: Timeline, branch: int) -> str:
+    """A branch in a few words: "branch 1: 3 steps, gap 1.2 %"."""
+    tip = timeline.branches[branch]
+    steps = len(timeline.lineage(tip.number)) - 1
+    left = timeline.fork(branch)
+    start = "" if left is None else f" from {len(timeline.lineage(left.number)) - 1}"
+    gap = "" if tip.gap is None else f", gap {percent(tip.gap)}"
+    return f"branch {branch}{start}: {some(steps, 'step')}{gap}"
+
+
+def caption(timeline: Timeline) -> str:
+    """Where we are, in one line."""
+    here, last = timeline.here, len(timeline.path) - 1
+    where = f"Step {timeline.step} of {last}" if last else "No edits yet"
+    if last:
+        where += ", the model as given" if here.edit is None else f", after editing {here.title}"
+    figures = [
+        f"{name} {percent(value)}"
+        for name, value in (("gap", here.gap), ("degradation", here.degradation))
+        if value is not None
+    ]
+    return where + (": " + ", ".join(figures) if figures else "") + "."
+
+
+def counts(timeline: Timeline) -> str:
+    """How much there is, in a few words."""
+    trials = [trial for version in timeline for trial in version.trials]
+    trials += [trial for version in timeline for trial in timeline.fruitless(version.number)]
+    words = [f"✓ {some(len(timeline) - 1, 'edit')} kept"]
+    if back := rolled_back(trials):
+        words.append(f"↺ {some(len(back), 'trial')} rolled back")
+    if len(timeline.branches) > 1:
+        words.append(f"↳ {len(timeline.branches)} branches")
+    return " · ".join(words)
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def chart(
+    timeline: Timeline,
+    name: str,
+    values: Sequence[float | None],
+    level: str,
+    limit: float | None,
+) -> str:
+    """One figure of all versions over the steps, in per cent."""
+    path = timeline.path
+    own = [values[version.number] for version in path]
+    others = [branch for branch in range(len(timeline.branches)) if branch != timeline.branch]
+    own_name = f"branch {timeline.branch}, in view" if others else name
+    curves = [charts.Line(own_name, range(len(path)), _percents(own), unit=" %")]
+    common = {version.number for version in path}
+    for branch in others[-OTHERS:]:
+        line = timeline.lineage(timeline.branches[branch].number)
+        start = max(sum(version.number in common for version in line) - 1, 0)
+        if start + 1 < len(line):
+            handles = [
+                to_set(key=f"{name} {line[step].number}", branch=branch, step=step)
+                for step in range(start + 1, len(line))
+            ]
+            part = _percents([values[version.number] for version in line[start:]])
+            places = range(start, len(line))
+            curves.append(
+                charts.Line(f"branch {branch}", places, part, "grey", " %", ["", *handles])
+            )
+    return charts.lines(
+        curves,
+        _alt(name, own, level, limit),
+        levels={} if limit is None else {f"{level} {100 * limit:.3g} %": 100 * limit},
+        handles=[to_set(key=f"{name} {one.number}", step=step) for step, one in enumerate(path)],
+        x_title="Step",
+        y_title=f"{name}, %",
+        x_names=[str(step) for step in range(max(curve.x[-1] for curve in curves) + 1)],
+    )
+
+
+def _percents(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100.0 * value for value in values]
+
+
+def _alt(name: str, values: Sequence[float | None], level: str, limit: float | None) -> str:
+    """The figures of a chart in words; the step in view is not among them, see `caption`."""
+    every = max(-(-len(values) // SPOKEN), 1)
+    places = sorted({*range(0, len(values), every), len(values) - 1})
+    figures = [
+        f"{percent(values[step])} {f'after step {step}' if step else 'as given'}"
+        for step in places
+        if values[step] is not None
+    ]
+    words = f"{name} over {some(len(values) - 1, 'step')}: {', '.join(figures) or 'not measured'}"
+    if limit is None:
+        return words + "."
+    last = next((value for value in reversed(values) if value is not None), None)
+    verdict = "" if last is None else f", {'met' if last <= limit else 'not met'}"
+    return f"{words}; {level} {percent(limit)}{verdict}."
