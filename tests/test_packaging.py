@@ -122,7 +122,7 @@ def test_metadata(wheel: Path) -> None:
     assert "License-Expression: BSD-3-Clause" in fields
     assert "Requires-Python: >=3.10" in fields
     extras = {line.removeprefix("Provides-Extra: ") for line in fields if "Provides-Extra" in line}
-    assert extras == {"lab", "vision", "photos", "test", "dev"}
+    assert extras == {"lab", "vision", "photos", "benchmarks", "test", "dev"}
     required = [
         line for line in fields if line.startswith("Requires-Dist: ") and "extra" not in line
     ]

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Monitor
-from tests.benchmarks import comparison
+from tests.benchmarks import runner
 from tests.benchmarks.failures import measure_failures
-from tests.benchmarks.measure import shipped
 from tests.benchmarks.memory import measure_memory
-from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, OWN, PEERS, SEEDS
+from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
+from tests.benchmarks.records import read
+from tests.benchmarks.report import write
 from tests.benchmarks.scale import calculate
 from tests.benchmarks.several import measure_several
+from tests.benchmarks.sources import Source
 from tests.benchmarks.speed import NAMES, measure_speed
+from tests.benchmarks.summary import Results
 from tests.benchmarks.tables import Table
+from tests.benchmarks.training import default_cache
 from tests.benchmarks.trojan import (
     measure_ablation,
     measure_detection,
     measure_networks,
     measure_seconds,
+    shipped,
 )
 from tests.benchmarks.widgets import measure_widgets
 
-Benchmark = Callable[[argparse.Namespace, Monitor], Table | list[Table]]
+Benchmark = Callable[[Namespace, Monitor], Table | list[Table]]
 
 ALL, REPORT = "all", "report"
 COMPARED = {
@@ -106,7 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.name in COMPARED:
-        _compare(parser, options)
+        try:
+            _compare(options)
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            parser.error(str(error))
         return
     pairs, _, run = BENCHMARKS[options.name]
     options.pairs = options.pairs or pairs
@@ -118,43 +128,51 @@ def main(arguments: list[str] | None = None) -> None:
             bar.n = round(100 * fraction)
             bar.set_postfix_str(message)
 
-        found = run(options, Monitor(show))
-    for table in found if isinstance(found, list) else [found]:
+        made = run(options, Monitor(show))
+    for table in made if isinstance(made, list) else [made]:
         print(table.markdown())
         if options.out is not None:
             table.save(options.out)
 
 
-def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def networks(options: Namespace) -> Source:
+    """The networks that ship, or those that the command line asks for."""
+    seed = check_int("network_seed", options.network_seed, low=0)
+    if options.data is None:
+        return Source()
+    cache = options.cache or (options.out or default_cache()) / "networks"
+    return Source(options.data, cache, seed)
+
+
+def _compare(options: Namespace) -> None:
     """Measure what is left of some tables of the comparison, and write them."""
     groups = (*GROUPS, LAYERS) if options.name == ALL else (options.name,)
-    source = comparison.source(options.data, options.cache, options.network_seed, options.out)
-    folder = options.out or comparison.default_folder(source)
-    try:
-        if options.name != REPORT:
-            comparison.measure(
-                groups,
-                source,
-                folder,
-                seeds=options.seeds,
-                counts=options.n,
-                methods=options.methods,
-                only=options.cases,
-                layer_pairs=LAYER_PAIRS if options.pairs is None else options.pairs,
-                limit=options.limit,
-                workers=options.workers,
-                again=options.again,
-            )
-        for table in comparison.publish(folder, limit=options.limit):
-            if options.name in {ALL, REPORT} or table.name in {*groups, "targets"}:
-                print(table.markdown())
-    except KeyboardInterrupt:
-        print(
-            f"stopped; the same command goes on where {folder} ends, `report` shows what is there"
+    source = networks(options)
+    folder = options.out or default_cache() / "benchmarks" / source.title.replace(" ", "-")
+    if options.name != REPORT:
+        runs = plan(
+            groups,
+            seeds=options.seeds,
+            counts=options.n,
+            methods=options.methods,
+            only=options.cases,
+            layer_pairs=LAYER_PAIRS if options.pairs is None else options.pairs,
+            limit=options.limit,
         )
-        raise SystemExit(130) from None
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        parser.error(str(error))
+        workers = check_int("workers", options.workers, low=1)
+        try:
+            runner.measure_all(runs, source, folder, workers=workers, again=options.again)
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on, `report` shows what {folder} has by now")
+            raise SystemExit(130) from None
+    records = [record for record in read(folder) if record["limit"] == options.limit]
+    if not records:
+        raise ValueError(
+            f"out: {folder} holds no runs; measure some first, with `trojan`, `leakage` or `all`"
+        )
+    for table in write(Results(records, limit=options.limit), folder):
+        if options.name in {ALL, REPORT} or table.name in {*groups, "targets"}:
+            print(table.markdown())
     print(f"written to {folder}")
 
 
@@ -173,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=[*COMPARED, *BENCHMARKS])
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="folder for the tables; those of the comparison "
-        "and what they are made of lie in ~/.cache/tests/benchmarks by default")  # fmt: skip
+        "and what they are made of lie in ~/.cache/rectify_widgets/benchmarks by default")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="full data sets: the folders fashion-mnist and "
         "mnist, or one data set, as four IDX files; other networks than those that ship")  # fmt: skip
     add("--cache", type=Path, metavar="DIR", help="where trained networks are kept")
@@ -185,13 +203,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--n", type=int, nargs="+", metavar="N", help="numbers of pairs, in the order in which they "
         f"are measured (default: {' '.join(map(str, COUNTS))}; visibility, position: 1)")  # fmt: skip
     add("--cases", nargs="+", metavar="NAME", help="measure some cases alone")
-    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join((*OWN, *PEERS))}")
-    add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 0 "
+    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
+    add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 1 "
         "measures in this one (default: %(default)s)")  # fmt: skip
     add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure anew")
     add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
     group = parser.add_argument_group("networks")
-    group.add_argument("--only", nargs="+", metavar="NAME", help="one cell, such as 'vit blend'; "
+    group.add_argument("--only", nargs="+", metavar="NAME", help="one pair, such as 'vit blend'; "
         f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls")  # fmt: skip
     group.add_argument("--budget", type=float, default=0.01, help="max_degradation")
     add = parser.add_argument_group("speed and memory").add_argument

@@ -11,7 +11,7 @@ import torch
 
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.data.pairs import SamplePairs
-from tests.benchmarks.plan import BEFORE, EVERY, Cell, Record
+from tests.benchmarks.plan import BEFORE, EVERY, Record, Run
 from tests.engine import toy, traces
 
 BLEND = "trojan-blend"
@@ -109,7 +109,7 @@ def leakage_figures(net: float, accuracy: float = 0.99) -> Record:
     }
 
 
-def record(cell: Cell, *, network: str = "one", source: str = "shipped", **more: Any) -> Record:
+def record(run: Run, *, network: str = "one", source: str = "shipped", **more: Any) -> Record:
     """A record as the runner writes it; ``figures`` or ``failure`` among ``more``."""
     done = {
         "seconds": 2.0,
@@ -119,9 +119,9 @@ def record(cell: Cell, *, network: str = "one", source: str = "shipped", **more:
         "stopped": None,
         "tried": 0,
     }
-    extra = done if "figures" in more and cell.method != BEFORE else {}
+    extra = done if "figures" in more and run.method != BEFORE else {}
     return {
-        **cell.fields(),
+        **run.fields(),
         "warnings": [],
         "took": 2.5,
         "source": source,
@@ -133,7 +133,7 @@ def record(cell: Cell, *, network: str = "one", source: str = "shipped", **more:
 
 def before(name: str, figures: Record) -> Record:
     """The record of an unrepaired network."""
-    return record(Cell(name, BEFORE, EVERY, 0, 0), figures=figures)
+    return record(Run(name, BEFORE, EVERY, 0, 0), figures=figures)
 
 
 def many(
@@ -141,11 +141,6 @@ def many(
 ) -> list[Record]:
     """A record for each seed."""
     return [
-        record(Cell(name, method, pool, n, seed), figures=one, **more)
+        record(Run(name, method, pool, n, seed), figures=one, **more)
         for seed, one in enumerate(figures)
     ]
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator."""
-    return torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from torch import Tensor, nn
 
 from rectify_widgets.cases.case import Case
@@ -24,13 +25,12 @@ from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, p
 from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import Keys
 from rectify_widgets.engine.model.running import eval_mode, predict_all
-from tests.benchmarks.tables import spearman
 
 TRIALS = 12
 TEST = 2000
 """Test inputs on which each layer's edit is measured."""
 
-METHODS = {
+RANKINGS = {
     "trial": "every layer's edits measured on all references (the oracle)",
     "edit-attribution": f"predicted, then tried from the top on {VERIFY} references (the default)",
     "prediction alone": "edit-attribution without a trial",
@@ -60,10 +60,17 @@ def rank_layers(case: Case, pair: int, limit: int | None = None) -> dict[str, di
     for method, ranking in scores.items():
         best = max(ranking, key=lambda name: ranking[name])
         measured = _accuracy(accuracy, method)
-        rho = spearman([ranking[n] for n in measured], [measured[n] for n in measured])
         regret = accuracy["trial"][oracle] - measured[best]
+        rho = spearman(ranking, measured)
         found[method] = {"regret": regret, "spearman": rho, "layer": best}
     return found
+
+
+def spearman(scores: Mapping[str, float], measured: Mapping[str, float]) -> float:
+    """Rank correlation over the layers that were measured; 0 where one of the two is constant."""
+    both = pd.DataFrame({"score": scores, "measured": measured}).dropna().rank()
+    constant = bool((both.nunique() < 2).any())
+    return 0.0 if constant else float(both["score"].corr(both["measured"]))
 
 
 def _accuracy(accuracy: Mapping[str, dict[str, float]], method: str) -> dict[str, float]:
@@ -119,7 +126,7 @@ def projections(problem: Problem, statistics: KeyStatistics) -> dict[str, dict[s
     corrupted, clean = seen.corrupted, seen.clean
     result: dict[str, dict[str, float]] = {
         method: dict.fromkeys(problem.layers, 0.0)
-        for method in METHODS
+        for method in RANKINGS
         if method.startswith("projection")
     }
     for name, gradients in seen.path_gradients.items():

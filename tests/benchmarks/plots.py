@@ -1,7 +1,9 @@
 """Charts of the report as SVG: readable without colour, in both themes, and without the text around.
 
-Imports the standard library only.  Both axes are spaced by the square root, so that small figures
-can be told apart beside large ones; every line and point carries its method's name or mark.
+Imports pandas for its types.  Both axes are spaced by the square root, so that small figures can be
+told apart beside large ones; every line and point carries its method's name or mark.  Drawn by hand,
+since the page is committed and opens without a network: plotly would put 4.8 MB of JavaScript into
+it, and matplotlib's SVG makes it half as large again and draws it in one theme.
 """
 
 from __future__ import annotations
@@ -11,27 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from pandas import DataFrame
+
 WIDTH, HEIGHT = 620, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 170, 26, 44
 LINE = 14
 """Height of a label, in pixels of the drawing."""
-TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0)
+TICKS = (100.0, 70.0, 50.0, 30.0, 20.0, 15.0, 10.0, 7.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.2, 0.1)
 APART = 22
 """Least distance of two ticks."""
-PEER = "rw-peer"
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a method ended with n pairs, in printed units."""
-
-    n: int
-    loss: float
-    headline: float
-
-
-Series = Mapping[str, Sequence[Point]]
-"""Points by method."""
 
 
 @dataclass(frozen=True)
@@ -51,115 +41,103 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Round numbers within, far enough from each other; 0 always."""
-        found: list[float] = [0.0]
-        for size in reversed(TICKS):
-            for value in (size, -size):
-                inside = self.low <= value <= self.high
-                if inside and all(abs(self(value) - self(one)) >= APART for one in found):
-                    found.append(value)
-        return sorted(found)
+        ticks = [0.0]
+        for value in (sign * size for size in TICKS for sign in (1, -1)):
+            inside = self.low <= value <= self.high
+            if inside and all(abs(self(value) - self(one)) >= APART for one in ticks):
+                ticks.append(value)
+        return sorted(ticks)
 
 
-def against_n(series: Series, name: str, unit: str, before: float) -> str:
-    """The headline figure over the number of pairs, a line for each method."""
-    counts = sorted({point.n for points in series.values() for point in points})
-    top = max([before, *(point.headline for points in series.values() for point in points)])
-    y = Axis(0.0, top or 1.0, HEIGHT - BOTTOM, TOP)
-    step = (WIDTH - RIGHT - LEFT) / max(len(counts), 1)
+def against_n(points: DataFrame, name: str, unit: str, before: float) -> str:
+    """The headline figure over the number of pairs, a line for each method.
+
+    Args:
+        points: ``method``, ``n``, ``lost`` and ``headline``, in printed units.
+        name, unit: of the headline.
+        before: the headline of the unrepaired network.
+    """
+    counts = sorted(points["n"].unique())
+    y = _height(points, before)
+    step = (WIDTH - RIGHT - LEFT) / len(counts)
     x = {n: LEFT + (place + 0.5) * step for place, n in enumerate(counts)}
     parts = [_grid_y(y, f"{name}{unit}")]
     parts += [_text(x[n], HEIGHT - BOTTOM + 18, f"n = {n}", "middle") for n in counts]
-    parts.append(_rule(y(before), "before"))
-    ends: list[tuple[float, float, str]] = []
-    for method, points in sorted(series.items(), key=lambda item: _kind(item[0]) != PEER):
-        dots = [(x[point.n], y(point.headline)) for point in points]
+    parts += [
+        _line("rw-before", LEFT, y(before), WIDTH - RIGHT, y(before)),
+        _text(LEFT + 4, y(before) - 5, "before", "start"),
+    ]
+    ends, alt = [], f"{name} after the repair by number of pairs; before {before:.2f}{unit}."
+    for method, line in _own_last(points):
         kind = _kind(method)
+        dots = [(x[n], y(value)) for n, value in zip(line["n"], line["headline"], strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in dots)
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
-        for (a, b), point in zip(dots, points, strict=True):
-            tip = escape(f"{method}, n = {point.n}: {name} {point.headline:.2f}{unit}")
+        for (a, b), n, value in zip(dots, line["n"], line["headline"], strict=True):
+            tip = f"{method}, n = {n}: {name} {value:.2f}{unit}"
+            alt += f"  {tip}."
             parts.append(
-                f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="4"><title>{tip}</title></circle>'
+                f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="4">'
+                f"<title>{escape(tip)}</title></circle>"
             )
-        if dots:
-            ends.append((*dots[-1], method))
-    parts += _labels(ends)
-    alt = f"{name} after the repair by number of pairs; before {before:.2f}{unit}.  " + "  ".join(
-        f"{method}: "
-        + ", ".join(f"{point.headline:.2f} at n = {point.n}" for point in points)
-        + "."
-        for method, points in series.items()
-    )
-    return _svg(parts, f"{name} against n", alt)
+        ends.append((*dots[-1], method))
+    return _svg([*parts, *_labels(ends)], f"{name} against n. {alt}")
 
 
 def against_loss(
-    series: Series, marks: Mapping[str, str], name: str, unit: str, before: float
+    points: DataFrame, marks: Mapping[str, str], name: str, unit: str, before: float
 ) -> str:
     """The headline figure over the loss of accuracy, a mark for each method and number of pairs."""
-    every = [point for points in series.values() for point in points]
-    losses = [0.0, *(point.loss for point in every)]
-    low, high = min(losses), max(losses)
+    low, high = min(0.0, points["lost"].min()), max(0.0, points["lost"].max())
     room = max(high - low, 0.1) * 0.05
-    x = Axis(low - room, high + room, LEFT + 12, WIDTH - 16)
-    y = Axis(0.0, max([before, *(point.headline for point in every)]) or 1.0, HEIGHT - BOTTOM, TOP)
+    x, y = Axis(low - room, high + room, LEFT + 12, WIDTH - 16), _height(points, before)
     parts = [_grid_y(y, f"{name}{unit}")]
     for tick in x.ticks():
-        parts.append(
-            f'<line class="rw-grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" '
-            f'y2="{HEIGHT - BOTTOM}"/>'
-        )
+        parts.append(_line("rw-grid", x(tick), TOP, x(tick), HEIGHT - BOTTOM))
         parts.append(_text(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle"))
-    parts.append(
-        _text((LEFT + WIDTH) / 2, HEIGHT - 8, "OA lost, points (left is better)", "middle")
-    )
-    for method, points in sorted(series.items(), key=lambda item: _kind(item[0]) != PEER):
-        kind = _kind(method)
-        for point in points:
-            tip = escape(
-                f"{method}, n = {point.n}: OA lost {point.loss:.2f}, {name} {point.headline:.2f}{unit}"
-            )
+    label = "OA lost, points (left is better)"
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 8, label, "middle"))
+    alt = f"{name} after the repair against loss of overall accuracy."
+    for method, line in _own_last(points):
+        for n, lost, value in zip(line["n"], line["lost"], line["headline"], strict=True):
+            tip = f"{method}, n = {n}: OA lost {lost:.2f}, {name} {value:.2f}{unit}"
+            alt += f"  {tip}."
             parts.append(
-                f'<g class="{kind}"><title>{tip}</title>'
-                f'<circle cx="{x(point.loss):.1f}" cy="{y(point.headline):.1f}" r="8"/>'
-                f'<text class="rw-mark" x="{x(point.loss):.1f}" y="{y(point.headline) + 4:.1f}" '
+                f'<g class="{_kind(method)}"><title>{escape(tip)}</title>'
+                f'<circle cx="{x(lost):.1f}" cy="{y(value):.1f}" r="8"/>'
+                f'<text class="rw-mark" x="{x(lost):.1f}" y="{y(value) + 4:.1f}" '
                 f'text-anchor="middle">{escape(marks[method])}</text></g>'
             )
-    alt = f"{name} after the repair against loss of overall accuracy.  " + "  ".join(
-        f"{method}, n = {point.n}: {name} {point.headline:.2f}{unit} for {point.loss:.2f} points."
-        for method, points in series.items()
-        for point in points
-    )
-    return _svg(parts, f"{name} against OA lost", alt)
+    return _svg(parts, f"{name} against OA lost. {alt}")
 
 
-def _svg(parts: Sequence[str], title: str, alt: str) -> str:
+def _height(points: DataFrame, before: float) -> Axis:
+    return Axis(0.0, max(before, points["headline"].max()) or 1.0, HEIGHT - BOTTOM, TOP)
+
+
+def _own_last(points: DataFrame) -> list[tuple[str, DataFrame]]:
+    """The points of each method by n; our own last, above the others."""
+    lines = [(str(method), line.sort_values("n")) for method, line in points.groupby("method")]
+    return sorted(lines, key=lambda one: _kind(one[0]) != "rw-peer")
+
+
+def _svg(parts: Sequence[str], alt: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}. {alt}")}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
 def _grid_y(y: Axis, heading: str) -> str:
-    parts = []
-    for tick in y.ticks():
-        parts.append(
-            f'<line class="rw-grid" x1="{LEFT}" x2="{WIDTH - 16}" y1="{y(tick):.1f}" '
-            f'y2="{y(tick):.1f}"/>'
-        )
-        parts.append(_text(LEFT - 6, y(tick) + 4, f"{tick:g}", "end"))
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(heading)}</text>"
+    ticks = "".join(
+        _line("rw-grid", LEFT, y(tick), WIDTH - 16, y(tick))
+        + _text(LEFT - 6, y(tick) + 4, f"{tick:g}", "end")
+        for tick in y.ticks()
     )
-    return "".join(parts)
-
-
-def _rule(height: float, name: str) -> str:
+    middle = (TOP + HEIGHT - BOTTOM) / 2
     return (
-        f'<line class="rw-before" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" '
-        f'y2="{height:.1f}"/>' + _text(LEFT + 4, height - 5, name, "start")
+        f'{ticks}<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        f"{escape(heading)}</text>"
     )
 
 
@@ -169,20 +147,21 @@ def _labels(ends: Sequence[tuple[float, float, str]]) -> list[str]:
     places: list[float] = []
     for _, height, _ in order:
         places.append(max(height, places[-1] + LINE) if places else height)
-    places[-1:] = [min(place, HEIGHT - BOTTOM + 6) for place in places[-1:]]
-    for row in range(len(places) - 2, -1, -1):
-        places[row] = min(places[row], places[row + 1] - LINE)
+    bound = HEIGHT - BOTTOM + 6.0
     parts = []
-    for (a, b, method), place in zip(order, places, strict=True):
-        start = WIDTH - RIGHT + 24
-        kind = _kind(method)
+    start = WIDTH - RIGHT + 24
+    for (a, b, method), place in reversed(list(zip(order, places, strict=True))):
+        height = min(place, bound)
+        bound = height - LINE
+        parts.append(_line("rw-tie", a + 5, b, start - 4, height))
         parts.append(
-            f'<line class="rw-tie" x1="{a + 5:.1f}" y1="{b:.1f}" x2="{start - 4}" y2="{place:.1f}"/>'
-        )
-        parts.append(
-            f'<text class="{kind}" x="{start}" y="{place + 4:.1f}">{escape(method)}</text>'
+            f'<text class="{_kind(method)}" x="{start}" y="{height + 4:.1f}">{escape(method)}</text>'
         )
     return parts
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
@@ -190,10 +169,10 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _kind(method: str) -> str:
-    """How a method is drawn: `dynamic` and its variants stand out."""
+    """How a method is drawn: `dynamic`, with any settings, stands out."""
     if method.startswith("dynamic"):
         return "rw-own"
-    return "rw-static" if method == "static" else PEER
+    return "rw-static" if method == "static" else "rw-peer"
 
 
 def _root(value: float) -> float:

@@ -1,8 +1,8 @@
-"""The file of measured cells: one line of JSON each, safe against a kill.  Imports the plan.
+"""The file of measured runs: one line of JSON each, safe against a kill.  Imports the plan.
 
-    FOLDER/cells.jsonl
+    FOLDER/runs.jsonl
 
-A line is on disk before the next cell is measured.  What a kill left of a line is dropped when the
+A line is on disk before the next run is measured.  What a kill left of a line is dropped when the
 file is opened to go on.
 """
 
@@ -17,8 +17,7 @@ from typing import IO
 
 from tests.benchmarks.plan import Record
 
-NAME = "cells.jsonl"
-LOCK = ".lock"
+NAME = "runs.jsonl"
 
 
 def read(folder: Path) -> list[Record]:
@@ -27,81 +26,11 @@ def read(folder: Path) -> list[Record]:
     Raises:
         ValueError: a line other than the last is damaged.
     """
-    return _parsed(folder / NAME)[0]
-
-
-class Journal:
-    """The file of a folder, open to go on; nobody else may at the same time.
-
-    Raises:
-        ValueError: a line other than the last is damaged.
-        BlockingIOError: another run has the folder open.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / LOCK).open("w", encoding="utf-8")
-        self._file: IO[bytes] | None = None
-        try:
-            _hold(self._lock, folder)
-            self._path = folder / NAME
-            self.records, size = _parsed(self._path)
-            self._file = self._path.open("ab")
-            self._file.truncate(size)
-        except BaseException:
-            self.close()
-            raise
-
-    def append(self, record: Record) -> None:
-        """Write a record, and wait until the disk has it."""
-        assert self._file is not None
-        self._file.write(_line(record))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.records.append(record)
-
-    def forget(self, gone: Callable[[Record], bool]) -> int:
-        """Drop records; answers how many.  They are all there, or all gone."""
-        kept = [record for record in self.records if not gone(record)]
-        dropped = len(self.records) - len(kept)
-        if dropped:
-            assert self._file is not None
-            draft = self._path.with_suffix(".draft")
-            with draft.open("wb") as file:
-                file.writelines(map(_line, kept))
-                file.flush()
-                os.fsync(file.fileno())
-            self._file.close()
-            draft.replace(self._path)
-            self._file = self._path.open("ab")
-            self.records = kept
-        return dropped
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        if self._file is not None:
-            self._file.close()
-        self._lock.close()
-
-
-@contextmanager
-def journal(folder: Path) -> Iterator[Journal]:
-    """The `Journal` of a folder for a block."""
-    opened = Journal(folder)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-def _parsed(path: Path) -> tuple[list[Record], int]:
-    """All records, and how many bytes of the file they are."""
+    path = folder / NAME
     if not path.exists():
-        return [], 0
-    content = path.read_bytes()
-    size = content.rfind(b"\n") + 1
-    lines = content[:size].splitlines()
-    return [_record(path, number, line) for number, line in enumerate(lines, 1)], size
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [_record(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
 def _record(path: Path, number: int, line: bytes) -> Record:
@@ -114,8 +43,47 @@ def _record(path: Path, number: int, line: bytes) -> Record:
     return record
 
 
-def _line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+@contextmanager
+def opened(folder: Path) -> Iterator[RecordFile]:
+    """The `RecordFile` of a folder for a block; nobody else may have it at the same time.
+
+    Raises:
+        ValueError: a line other than the last is damaged.
+        BlockingIOError: another process has the folder open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
+        _hold(lock, folder)
+        yield RecordFile(folder)
+
+
+class RecordFile:
+    """The records of a folder, to go on with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self.keep(lambda _: True)
+
+    def append(self, record: Record) -> None:
+        """Write a record, and wait until the disk has it."""
+        with self._path.open("ab") as file:
+            _write(file, record)
+        self.records.append(record)
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Drop the other records, and what a kill left of a line; all of them or none."""
+        self.records = [record for record in read(self._path.parent) if wanted(record)]
+        draft = self._path.with_suffix(".draft")
+        with draft.open("wb") as file:
+            _write(file, *self.records)
+        draft.replace(self._path)
+
+
+def _write(file: IO[bytes], *records: Record) -> None:
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _hold(lock: IO[str], folder: Path) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from tests.benchmarks.plan import EVERY, GROUPS, OWN, PEERS, pools
-from tests.benchmarks.plots import Point, Series, against_loss, against_n
-from tests.benchmarks.summary import METHODS, Results, tables
+from tests.benchmarks.plan import EVERY, GROUPS, METHODS, OWN, PEERS, pools
+from tests.benchmarks.plots import against_loss, against_n
+from tests.benchmarks.summary import Results, tables
 from tests.benchmarks.tables import Cell, Table
-from tests.benchmarks.targets import target_table
+from tests.benchmarks.targets import tally, target_table
 from tests.benchmarks.verdicts import (
     HEADLINES,
     LEAKAGE,
     TROJAN,
-    VERDICTS,
     WINS,
     behaviour,
     headline,
-    lost,
     scale,
 )
 
@@ -83,7 +79,7 @@ def write(results: Results, folder: Path) -> list[Table]:
     return made
 
 
-def page(results: Results, made: Sequence[Table]) -> str:
+def page(results: Results, made: list[Table]) -> str:
     """The whole report."""
     *groups, goals = made
     body = "".join(_section(results, table) for table in groups)
@@ -102,55 +98,47 @@ def page(results: Results, made: Sequence[Table]) -> str:
 
 def _tally(results: Results) -> str:
     """How often `dynamic` wins over all that was measured."""
-    found = [
-        compared.verdict
+    rivals = {OWN[1], *PEERS}
+    compared = [
+        results.compared(block)
         for cases in GROUPS.values()
         for case in cases
         for pool in pools(case)
         for block in results.blocks(case, pool)
-        if block.method in {OWN[1], *PEERS} and (compared := results.compared(block)) is not None
+        if block["method"].iloc[0] in rivals
     ]
-    if not found:
+    verdicts = [one.verdict for one in compared if one is not None]
+    if not verdicts:
         return ""
-    parts = ", ".join(f"{one}: {found.count(one)}" for one in VERDICTS if one in found)
-    return f"Against static and the peers, at the same n, over {len(found)} rows: {parts}."
+    return f"Against static and the peers, at the same n, over {len(verdicts)} rows: {tally(verdicts)}."
 
 
 def _section(results: Results, table: Table) -> str:
-    charts = ""
-    for case in GROUPS.get(table.name, ()):
-        for pool in pools(case):
-            charts += _charts(results, case, pool)
+    charts = "".join(
+        _charts(results, case, pool) for case in GROUPS.get(table.name, ()) for pool in pools(case)
+    )
     return f"<h2>{escape(table.name)}</h2><p>{_prose(table.note)}</p>{charts}{_html(table)}"
 
 
 def _charts(results: Results, case: str, pool: str) -> str:
     """Both charts of a case, under its name; nothing where nothing was measured."""
-    before = results.before.get(case)
-    if before is None or not results.blocks(case, pool):
+    runs = results.repairs.query("case == @case and pool == @pool").dropna(subset="lost")
+    if runs.empty:
         return ""
-    unit = scale(case)
-    series: dict[str, list[Point]] = {}
-    for block in results.blocks(case, pool):
-        if block.figures:
-            every = block.figures.values()
-            loss = 100.0 * statistics.fmean(lost(one, before) for one in every)
-            main = unit * statistics.fmean(headline(case, one, before) for one in every)
-            series.setdefault(block.method, []).append(Point(block.n, loss, main))
-    return _figures(case, pool, series, unit * headline(case, before, before))
-
-
-def _figures(case: str, pool: str, series: Series, before: float) -> str:
-    kind = behaviour(case)
+    kind, before = behaviour(case), results.before[case]
     name, unit = HEADLINES[kind], "" if kind == LEAKAGE else " %"
-    legend = ", ".join(f"{MARKS[method]} {method}" for method in METHODS if method in series)
+    points = runs.groupby(["method", "n"])[["lost", "headline"]].mean().reset_index()
+    points[["lost", "headline"]] *= [100.0, scale(case)]
+    start = scale(case) * headline(case, before, before)
+    shown = set(points["method"])
+    legend = ", ".join(f"{MARKS[method]} {method}" for method in METHODS if method in shown)
     floor = ", not below the clean target rate" if kind == TROJAN else ""
     title = case if pool == EVERY else f"{case}, pairs of {pool}"
     return (
         f'<h3>{escape(title)}</h3><div class="rw-charts"><figure>'
-        f"{against_n(series, name, unit, before)}<figcaption>{escape(name)} by number of pairs, "
+        f"{against_n(points, name, unit, start)}<figcaption>{escape(name)} by number of pairs, "
         f"lower is better; square-root scale{floor}.</figcaption></figure>"
-        f"<figure>{against_loss(series, MARKS, name, unit, before)}<figcaption>{escape(legend)}; "
+        f"<figure>{against_loss(points, MARKS, name, unit, start)}<figcaption>{escape(legend)}; "
         "one mark for each n, lower left is better.</figcaption></figure></div>"
     )
 

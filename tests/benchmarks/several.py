@@ -1,24 +1,25 @@
 """Two behaviours in one network, repaired one after the other, in both orders, and in one go.
 
-Imports the cases, the engine and `tables`.
+Imports the cases, the engine, `trojan` and `tables`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
+from pandas import DataFrame
+from torch import nn
 
 from rectify_widgets import cases
 from rectify_widgets.cases.definition import DEFINITIONS
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
-from tests.benchmarks.measure import PER_CENT
+from tests.benchmarks.plan import BEFORE
 from tests.benchmarks.tables import Cell, Table, spread
+from tests.benchmarks.trojan import PER_CENT
 
-BEFORE = "before"
 CASES = tuple(name for name, one in DEFINITIONS.items() if one.aims)
 FLOOR = "clean_target_rate"
 TEST = 4000
@@ -34,16 +35,6 @@ FIGURES = {
 """Columns and the figures of the cases that they show; a dash where a case has no such figure."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What was repaired by then, and the figures then."""
-
-    order: str
-    when: str
-    figures: Mapping[str, float]
-    edits: int
-
-
 def measure_several(seeds: int, progress: Monitor) -> Table:
     """Before, after the first, after the second; both orders, and both at once."""
     table = Table(
@@ -53,42 +44,44 @@ def measure_several(seeds: int, progress: Monitor) -> Table:
         "model that the first one made, which knows nothing of the first pair; 'together' is one "
         "call with the pairs of both.",
     )
-    runs = len(CASES) * seeds
     for number, name in enumerate(CASES):
         case = cases.load(name)
-        start = Stage("–", BEFORE, case.figures(limit=TEST), 0)
-        found: dict[tuple[str, str], list[Stage]] = {(start.order, start.when): [start]}
-        table.note += _floors(name, start.figures)
+        before = case.figures(limit=TEST)
+        table.note += _floors(name, before)
+        rows = [{"order": "–", "when": BEFORE, "edits": 0} | before]
         for seed in range(seeds):
-            part = (number * seeds + seed) / runs
+            part = (number + seed / seeds) / len(CASES)
             progress.report(part, f"{name}, pair {seed + 1} of {seeds}")
-            for stage in _stages(case, seed):
-                found.setdefault((stage.order, stage.when), []).append(stage)
-        for (order, when), stages in found.items():
-            table.add(**_row(name, order, when, stages))
+            for order, when, model, edits in _repairs(case, seed):
+                figures = case.figures(model, limit=TEST)
+                rows.append({"order": order, "when": when, "edits": edits} | figures)
+        for key, stages in DataFrame(rows).groupby(["order", "when"], sort=False):
+            order, when = map(str, key)
+            shown: dict[str, Cell] = dict.fromkeys(FIGURES, "–")
+            for column, figure in FIGURES.items():
+                if figure in stages:
+                    first = PER_CENT * float(stages[figure].iloc[0])
+                    shown[column] = first if when == BEFORE else spread(stages[figure], PER_CENT)
+            mean_edits = spread(stages["edits"], digits=1)
+            table.add(case=name, order=order, when=when, **shown, edits=mean_edits)
     return table
 
 
-def _stages(case: cases.Case, seed: int) -> Iterator[Stage]:
-    """What comes after the start, for one pair of each behaviour."""
+def _repairs(case: cases.Case, seed: int) -> Iterator[tuple[str, str, nn.Module, int]]:
+    """Order, what is done by then, the model, and edits so far, for one pair of each behaviour."""
     pairs = {name: case.pairs_by(name)[seed] for name in case.triggers}
     for order in (tuple(pairs), tuple(reversed(pairs))):
         model, edits = case.model, 0
-        for place, name in enumerate(order):
+        for place, name in zip(("first", "second"), order, strict=True):
             result = rectify(model, pairs[name], reference=case.reference, seed=seed)
             model, edits = result.model, edits + len(result.edits)
-            yield Stage(
-                ", then ".join(order),
-                f"after the {'second' if place else 'first'} ({name})",
-                case.figures(model, limit=TEST),
-                edits,
-            )
+            yield ", then ".join(order), f"after the {place} ({name})", model, edits
     joint = SamplePairs(
         torch.cat([one.corrupted for one in pairs.values()]),
         torch.cat([one.clean for one in pairs.values()]),
     )
     result = rectify(case.model, joint, reference=case.reference, seed=seed)
-    yield Stage("together", "after both", case.figures(result.model, limit=TEST), len(result.edits))
+    yield "together", "after both", result.model, len(result.edits)
 
 
 def _floors(name: str, figures: Mapping[str, float]) -> str:
@@ -98,15 +91,3 @@ def _floors(name: str, figures: Mapping[str, float]) -> str:
         if figure.startswith(FLOOR)
     ]
     return f"  Clean images of other classes that {name} takes for a target: {', '.join(floors)}."
-
-
-def _row(name: str, order: str, when: str, stages: list[Stage]) -> dict[str, Cell]:
-    row: dict[str, Cell] = {"case": name, "order": order, "when": when}
-    for column, figure in FIGURES.items():
-        values = [stage.figures[figure] for stage in stages if figure in stage.figures]
-        if not values:
-            row[column] = "–"
-        else:
-            row[column] = PER_CENT * values[0] if when == BEFORE else spread(values, PER_CENT)
-    row["edits"] = spread((float(stage.edits) for stage in stages), digits=1)
-    return row

@@ -85,8 +85,8 @@ class Source:
             raise FileNotFoundError(f"data: {self.data} is no folder; give one with IDX files")
         if len({self._data(name) for name in names}) == 1 < len({_set(name) for name in names}):
             raise ValueError(
-                f"data: got {self.data} for cases on {FASHION_MNIST.name} and {MNIST.name}, want a folder with one "
-                "folder of each name"
+                f"data: got {self.data} for cases on {FASHION_MNIST.name} and {MNIST.name}, want a "
+                "folder with one folder of each name"
             )
 
     def _data(self, name: str) -> Path:

@@ -1,13 +1,13 @@
-"""Tables of measurements: rows in, Markdown and CSV out.  Imports the standard library only."""
+"""Tables of measurements: rows in, Markdown and CSV out.  Imports pandas."""
 
 from __future__ import annotations
 
-import csv
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+import pandas as pd
 
 Cell: TypeAlias = str | float | int
 Row: TypeAlias = Mapping[str, Cell]
@@ -28,55 +28,25 @@ class Table:
     def markdown(self) -> str:
         """The table as GitHub draws it, under its name and note."""
         columns = list(self.rows[0]) if self.rows else []
-        lines = [
-            "| " + " | ".join(columns) + " |",
-            "|" + "|".join("---" for _ in columns) + "|",
-            *(
-                "| " + " | ".join(_text(row[column]) for column in columns) + " |"
-                for row in self.rows
-            ),
-        ]
-        return f"### {self.name}\n\n{self.note}\n\n" + "\n".join(lines) + "\n"
+        lines = [columns, *([_text(row[column]) for column in columns] for row in self.rows)]
+        head, *body = [f"| {' | '.join(line)} |" for line in lines]
+        rule = "|" + "---|" * len(columns)
+        return "\n".join([f"### {self.name}", "", self.note, "", head, rule, *body, ""])
 
     def save(self, folder: Path) -> None:
         """Write ``name.md`` and ``name.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
-        stem = self.name.replace(" ", "-")
-        (folder / f"{stem}.md").write_text(self.markdown(), encoding="utf-8")
-        with (folder / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]) if self.rows else [])
-            writer.writeheader()
-            writer.writerows(self.rows)
+        stem = folder / self.name.replace(" ", "-")
+        stem.with_suffix(".md").write_text(self.markdown(), encoding="utf-8")
+        frame = pd.DataFrame(self.rows, dtype=object)
+        frame.to_csv(stem.with_suffix(".csv"), index=False, lineterminator="\r\n")
 
 
 def spread(values: Iterable[float], scale: float = 1.0, digits: int = 2) -> str:
     """``mean ± standard deviation`` of values times ``scale``."""
-    scaled = [scale * value for value in values]
-    deviation = statistics.stdev(scaled) if len(scaled) > 1 else 0.0
-    return f"{statistics.mean(scaled):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, ties sharing their mean."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    result = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        stop = start
-        while stop + 1 < len(order) and values[order[stop + 1]] == values[order[start]]:
-            stop += 1
-        for position in range(start, stop + 1):
-            result[order[position]] = (start + stop) / 2 + 1
-        start = stop + 1
-    return result
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation; 0 where one of the two is constant."""
-    a, b = ranks(first), ranks(second)
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return 0.0
-    return statistics.correlation(a, b)
+    scaled = scale * pd.Series(list(values), dtype=float)
+    deviation = scaled.std() if len(scaled) > 1 else 0.0
+    return f"{scaled.mean():.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _text(cell: Cell) -> str:

@@ -5,9 +5,11 @@ Imports this folder's plan, summary, tables and verdicts.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+import pandas as pd
+from pandas import DataFrame
 
 from tests.benchmarks.plan import (
     AFFECTED,
@@ -21,9 +23,9 @@ from tests.benchmarks.plan import (
     TO_THE_END,
     pools,
 )
-from tests.benchmarks.summary import ALL_CASES, NONE, Results, ranked, successes
+from tests.benchmarks.summary import NONE, Results, successes
 from tests.benchmarks.tables import Table, spread
-from tests.benchmarks.verdicts import SUCCESS, VERDICTS, WINS, Figures, lost
+from tests.benchmarks.verdicts import SUCCESS, VERDICTS, WINS, Figures
 
 MOST, LEAST = "≤", "≥"
 YES, NO, UNKNOWN, PARTLY = "yes", "no", "not measured", "partly measured"
@@ -31,9 +33,11 @@ YES, NO, UNKNOWN, PARTLY = "yes", "no", "not measured", "partly measured"
 DEFAULT, PAPERS = "edit-attribution", "projection"
 """Rankings of layers."""
 
+Value: TypeAlias = Callable[[DataFrame, Figures], "pd.Series[float]"]
+"""A figure by seed, from those after a repair and before."""
 
-@dataclass(frozen=True)
-class Target:
+
+class Target(NamedTuple):
     """A bound on the mean over seeds of one figure of a method of our own.
 
     Attributes:
@@ -41,8 +45,8 @@ class Target:
         what: the figure, for people.
         sign: `MOST` or `LEAST`.
         bound: a fraction.
-        value: the figure from those after and before.
-        method: `dynamic`, or the same from every place where the patch works.
+        value: the figure.
+        method: `dynamic`, or another of `OWN`.
     """
 
     case: str
@@ -50,30 +54,25 @@ class Target:
     what: str
     sign: str
     bound: float
-    value: Callable[[Figures, Figures], float]
+    value: Value
     method: str = OWN[0]
 
-    @property
-    def pool(self) -> str:
-        """The main pool of the case."""
-        return pools(self.case)[0]
 
-
-def _after(name: str) -> Callable[[Figures, Figures], float]:
+def _after(name: str) -> Value:
     return lambda after, _: after[name]
 
 
-def _cut(name: str) -> Callable[[Figures, Figures], float]:
+def _cut(name: str) -> Value:
     """By what share an absolute figure has fallen."""
-    return lambda after, before: 1.0 - abs(after[name]) / max(abs(before[name]), 1e-12)
+    return lambda after, before: 1.0 - after[name].abs() / max(abs(before[name]), 1e-12)
 
 
-def _fallen(name: str) -> Callable[[Figures, Figures], float]:
+def _fallen(name: str) -> Value:
     return lambda after, before: before[name] - after[name]
 
 
 def _loss(case: str, n: int, bound: float, method: str = OWN[0]) -> Target:
-    return Target(case, n, "OA loss", MOST, bound, lost, method)
+    return Target(case, n, "OA loss", MOST, bound, _after("lost"), method)
 
 
 def targets() -> Iterator[Target]:
@@ -93,19 +92,19 @@ def targets() -> Iterator[Target]:
     yield Target(blend, 1, "ASR", MOST, 0.012, _after(SUCCESS))
     yield _loss(blend, 1, 0.004)
     yield Target(blend, 1, "corrupted accuracy", LEAST, 0.95, _after("corrupted_accuracy"))
-    yield from _spurious(OWN[0])
-    yield from _spurious(CAREFUL)
-    yield from _leakage(OWN[0])
-    yield from _leakage(TO_THE_END)
+    for method in (OWN[0], CAREFUL):
+        yield from _spurious(method)
+    for method in (OWN[0], TO_THE_END):
+        yield from _leakage(method)
 
 
 def _spurious(method: str) -> Iterator[Target]:
+    mild, severe, cut = "spurious-mild", "spurious-severe", _cut("spurious_bias")
     for n, bound in ((1, 0.70), (20, 0.95)):
-        yield Target("spurious-mild", n, "bias cut by", LEAST, bound, _cut("spurious_bias"), method)
-        yield _loss("spurious-mild", n, 0.003, method)
-    severe = "spurious-severe"
+        yield Target(mild, n, "bias cut by", LEAST, bound, cut, method)
+        yield _loss(mild, n, 0.003, method)
     for n, bound, pulled in ((1, 0.50, 0.06), (10, 0.75, 0.03)):
-        yield Target(severe, n, "bias cut by", LEAST, bound, _cut("spurious_bias"), method)
+        yield Target(severe, n, "bias cut by", LEAST, bound, cut, method)
         yield Target(severe, n, "pulled in", MOST, pulled, _after("pulled_in"), method)
         yield _loss(severe, n, 0.01, method)
         recall = _fallen("recall_without")
@@ -140,99 +139,95 @@ def target_table(results: Results) -> Table:
 
 
 def _add_figure(table: Table, results: Results, target: Target) -> None:
-    before = results.before.get(target.case)
-    block = results.block(target.case, target.pool, target.method, target.n)
-    values = [] if before is None else [target.value(one, before) for one in block.figures.values()]
+    case, bound = target.case, target.bound
+    before = results.before.get(case, {})
+    block = results.block(case, pools(case)[0], target.method, target.n).dropna(subset="lost")
+    values = target.value(block, before) if len(block) else block["lost"]
     met = UNKNOWN
-    if values:
-        mean = statistics.fmean(values)
-        met = YES if (mean <= target.bound if target.sign == MOST else mean >= target.bound) else NO
+    if len(values):
+        mean = values.mean()
+        met = YES if (mean <= bound if target.sign == MOST else mean >= bound) else NO
     table.add(
-        case=target.case if target.method == OWN[0] else f"{target.case} ({target.method})",
+        case=case if target.method == OWN[0] else f"{case} ({target.method})",
         n=target.n,
-        target=f"{target.what} {target.sign} {100 * target.bound:.1f}",
-        measured=spread(values, 100.0) if values else NONE,
+        target=f"{target.what} {target.sign} {100 * bound:.1f}",
+        measured=spread(values, 100.0) if len(values) else NONE,
         seeds=len(values),
         met=met,
-        remark=_context(target, before),
+        remark=_context(target.what, before) if before else "",
     )
 
 
-def _context(target: Target, before: Figures | None) -> str:
+def _context(what: str, before: Mapping[str, float]) -> str:
     """What bounds the figure whatever a repair does."""
-    if before is None:
-        return ""
-    if target.what.startswith("ASR"):
+    if what.startswith("ASR"):
         return f"clean target rate before {100 * before['clean_target_rate']:.2f}"
-    if target.what in {"corrupted accuracy", "accuracy without the block"}:
+    if what in {"corrupted accuracy", "accuracy without the block"}:
         return f"OA before {100 * before['overall_accuracy']:.2f}"
-    if target.what.startswith("bias"):
-        return f"before {100 * before['spurious_bias']:.2f}"
-    return ""
+    return f"before {100 * before['spurious_bias']:.2f}" if what.startswith("bias") else ""
 
 
 def _add_wins(table: Table, results: Results, case: str) -> None:
     """Whether `dynamic` beats static, and every peer, at every n that was measured."""
     for pool in pools(case):
         for what, methods in (("beats static", OWN[1:2]), ("beats every peer", PEERS)):
-            blocks = [one for one in results.blocks(case, pool) if one.method in methods]
-            found = [results.compared(block) for block in blocks]
-            verdicts = [one.verdict for one in found if one is not None]
-            failed = sum(bool(block.failures) and not block.figures for block in blocks)
-            counts = sorted({block.n for block in blocks})
+            blocks = [one for one in results.blocks(case, pool) if one["method"].iloc[0] in methods]
+            compared = [results.compared(block) for block in blocks]
+            verdicts = [one.verdict for one in compared if one is not None]
+            failed = sum(bool(block["failure"].notna().all()) for block in blocks)
+            counts = sorted({int(block["n"].iloc[0]) for block in blocks})
             remark = [] if pool in {EVERY, AFFECTED} else [f"pairs of {pool}"]
             remark += [f"{failed} failed and are not counted"] if failed else []
             table.add(
                 case=case,
                 n=", ".join(map(str, counts)) or NONE,
                 target=what,
-                measured=", ".join(
-                    f"{one}: {verdicts.count(one)}" for one in VERDICTS if one in verdicts
-                )
-                or NONE,
-                seeds=max((len(block.records) for block in blocks), default=0),
+                measured=tally(verdicts) or NONE,
+                seeds=max(map(len, blocks), default=0),
                 met=UNKNOWN if not verdicts else YES if set(verdicts) == {WINS} else NO,
                 remark="; ".join(remark),
             )
 
 
+def tally(verdicts: list[str]) -> str:
+    """How often each verdict was given."""
+    return ", ".join(f"{one}: {verdicts.count(one)}" for one in VERDICTS if one in verdicts)
+
+
 def _add_layers(table: Table, results: Results) -> None:
     """The choice of layers."""
-    cases = [case for case in LAYER_CASES if ranked(results, case)]
-    missing = [case for case in LAYER_CASES if case not in cases]
+    means = results.rankings.pivot_table(
+        index="case", columns="method", values=["regret", "spearman"], aggfunc="mean"
+    )
+    regrets = results.rankings.query("method == @DEFAULT")["regret"]
+    missing = [case for case in LAYER_CASES if case not in means.index]
     without = f"without {', '.join(missing)}" if missing else ""
-    every = ranked(results, ALL_CASES)
 
-    def add(target: str, measured: str, met: bool | None, remark: str = "") -> None:
+    def add(target: str, measured: str, *, met: bool, remark: str = "") -> None:
+        verdict = PARTLY if met and missing else YES if met else NO
         table.add(
             case="all Trojans",
             n=1,
             target=target,
-            measured=measured,
-            seeds=len(every),
-            met=UNKNOWN if met is None else PARTLY if met and missing else YES if met else NO,
+            measured=measured if len(regrets) else NONE,
+            seeds=len(regrets),
+            met=verdict if len(regrets) else UNKNOWN,
             remark="; ".join(filter(None, (without, remark))),
         )
 
-    regrets = [one[DEFAULT]["regret"] for one in every]
     add(
         f"mean regret of the default ranking {MOST} 3.0",
-        spread(regrets, 100.0) if regrets else NONE,
-        statistics.fmean(regrets) <= 0.03 if regrets else None,
+        spread(regrets, 100.0),
+        met=regrets.mean() <= 0.03,
     )
     for figure, better in (("regret", -1.0), ("spearman", 1.0)):
-        behind = [
-            case
-            for case in cases
-            if statistics.fmean(
-                better * (one[DEFAULT][figure] - one[PAPERS][figure])
-                for one in ranked(results, case)
-            )
-            <= 0
-        ]
+        behind = []
+        if len(means):
+            gain = better * (means[figure][DEFAULT] - means[figure][PAPERS])
+            behind = [case for case in LAYER_CASES if case in gain.index and gain[case] <= 0]
         add(
             f"default ranking beats the paper's score on every case: {figure}",
-            f"{len(cases) - len(behind)} of {len(cases)} cases" if cases else NONE,
-            not behind if cases else None,
-            f"not {', '.join(behind)}" if behind else "",
+            f"{len(means) - len(behind)} of {len(means)} cases",
+            met=not behind,
+            remark=f"not {', '.join(behind)}" if behind else "",
         )

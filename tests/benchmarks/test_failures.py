@@ -106,10 +106,10 @@ def test_figures_are_means_by_name() -> None:
 
 def test_the_situations_are_what_they_are_called() -> None:
     case = cases.load("trojan")
-    spoilt = failures.half_cleansed(case, 0).pairs
+    spoilt = failures.half_cleansed(case, 0)["pairs"]
     answers = predict(case.model, torch.cat([spoilt.corrupted, spoilt.clean]))
     assert answers.tolist() == [case.target, case.target]
-    wrong = failures.wrong_labels(case, 0).pairs
+    wrong = failures.wrong_labels(case, 0)["pairs"]
     assert wrong.labels is not None
     assert int(wrong.labels[0]) == case.target != int(predict(case.model, wrong.clean)[0])
     mixed = failures.mostly_corrupted(case)
@@ -117,28 +117,28 @@ def test_the_situations_are_what_they_are_called() -> None:
     assert float(changed.float().mean()) == pytest.approx(failures.MOST, abs=0.01)
     assert set(predict(case.model, failures.footwear(case)).tolist()) == {5, 7, 9}
     places = cases.load("trojan-position")
-    joint = failures.every_place(places, 1).pairs
+    joint = failures.every_place(places, 1)["pairs"]
     assert predict(places.model, joint.corrupted).eq(places.target or 0).float().mean() > 0.5
     spots = {tuple(one.nonzero()[0].tolist()) for one in joint.corrupted != joint.clean}
     assert len(spots) == len(joint) > 4
     severe = cases.load("spurious-severe")
     assert severe.pairs.labels is not None
-    both = failures.own_as_well(severe, 0).pairs
+    both = failures.own_as_well(severe, 0)["pairs"]
     assert torch.equal(both.clean[1:], severe.pairs.clean[failures.OWN :][:1])
     assert int(severe.pairs.labels[failures.OWN]) == severe.target
     assert int(severe.pairs.labels[0]) != severe.target
 
 
 def test_a_budget_is_only_taken_where_one_is_named() -> None:
-    call = failures.Call(nn.Identity(), cases.load("trojan").pairs[0], None, {"max_rounds": 2})
     case = cases.load("trojan")
+    call = failures.plain(case, 0, model=nn.Identity(), max_rounds=2)
 
     def after(*said: str) -> failures.Call | None:
-        result: Any = Fake(call.model, said)
+        result: Any = Fake(call["model"], said)
         assert not isinstance(result, Rectification)
         return failures.advised(case, 0, result, call)
 
     assert after("nothing of the kind") is None
     heeded = after("the budget: max_degradation=0.015 allows it.")
     assert heeded is not None
-    assert heeded.options == {"max_rounds": 2, "max_degradation": 0.015}
+    assert heeded == call | {"max_degradation": 0.015}

@@ -10,37 +10,38 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pandas import DataFrame
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import comparison, fakes, plots, records, report, runner
-from tests.benchmarks.layers import METHODS as RANKINGS
+from tests.benchmarks import fakes, plots, records, report, runner
+from tests.benchmarks.layers import RANKINGS
 from tests.benchmarks.plan import (
     AFFECTED,
     GROUPS,
     LAYERS,
+    METHODS,
     OTHERS,
-    OWN,
-    PEERS,
-    Cell,
     Record,
+    Run,
 )
-from tests.benchmarks.plots import Axis, Point
+from tests.benchmarks.plots import Axis
 from tests.benchmarks.sources import Source
 from tests.benchmarks.summary import Results, tables
+from tests.benchmarks.tables import Table
 
 TROJAN = fakes.trojan_figures
 
 
 def some() -> list[Record]:
     """Two methods and a failure on one Trojan, and pairs of two kinds on a spurious case."""
-    first = Cell("trojan", "p_clarc", "all", 1, 0)
-    failed = Cell("trojan", "rr_clarc", "all", 1, 0)
+    first = Run("trojan", "p_clarc", "all", 1, 0)
+    failed = Run("trojan", "rr_clarc", "all", 1, 0)
     return [
         fakes.before("trojan", TROJAN()),
         *fakes.many("trojan", "dynamic", [TROJAN(0.01), TROJAN(0.03)], tried=0),
         *fakes.many("trojan", "dynamic", [TROJAN(0.005)] * 2, n=20),
         fakes.record(first, figures=TROJAN(0.2), seconds=40.0, memory=9e6),
-        fakes.record(Cell("trojan", "p_clarc", "all", 1, 1), figures=TROJAN(0.4), seconds=3.0),
+        fakes.record(Run("trojan", "p_clarc", "all", 1, 1), figures=TROJAN(0.4), seconds=3.0),
         fakes.record(failed, failure="RuntimeError: a | b\nc"),
         fakes.before("spurious-mild", fakes.spurious_figures(0.1)),
         *fakes.many("spurious-mild", "dynamic", [fakes.spurious_figures(-0.02)], pool=AFFECTED),
@@ -51,7 +52,7 @@ def some() -> list[Record]:
                      | {f"attack_success_rate ({one})": 1.0 for one in ("0.7", "1.0")}),
         *(
             fakes.record(
-                Cell("trojan", LAYERS, "all", 1, pair),
+                Run("trojan", LAYERS, "all", 1, pair),
                 layers={
                     name: {"regret": pair / 10, "spearman": 0.5, "layer": f"conv{pair // 2}"}
                     for name in RANKINGS
@@ -59,7 +60,7 @@ def some() -> list[Record]:
             )
             for pair in range(3)
         ),
-        fakes.record(Cell("trojan", LAYERS, "all", 1, 3), failure="ValueError: no layer"),
+        fakes.record(Run("trojan", LAYERS, "all", 1, 3), failure="ValueError: no layer"),
     ]  # fmt: skip
 
 
@@ -126,9 +127,9 @@ def test_the_table_of_layers() -> None:
 def test_the_newest_network_and_the_asked_for_limit_count() -> None:
     old = [fakes.before("trojan", TROJAN(0.5)), *fakes.many("trojan", "static", [TROJAN(0.4)])]
     new = [
-        fakes.record(Cell("trojan", "before", "all", 0, 0), figures=TROJAN(0.9), network="two"),
-        fakes.record(Cell("trojan", "static", "all", 1, 0), figures=TROJAN(0.3), network="two"),
-        fakes.record(Cell("trojan", "static", "all", 1, 0, 9), figures=TROJAN(0.1), network="two"),
+        fakes.record(Run("trojan", "before", "all", 0, 0), figures=TROJAN(0.9), network="two"),
+        fakes.record(Run("trojan", "static", "all", 1, 0), figures=TROJAN(0.3), network="two"),
+        fakes.record(Run("trojan", "static", "all", 1, 0, 9), figures=TROJAN(0.1), network="two"),
     ]
     assert [row["ASR"] for row in rows([*old, *new], "trojan")] == ["90.00", "30.00"]
 
@@ -149,11 +150,14 @@ def test_notes_name_the_command() -> None:
 
 # -- charts ---------------------------------------------------------------------------------------
 
-SERIES = {
-    "dynamic": [Point(1, 0.1, 0.5), Point(20, 0.0, 0.2)],
-    "static": [Point(1, -0.2, 40.0), Point(20, 0.3, 30.0)],
-    **{f"peer {one}": [Point(1, one, 50.0), Point(20, one, 50.0)] for one in range(9)},
-}
+ENDS = {"dynamic": [(1, 0.1, 0.5), (20, 0.0, 0.2)], "static": [(1, -0.2, 40.0), (20, 0.3, 30.0)]}
+
+
+def points(level: float = 50.0) -> DataFrame:
+    """Nine peers that end at one level, and our own methods."""
+    peers = {f"peer {one}": [(1, one, level), (20, one, level)] for one in range(9)}
+    rows = [(method, *one) for method, line in (ENDS | peers).items() for one in line]
+    return DataFrame(rows, columns=["method", "n", "lost", "headline"])
 
 
 def test_axes_are_spaced_by_the_square_root() -> None:
@@ -171,34 +175,38 @@ def test_axes_are_spaced_by_the_square_root() -> None:
 @pytest.mark.parametrize("level", [0.1, 50.0, 99.0])
 def test_lines_and_labels(level: float) -> None:
     """Names are apart from each other and in the picture, wherever most lines end."""
-    peers = {f"peer {one}": [Point(1, one, level), Point(20, one, level)] for one in range(9)}
-    series = {**SERIES, **peers}
+    series = points(level)
     tree = ET.fromstring(plots.against_n(series, "ASR", " %", 99.0))  # noqa: S314 - our own
-    assert len(tree.findall(".//polyline")) == len(SERIES)
-    assert "dynamic: 0.50 at n = 1, 0.20 at n = 20." in tree.attrib["aria-label"]
+    methods = set(series["method"])
+    assert len(tree.findall(".//polyline")) == len(methods)
+    assert "dynamic, n = 1: ASR 0.50 %.  dynamic, n = 20: ASR 0.20 %." in tree.attrib["aria-label"]
     texts = {
         text.text: float(text.attrib["y"]) for text in tree.findall("text") if "y" in text.attrib
     }
-    heights = sorted(texts[name] for name in SERIES)
+    heights = sorted(texts[name] for name in methods)
     assert min(b - a for a, b in pairwise(heights)) >= plots.LINE - 1e-6
     assert heights[0] > plots.TOP - 6
     assert heights[-1] < plots.HEIGHT - plots.BOTTOM + 16
     assert {"n = 1", "n = 20", "before"} <= set(texts)
-    last = tree.findall(".//polyline")[-1].attrib["points"]
-    xs, ys = zip(*(map(float, point.split(",")) for point in last.split()), strict=True)
+    last = tree.findall(".//polyline")[-1]
+    xs, ys = zip(
+        *(map(float, one.split(",")) for one in last.attrib["points"].split()), strict=True
+    )
+    assert last.attrib["class"] != "rw-peer"
     assert xs[0] < xs[1]
     assert ys[0] != ys[1]
 
 
 def test_marks_of_the_scatter() -> None:
-    marks = {name: str(place) for place, name in enumerate(SERIES)}
-    text = plots.against_loss(SERIES, marks, "ASR", " %", 99.0)
+    series = points()
+    marks = {str(name): str(place) for place, name in enumerate(series["method"].unique())}
+    text = plots.against_loss(series, marks, "ASR", " %", 99.0)
     tree = ET.fromstring(text)  # noqa: S314 - our own
     shown = [str(text.text) for text in tree.findall(".//g/text")]
     assert sorted(shown) == sorted(2 * list(marks.values()))
     circles = tree.findall(".//g/circle")
     assert all(0 < float(one.attrib["cx"]) < plots.WIDTH for one in circles)
-    assert "static, n = 1: ASR 40.00 % for -0.20 points." in tree.attrib["aria-label"]
+    assert "static, n = 1: OA lost -0.20, ASR 40.00 %." in tree.attrib["aria-label"]
 
 
 # -- the report -----------------------------------------------------------------------------------
@@ -210,9 +218,13 @@ def write(folder: Path, made: list[Record]) -> None:
     (folder / records.NAME).write_text(text, encoding="utf-8")
 
 
+def publish(folder: Path) -> list[Table]:
+    return report.write(Results(records.read(folder)), folder)
+
+
 def test_the_report_needs_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, some())
-    made = comparison.publish(tmp_path)
+    made = publish(tmp_path)
     names = {table.name for table in made}
     assert names == {"trojan", "visibility", "spurious", "leakage", "layers", "targets"}
     for name in names:
@@ -236,16 +248,16 @@ def test_the_same_records_in_any_order_make_the_same_report(tmp_path: Path) -> N
     write(tmp_path / "a", some())
     write(tmp_path / "b", list(reversed(some())))
     for name in ("a", "b"):
-        comparison.publish(tmp_path / name)
+        publish(tmp_path / name)
     for path in sorted((tmp_path / "a").iterdir()):
         if path.name != records.NAME:
             assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
 def test_what_records_say_is_escaped(tmp_path: Path) -> None:
-    failed = Cell("trojan", "rr_clarc", "all", 1, 1)
+    failed = Run("trojan", "rr_clarc", "all", 1, 1)
     write(tmp_path, [*some(), fakes.record(failed, failure="<script>alert(1)</script>")])
-    comparison.publish(tmp_path)
+    publish(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -253,7 +265,7 @@ def test_what_records_say_is_escaped(tmp_path: Path) -> None:
 
 def test_every_method_has_a_mark_of_its_own() -> None:
     assert len(set(report.MARKS.values())) == len(report.MARKS)
-    assert set(report.MARKS) == {*OWN, *PEERS}
+    assert set(report.MARKS) == set(METHODS)
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -272,52 +284,63 @@ def test_report_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_groups_are_measured_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[list[Cell], Source, Path, int]] = []
+    asked: list[tuple[list[Run], Source, Path, int]] = []
 
     def run(
-        cells: list[Cell], source: Source, folder: Path, *, workers: int, again: list[str]
+        runs: list[Run], source: Source, folder: Path, *, workers: int, again: list[str]
     ) -> None:
-        asked.append((cells, source, folder, workers))
+        asked.append((runs, source, folder, workers))
         assert again == ["dynamic"]
         write(folder, some())
 
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "measure_all", run)
     line = "--n 20 1 --seeds 2 --methods dynamic static --workers 3 --again dynamic --out"
     command.main(["all", *line.split(), str(tmp_path)])
-    cells, source, folder, workers = asked[0]
-    assert {cell.case for cell in cells} >= {case for group in GROUPS.values() for case in group}
-    assert {cell.n for cell in cells if cell.method == "dynamic"} == {1, 20}
-    assert {cell.seed for cell in cells if cell.method == "dynamic"} == {0, 1}
+    runs, source, folder, workers = asked[0]
+    assert {one.case for one in runs} >= {case for group in GROUPS.values() for case in group}
+    assert {one.n for one in runs if one.method == "dynamic"} == {1, 20}
+    assert {one.seed for one in runs if one.method == "dynamic"} == {0, 1}
     assert (source, folder, workers) == (Source(), tmp_path, 3)
     capsys.readouterr()
     command.main(["leakage", *line.split(), str(tmp_path)])
     printed = capsys.readouterr().out
     assert "### leakage" in printed
     assert "### trojan" not in printed
-    assert {cell.case for cell in asked[1][0]} == {"leakage"}
+    assert {one.case for one in asked[1][0]} == {"leakage"}
 
 
 def test_folders_of_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "default_cache", lambda: tmp_path)
-    assert comparison.default_folder(Source()) == tmp_path / "benchmarks" / "shipped"
-    other = comparison.source(Path("data"), None, 3, None)
-    assert other == Source(Path("data"), tmp_path / "networks", 3)
-    assert comparison.default_folder(other) == tmp_path / "benchmarks" / "built-with-seed-3"
-    assert comparison.source(Path("data"), None, 3, Path("o")).cache == Path("o/networks")
-    assert comparison.source(Path("data"), Path("c"), 3, Path("o")).cache == Path("c")
-    assert comparison.source(None, Path("c"), 3, None) == Source()
+    asked: list[tuple[Source, Path]] = []
+
+    def run(runs: object, source: Source, folder: Path, **_: object) -> None:
+        asked.append((source, folder))
+        write(folder, some())
+
+    monkeypatch.setattr(runner, "measure_all", run)
+    monkeypatch.setattr(command, "default_cache", lambda: tmp_path)
+    for line in ("", "--cache c", "--data d", "--data d --out o", "--data d --out o --cache c"):
+        words = line.replace("--out o", f"--out {tmp_path / 'o'}").split()
+        command.main(["leakage", "--network-seed", "3", *words])
+    other = tmp_path / "benchmarks" / "built-with-seed-3"
+    assert asked == [
+        *[(Source(), tmp_path / "benchmarks" / "shipped")] * 2,
+        (Source(Path("d"), tmp_path / "networks", 3), other),
+        (Source(Path("d"), tmp_path / "o" / "networks", 3), tmp_path / "o"),
+        (Source(Path("d"), Path("c"), 3), tmp_path / "o"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("report", "holds no cells"),
+        ("report", "holds no runs"),
         ("trojan --methods p-clarc", "did you mean 'p_clarc'"),
         ("trojan --seeds 0", "seeds: got 0"),
         ("leakage --cases leek", "did you mean 'leakage'"),
         ("leakage --data nowhere", "data: nowhere is no folder"),
         ("layers --pairs 0", "pairs: got 0"),
         ("trojan --limit 0", "limit: got 0"),
+        ("trojan --workers 0", "workers: got 0"),
     ],
 )
 def test_what_cannot_be_asked_for(
@@ -329,7 +352,7 @@ def test_what_cannot_be_asked_for(
 ) -> None:
     monkeypatch.setattr(runner, "measure", None)
     with pytest.raises(SystemExit) as stopped:
-        command.main([*line.split(), "--workers", "0", "--out", str(tmp_path / "out")])
+        command.main([*line.split(), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -340,7 +363,7 @@ def test_ctrl_c_says_how_to_go_on(
     def run(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "run", run)
+    monkeypatch.setattr(runner, "measure_all", run)
     with pytest.raises(SystemExit) as stopped:
         command.main(["leakage", "--out", str(tmp_path)])
     assert stopped.value.code == 130

@@ -6,11 +6,12 @@ import statistics
 from typing import Any
 
 import pytest
+from pandas import DataFrame
 
 from tests.benchmarks import fakes, targets, verdicts
-from tests.benchmarks.plan import AFFECTED, LAYER_CASES, LAYERS, OTHERS, Cell, Record
+from tests.benchmarks.plan import AFFECTED, LAYER_CASES, LAYERS, OTHERS, Record, Run
 from tests.benchmarks.summary import Results
-from tests.benchmarks.verdicts import LOSES, TIES, TRADES, WINS, compare, headline
+from tests.benchmarks.verdicts import LOSES, TIES, TRADES, WINS, Comparison, headline, lost
 
 Figures = dict[int, Record]
 
@@ -23,6 +24,19 @@ def seeds(attacks: list[float], accuracies: list[float] | None = None) -> Figure
 
 
 BEFORE = fakes.trojan_figures()
+
+
+def compare(case: str, own: Figures, other: Figures, before: Record) -> Comparison | None:
+    """Both as the tables have them, one row a seed."""
+
+    def rows(by_seed: Figures) -> DataFrame:
+        return DataFrame(
+            [(headline(case, one, before), lost(one, before)) for one in by_seed.values()],
+            index=list(by_seed),
+            columns=["headline", "lost"],
+        )
+
+    return verdicts.compare(case, rows(own), rows(other), before)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +214,7 @@ def test_beating_the_others_is_counted() -> None:
         *of("dynamic", 0.01, n=5),
         *of("p_clarc", 0.005, n=5),
     ]
-    failed = fakes.record(Cell("trojan", "rr_clarc", "all", 1, 0), failure="RuntimeError: NaN")
+    failed = fakes.record(Run("trojan", "rr_clarc", "all", 1, 0), failure="RuntimeError: NaN")
     found = goals([*records, failed])
     assert found["trojan", "1", "beats static"]["met"] == "yes"
     row = found["trojan", "1, 5", "beats every peer"]
@@ -215,7 +229,7 @@ def ranking(case: str, pair: int, default: float, papers: float) -> Record:
         for name in ("edit-attribution", "prediction alone", "trial")
     }
     layers["projection"] = {"regret": papers, "spearman": 0.5, "layer": "b"}
-    return fakes.record(Cell(case, LAYERS, "all", 1, pair), layers=layers)
+    return fakes.record(Run(case, LAYERS, "all", 1, pair), layers=layers)
 
 
 def test_targets_of_the_layers() -> None:

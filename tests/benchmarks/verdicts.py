@@ -1,7 +1,8 @@
 """Who is better, and by more than the measurement can resolve: the one place where that is decided.
 
-Imports the plan.  Two methods are compared on the same pairs, seed by seed, by two figures: the
-*headline* of the behaviour and the loss of overall accuracy (OA), both better when lower.
+Imports the cases' names and pandas.  Two methods are compared on the same pairs, seed by seed, by
+two figures: the *headline* of the behaviour and the loss of overall accuracy (OA), both better when
+lower.
 
 - Trojan: attack success rate (ASR), the mean over all triggers of the case.  What lies below the
   *floor*, the clean target rate of the unrepaired network, counts as the floor: a network that
@@ -21,9 +22,11 @@ lower and the other higher is a *trade-off*; all else is a tie.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from pandas import DataFrame
 
 from rectify_widgets.cases.definition import DEFINITIONS
 
@@ -42,8 +45,7 @@ ERRORS = 2.0
 SUCCESS = "attack_success_rate"
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """How `dynamic` compares with another method on the same pairs.
 
     Attributes:
@@ -83,64 +85,35 @@ def lost(figures: Figures, before: Figures) -> float:
     return before["overall_accuracy"] - figures["overall_accuracy"]
 
 
-def compare(
-    case: str, own: Mapping[int, Figures], other: Mapping[int, Figures], before: Figures
-) -> Comparison | None:
+def compare(case: str, own: DataFrame, other: DataFrame, before: Figures) -> Comparison | None:
     """How `dynamic` does against another method; None where they share no seed.
 
     Args:
         case: its name.
-        own, other: figures by seed.
+        own, other: columns ``headline`` and ``lost``, one row a seed, which is the index.
         before: figures of the unrepaired network.
     """
-    seeds = sorted(own.keys() & other.keys())
-    if not seeds:
+    gains = (other[["headline", "lost"]] - own[["headline", "lost"]]).dropna()
+    if gains.empty:
         return None
     kind = behaviour(case)
     least = LEAST[kind] * (before["net_attribution"] if kind == LEAKAGE else 1.0)
-    main = _gain([headline(case, other[s], before) - headline(case, own[s], before) for s in seeds])
-    main = main.within(least)
-    cost = _gain([lost(other[s], before) - lost(own[s], before) for s in seeds]).within(LEAST_OA)
-    verdict = _verdict(main.sign, cost.sign)
-    text = (
-        f"{HEADLINES[kind]} {main.text('lower', 'higher', scale(case))}, "
-        f"OA loss {cost.text('smaller', 'larger', 100.0)}"
-    )
-    return Comparison(verdict, f"{verdict}: {text}")
+    resolved = np.maximum(ERRORS * gains.sem().fillna(0.0), [least, LEAST_OA])
+    main, cost = gains.mean().where(gains.mean().abs() > resolved, 0.0)
+    verdict = _verdict(main, cost)
+    main_text = _text(main * scale(case), "lower", "higher")
+    cost_text = _text(cost * 100.0, "smaller", "larger")
+    return Comparison(verdict, f"{verdict}: {HEADLINES[kind]} {main_text}, OA loss {cost_text}")
 
 
-@dataclass(frozen=True)
-class _Gain:
-    """By how much `dynamic` is better, and how well that is known."""
-
-    mean: float
-    error: float
-    sign: int = 0
-
-    def within(self, least: float) -> _Gain:
-        """The same with its sign: 0 where it is within what can be resolved."""
-        if abs(self.mean) <= max(ERRORS * self.error, least):
-            return self
-        return _Gain(self.mean, self.error, 1 if self.mean > 0 else -1)
-
-    def text(self, better: str, worse: str, unit: float) -> str:
-        """For people, from the view of `dynamic`."""
-        if not self.sign:
-            return "tie"
-        return f"{better if self.sign > 0 else worse} by {abs(self.mean) * unit:.2f}"
-
-
-def _gain(differences: Sequence[float]) -> _Gain:
-    count = len(differences)
-    error = statistics.stdev(differences) / count**0.5 if count > 1 else 0.0
-    return _Gain(statistics.fmean(differences), error)
-
-
-def _verdict(main: int, cost: int) -> str:
+def _verdict(main: float, cost: float) -> str:
     if main * cost < 0:
         return TRADES
     if main > 0:
         return WINS
-    if main < 0 or cost < 0:
-        return LOSES
-    return TIES
+    return LOSES if main < 0 or cost < 0 else TIES
+
+
+def _text(gain: float, better: str, worse: str) -> str:
+    """A resolved difference for people, from the view of `dynamic`."""
+    return f"{better if gain > 0 else worse} by {abs(gain):.2f}" if gain else "tie"
