@@ -17,8 +17,8 @@ from rectify_widgets.baselines import BASELINES, Baseline, Method, Option, run
 from rectify_widgets.baselines.latent import latent_layers
 from rectify_widgets.baselines.method import Options
 from rectify_widgets.baselines.projective_clarc import project
-from rectify_widgets.baselines.task import Task, draw_batch, pose_task
-from rectify_widgets.baselines.tuning import PENALTY, Validator, grid, screened, tune
+from rectify_widgets.baselines.task import Batch, Task, draw_batch, pose_task
+from rectify_widgets.baselines.tuning import PENALTY, Validator, grid, screened
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -60,9 +60,24 @@ def tiny_validation() -> tuple[Tensor, Tensor]:
     return images(12, seed=4), torch.arange(12) % 4
 
 
-def tiny_task(model: nn.Module | None = None, **changes: Any) -> Task:
-    given: dict[str, Any] = {"reference": images(20, seed=5), "validation": tiny_validation()}
-    return pose_task(model or Tiny(), tiny_pairs(), **{**given, **changes})
+def tiny_input() -> dict[str, Any]:
+    return {"reference": images(20, seed=5), "validation": tiny_validation()}
+
+
+def tiny_task(**changes: Any) -> Task:
+    given = {"model": Tiny(), "pairs": tiny_pairs(), **tiny_input(), **changes}
+    return pose_task(**given)
+
+
+def batch_of(x: Tensor, y: Tensor, masks: Tensor | None = None) -> Batch:
+    weights = torch.full((len(x),), 1 / len(x), dtype=x.dtype)
+    return Batch(x, y, torch.zeros_like(x).bool() if masks is None else masks, weights)
+
+
+def repair(method: str | Method, **changes: Any) -> Baseline:
+    """A method on `Tiny`, with two pairs, twenty references and a validation split."""
+    given = {"model": Tiny(), "pairs": tiny_pairs(), **tiny_input(), **changes}
+    return run(method, **given)
 
 
 # The registry
@@ -89,10 +104,9 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
     model.head.bias.requires_grad = False
     model.train()
     model.norm.eval()
-    pairs, validation, reference = tiny_pairs(), tiny_validation(), images(20, seed=5)
+    pairs, given = tiny_pairs(), {**tiny_input(), **QUICK[name]}
     shares: list[float] = []
-    given: dict[str, Any] = {"reference": reference, "validation": validation, **QUICK[name]}
-    with untouched(model, reference, *validation, pairs.clean, pairs.corrupted):
+    with untouched(model, given["reference"], *given["validation"], pairs.clean, pairs.corrupted):
         first = run(name, model, pairs, progress=lambda share, _: shares.append(share), **given)
         second = run(name, model, pairs, **given)
     assert first.method == name
@@ -117,7 +131,7 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_changed_copy_can_be_copied_and_its_state_loaded(name: str) -> None:
-    result = run(name, Tiny(), tiny_pairs(), reference=images(20, seed=5), **QUICK[name])
+    result = repair(name, validation=None, **QUICK[name])
     assert result.trials == ()
     x = images(5, seed=9)
     again = copy.deepcopy(result.model)
@@ -142,22 +156,16 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
             return asked[0] > patience
 
         with untouched(model), pytest.raises(Cancelled):
-            run(
-            name,
-                model, tiny_pairs(), reference=images(20, seed=5), validation=tiny_validation(),
-                cancel=cancel, **QUICK[name],
-            )  # fmt: skip
+            repair(name, model=model, cancel=cancel, **QUICK[name])
         assert asked[0] == patience + 1
 
 
 @pytest.mark.parametrize("name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons"])
 def test_another_seed_draws_other_batches(name: str) -> None:
+    changes = {"reference": images(90, seed=5), "validation": None}
     weights = [
-        run(
-            name,
-            Tiny(), tiny_pairs(), reference=images(90, seed=5), seed=seed,
-            **{**QUICK[name], "learning_rate": 0.05},
-        ).model.get_parameter("head.weight")
+        repair(name, **{**QUICK[name], "learning_rate": 0.05, **changes}, seed=seed)
+        .model.get_parameter("head.weight")
         for seed in (0, 1)
     ]  # fmt: skip
     assert not torch.equal(*weights)
@@ -205,12 +213,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("last_layer", {"reference": None}, ValueError, "reference: got None"),
     ("last_layer", {"strength": 0}, ValueError, "strength: got 0"),
     ("last_layer", {"layer": "third"}, ValueError, "layer: got 'third', want one of 'head'"),
-    (
-        "fine_tuning",
-        {"ridge": 3},
-        TypeError,
-        "ridge: fine_tuning has no such option.*it has learning_rate",
-    ),
+    ("fine_tuning", {"ridge": 3}, TypeError, "ridge: fine_tuning has no .*it has learning_rate"),
     ("p_clarc", {"spaces": "map"}, TypeError, "did you mean 'space'"),
     ("fine_tunning", {}, ValueError, "method: got 'fine_tunning'.*did you mean 'fine_tuning'"),
 ]
@@ -221,25 +224,23 @@ def test_bad_input_is_refused(
     name: str, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     model = Tiny()
-    given = {"model": model, "pairs": tiny_pairs(), "reference": images(6, seed=5), **changes}
     with untouched(model), pytest.raises(error, match=message):
-        run(name, **given)
+        repair(name, **{"model": model, "validation": None, **changes})
 
 
 # What there is to learn from
 
 
 def test_examples_are_pairs_and_references_under_the_models_own_labels() -> None:
-    model = Tiny()
-    task = tiny_task(model)
+    model, task = Tiny(), tiny_task()
     with torch.no_grad():
         own = model(images(20, seed=5)).argmax(dim=1)
-        told = model(tiny_pairs().clean).argmax(dim=1)
+        labels = model(tiny_pairs().clean).argmax(dim=1)
     clean, wrong = task.clean(), task.corrupted()
     assert torch.equal(clean.inputs, torch.cat([tiny_pairs().clean, images(20, seed=5)]))
-    assert torch.equal(clean.labels, torch.cat([told, own]))
+    assert torch.equal(clean.labels, torch.cat([labels, own]))
     assert torch.equal(wrong.inputs, tiny_pairs().corrupted)
-    assert torch.equal(wrong.labels, told)
+    assert torch.equal(wrong.labels, labels)
     assert wrong.masks[:, :, :3, :3].all()
     assert wrong.masks.sum() == 2 * 3 * 9
     assert not clean.masks[2:].any()
@@ -280,8 +281,7 @@ def stand_in(values: list[Any]) -> Option:
 def tuned(values: dict[str, list[Any]], **changes: Any) -> Baseline:
     """One option at a time."""
     axes = tuple({name: stand_in(some)} for name, some in values.items())
-    given: dict[str, Any] = {"reference": images(20, seed=5), "validation": tiny_validation()}
-    return run(Method("stand-in", axes, shifting), Tiny(), tiny_pairs(), **{**given, **changes})
+    return repair(Method("stand-in", axes, shifting), **changes)
 
 
 def test_the_tuner_takes_the_best_score_and_writes_down_every_trial() -> None:
@@ -345,8 +345,8 @@ def test_options_that_hang_together_are_tried_together() -> None:
         {"shift": 1.0, "sign": 1}, {"shift": 1.0, "sign": -1},
     ]  # fmt: skip
     axis = {"shift": stand_in([0.0, 1.0]), "sign": stand_in([1, -1])}
-    method = Method("stand-in", (axis,), shifting)
-    assert [trial.options for trial in tune(method, tiny_task(), {}, Monitor())[2]] == choices
+    result = repair(Method("stand-in", (axis,), shifting))
+    assert [trial.options for trial in result.trials] == choices
 
 
 # Layers to choose from
@@ -359,25 +359,13 @@ def test_a_costly_method_tries_the_layers_where_projecting_does_best() -> None:
     found = screened(project, task, places, Validator(task, task.validation), Monitor())
     scores = []
     for place in places:
-        (trial,) = run(
-            "p_clarc", Tiny(), tiny_pairs(), reference=images(20, seed=5),
-            validation=tiny_validation(), **place,
-        ).trials  # fmt: skip
+        (trial,) = repair("p_clarc", **place).trials
         assert trial.score is not None
         scores.append(trial.score)
     assert found[0] == places[0]
     rest = [scores[places.index(place)] for place in found[1:]]
     assert rest == sorted(scores[1:], reverse=True)[:4]
-    result = run(
-        "a_clarc",
-        Tiny(),
-        tiny_pairs(),
-        reference=images(20, seed=5),
-        validation=tiny_validation(),
-        steps=1,
-        learning_rate=0.1,
-        trained="linear",
-    )
+    result = repair("a_clarc", steps=1, learning_rate=0.1, trained="linear")
     assert len(result.trials) == 5
 
 
@@ -410,8 +398,8 @@ def test_a_backdoor_becomes_weaker_at_little_cost(name: str, toy: Toy) -> None:
     before = toy.rates(toy.model)
     assert before[1] > 0.95
     result = run(
-            name,
-        toy.model, SamplePairs(toy.pairs.corrupted, toy.pairs.clean), reference=toy.reference,
+        name, toy.model, SamplePairs(toy.pairs.corrupted, toy.pairs.clean),
+        reference=toy.reference,
         validation=samples(100, seed=8), **FIXED[name],
     )  # fmt: skip
     accuracy, attack = toy.rates(result.model)

@@ -19,19 +19,18 @@ from rectify_widgets.baselines.latent import (
     Concept,
     LayerWrapper,
     Mask,
+    appended,
     find_concept,
     insert,
-    inserted,
     pattern_cav,
-    take_out,
 )
 from rectify_widgets.baselines.right_reason_clarc import penalised
-from rectify_widgets.baselines.task import Batch, Task, pose_task
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import make
-from tests.engine.traces import Tiny, corrupted, images
+from tests.engine.traces import Tiny, images
+from tests.test_baselines import batch_of, repair, tiny_pairs, tiny_task
 
 SHAPES = {"map": (5, 4, 3, 2), "tokens": (5, 7, 4), "vector": (5, 6)}
 
@@ -64,9 +63,11 @@ def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     return found
 
 
-def task_for(model: nn.Module) -> Task:
-    clean = images(3, seed=3)
-    return pose_task(model, SamplePairs(corrupted(clean), clean), reference=images(20, seed=5))
+def concept_of(layer: str, space: str) -> Concept:
+    """That of two pairs of `Tiny`."""
+    task = tiny_task()
+    with eval_mode(task.problem.model) as model:
+        return find_concept(model, task, layer, space)
 
 
 # The direction
@@ -91,13 +92,9 @@ def test_the_pattern_of_samples_that_do_not_differ_is_refused() -> None:
 
 @pytest.mark.parametrize("space", ["channel", "map"])
 def test_the_concept_is_the_mean_change_of_the_pairs(space: str) -> None:
-    model = Tiny()
-    task = task_for(model)
-    with eval_mode(task.problem.model):
-        concept = find_concept(task.problem.model, task, "third", space)
+    model, pairs, concept = Tiny(), tiny_pairs(), concept_of("third", space)
     outputs = [
-        output_of(model, "third", x)
-        for x in (task.pairs.corrupted, task.pairs.clean, images(20, seed=5))
+        output_of(model, "third", x) for x in (pairs.corrupted, pairs.clean, images(20, seed=5))
     ]
     seen = [o.flatten(2).amax(2) if space == "channel" else o.flatten(1) for o in outputs]
     change = (seen[0] - seen[1]).mean(dim=0)
@@ -129,25 +126,25 @@ def test_compensation_removes_the_direction_exactly_and_only_once(kind: str, spa
     torch.testing.assert_close(seen(once) @ across, seen(a) @ across)  # and nothing else
 
 
-def test_a_module_behind_a_layer_can_be_put_in_and_taken_out() -> None:
+def test_a_module_can_be_put_behind_a_layer_for_a_while_or_for_good() -> None:
     model, x = make("residual"), torch.rand(3, 3, 9, 9)
     before, names = model(x), list(model.state_dict())
     mask = Mask(torch.zeros(8))
-    with inserted(model, "block2.conv1", mask):
-        assert not torch.equal(model(x), before)
+    with appended(model, "block2.conv1", mask):
+        masked = model(x)
+        assert not torch.equal(masked, before)
         assert output_of(model, "block2.conv1", x).abs().max() == 0
-        part = model.get_submodule("block2.conv1")
-        assert isinstance(part, LayerWrapper)
-        assert part.weight is part.layer.weight  # a network may ask for it
-        with pytest.raises(AttributeError, match="nothing"):
-            _ = part.nothing
-        twin = copy.deepcopy(model)
-        assert torch.equal(twin(x), model(x))
     assert torch.equal(model(x), before)
     assert list(model.state_dict()) == names
-    assert not torch.equal(twin(x), before)
-    take_out(twin, "block2.conv1")
-    assert torch.equal(twin(x), before)
+    twin = copy.deepcopy(model)
+    insert(twin, "block2.conv1", mask)
+    assert torch.equal(twin(x), masked)
+    assert torch.equal(copy.deepcopy(twin)(x), masked)
+    part = twin.get_submodule("block2.conv1")
+    assert isinstance(part, LayerWrapper)
+    assert part.weight is part.layer.weight  # a network may ask for it
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = part.nothing
 
 
 def test_a_layer_with_its_own_way_of_being_copied_is_copied_as_a_whole() -> None:
@@ -170,15 +167,10 @@ def test_a_layer_with_its_own_way_of_being_copied_is_copied_as_a_whole() -> None
 @pytest.mark.parametrize("space", ["channel", "map"])
 @pytest.mark.parametrize("layer", ["second", "third"])
 def test_p_clarc_puts_every_input_where_clean_ones_lie(layer: str, space: str) -> None:
-    model = Tiny()
-    task = task_for(model)
-    result = run(
-        "p_clarc", model, task.pairs, reference=images(20, seed=5), layer=layer, space=space
-    )
+    result = repair("p_clarc", layer=layer, space=space)
     assert dict(result.options) == {"layer": layer, "space": space}
-    with eval_mode(task.problem.model):
-        concept = find_concept(task.problem.model, task, layer, space)
-    for x in (task.pairs.corrupted, images(7, seed=8)):
+    concept = concept_of(layer, space)
+    for x in (tiny_pairs().corrupted, images(7, seed=8)):
         a = output_of(result.model, layer, x)
         seen = a.flatten(2).amax(2) if space == "channel" else a.flatten(1)
         along = seen @ concept.vector
@@ -207,17 +199,13 @@ def test_a_clarc_trains_with_every_input_where_corrupted_ones_lie(
     from rectify_widgets.baselines import augmentative_clarc as room
 
     model, seen = Tiny(), []
-    task = task_for(model)
 
     def watching(work: nn.Module, *_: object) -> None:
         seen.append(output_of(work, "third", images(9, seed=8)).flatten(2).amax(2))
 
     monkeypatch.setattr(room, "train", watching)
-    result = run(
-        "a_clarc", model, task.pairs, reference=images(20, seed=5), layer="third", space="channel"
-    )
-    with eval_mode(task.problem.model):
-        concept = find_concept(task.problem.model, task, "third", "channel")
+    result = repair("a_clarc", layer="third", space="channel")
+    concept = concept_of("third", "channel")
     along = seen[0] @ concept.vector
     torch.testing.assert_close(along, torch.full_like(along, concept.corrupted))
     assert [type(part) for part in result.model.modules()] == [type(p) for p in model.modules()]
@@ -225,19 +213,15 @@ def test_a_clarc_trains_with_every_input_where_corrupted_ones_lie(
     assert torch.equal(result.model(x), model(x))  # nothing stays behind but what was trained
 
 
-def test_linear_layers_alone_are_trained_by_default() -> None:
+@pytest.mark.parametrize("name", ["a_clarc", "rr_clarc"])
+def test_linear_layers_alone_are_trained_by_default(name: str) -> None:
+    result = repair(name, layer="third", steps=3, learning_rate=0.1, validation=None)
     model = Tiny()
-    for name in ("a_clarc", "rr_clarc"):
-        result = run(
-            name,
-            model, task_for(model).pairs, reference=images(20, seed=5), layer="third", steps=3,
-            learning_rate=0.1,
-        )  # fmt: skip
-        changed = {
-            key for key, value in result.model.named_parameters()
-            if not torch.equal(value, model.get_parameter(key))
-        }  # fmt: skip
-        assert changed == {"head.weight", "head.bias"}
+    changed = {
+        key for key, value in result.model.named_parameters()
+        if not torch.equal(value, model.get_parameter(key))
+    }  # fmt: skip
+    assert changed == {"head.weight", "head.bias"}
 
 
 # Right reason
@@ -251,7 +235,7 @@ def test_the_penalty_is_the_squared_slope_along_the_direction(layer: str, space:
     x, y = images(4, seed=2).double(), torch.tensor([0, 1, 2, 3])
     a = output_of(model, layer, x)
     vector = unit(a.shape[1] if space == "channel" else a[0].numel())
-    batch = Batch(x, y, torch.full((4,), 0.25), torch.zeros_like(x, dtype=torch.bool))
+    batch = batch_of(x, y)
     losses = [
         penalised(
             Concept(layer, space, vector, 0.0, 0.0), weight, torch.Generator().manual_seed(6)
@@ -281,25 +265,23 @@ def test_the_penalty_is_the_squared_slope_along_the_direction(layer: str, space:
 
 
 def test_rr_clarc_flattens_the_direction() -> None:
-    model = Tiny()
-    task = task_for(model)
-    with eval_mode(task.problem.model):
-        concept = find_concept(task.problem.model, task, "third", "channel")
-    x = images(16, seed=8)
-    batch = Batch(x, model(x).argmax(1), torch.full((16,), 1 / 16), torch.zeros_like(x).bool())
+    concept, x = concept_of("third", "channel"), images(16, seed=8)
+    batch = batch_of(x, Tiny()(x).argmax(1))
 
-    def slope(tried: nn.Module) -> float:
-        pair = [
-            penalised(concept, weight, torch.Generator().manual_seed(0))(tried, batch)
+    def slope(model: nn.Module) -> float:
+        losses = [
+            penalised(concept, weight, torch.Generator().manual_seed(0))(model, batch)
             for weight in (0.0, 1.0)
         ]
-        return float((pair[1] - pair[0]).detach())
+        return float((losses[1] - losses[0]).detach())
 
-    results = [
-        run(
-        "rr_clarc", model, task.pairs, reference=images(20, seed=5), layer="third", space="channel",
-            penalty=penalty, learning_rate=0.01, trained="all", steps=30,
-        ).model
+    slopes = [
+        slope(
+            repair(
+                "rr_clarc", layer="third", space="channel", penalty=penalty, learning_rate=0.01,
+                trained="all", steps=30,
+            ).model
+        )
         for penalty in (0.0, 1e4)
     ]  # fmt: skip
-    assert slope(results[1]) < 0.2 * slope(results[0])
+    assert slopes[1] < 0.2 * slopes[0]

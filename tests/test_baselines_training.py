@@ -14,20 +14,15 @@ from rectify_widgets.baselines import BASELINES, run
 from rectify_widgets.baselines.fine_pruning import mean_activations
 from rectify_widgets.baselines.latent import Mask
 from rectify_widgets.baselines.right_for_right_reasons import penalised, saliency_masks
-from rectify_widgets.baselines.task import Batch, Examples
+from rectify_widgets.baselines.task import Examples
 from rectify_widgets.baselines.training import CLIP, MOMENTUM, train
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.traces import Tiny, corrupted, images
-from tests.test_baselines import tiny_pairs, tiny_task
+from tests.test_baselines import batch_of, repair, tiny_pairs, tiny_task
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
-
-
-def batch_of(x: Tensor, y: Tensor, masks: Tensor | None = None) -> Batch:
-    weights = torch.full((len(x),), 1 / len(x), dtype=x.dtype)
-    return Batch(x, y, weights, torch.zeros_like(x).bool() if masks is None else masks)
 
 
 # The loop
@@ -55,28 +50,12 @@ def test_the_loop_is_stochastic_gradient_descent_by_hand() -> None:
 
 
 def test_what_is_not_trained_stays_to_the_bit() -> None:
-    model = Tiny()
-    result = run(
-        "fine_tuning",
-        model,
-        tiny_pairs(),
-        reference=images(9),
-        steps=4,
-        learning_rate=0.1,
-        trained="linear",
-    )
+    model, options = Tiny(), {"steps": 4, "learning_rate": 0.1, "validation": None}
+    result = repair("fine_tuning", trained="linear", **options)
     for name, value in result.model.state_dict().items():
         same = torch.equal(value, model.state_dict()[name])
         assert same != name.startswith("head"), name
-    whole = run(
-        "fine_tuning",
-        model,
-        tiny_pairs(),
-        reference=images(9),
-        steps=4,
-        learning_rate=0.1,
-        trained="all",
-    )
+    whole = repair("fine_tuning", trained="all", **options)
     statistics = whole.model.get_submodule("norm")
     assert isinstance(statistics, nn.BatchNorm2d)
     assert torch.equal(statistics.running_mean, model.norm.running_mean)  # type: ignore[arg-type]
@@ -269,7 +248,7 @@ def test_what_a_model_looks_at_is_where_its_gradient_is_near_the_largest() -> No
         assert mask.any()
 
 
-def test_another_explanation_puts_away_what_the_model_saliency_masks() -> None:
+def test_another_explanation_puts_away_what_the_model_looked_at() -> None:
     model, x = Tiny(), images(20, seed=5)
     with eval_mode(model):
         before = saliency_masks(model, x, Monitor())

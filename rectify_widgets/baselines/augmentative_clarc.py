@@ -19,23 +19,22 @@ from __future__ import annotations
 from torch import nn
 
 from rectify_widgets.baselines.latent import (
-    SPACE,
+    PLACE,
     Compensation,
+    appended,
     find_concept,
-    inserted,
-    latent_layer,
 )
-from rectify_widgets.baselines.method import Method, Options, choice, count, number
+from rectify_widgets.baselines.method import Method, Options, choice, number
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.baselines.training import TRAINING_STEPS, train
+from rectify_widgets.baselines.training import STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     monitor.check()
     concept = find_concept(model, task, options["layer"], options["space"])
-    with inserted(model, concept.layer, Compensation(concept, concept.corrupted, model)):
+    with appended(model, concept.layer, Compensation(concept, concept.corrupted, model)):
         train(model, task, options, monitor)
 
 
@@ -46,8 +45,8 @@ A_CLARC = Method(
             "learning_rate": number("at the start", 1e-4, 1e-3, 1e-2, 1e-1),
             "trained": choice("layers that learn", "linear", "all"),
         },
-        {"steps": count("of the descent", TRAINING_STEPS)},
-        {"space": SPACE, "layer": latent_layer()},
+        STEPS,
+        PLACE,
     ),
     _attempt,
     screen=project,

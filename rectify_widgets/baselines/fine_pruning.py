@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.baselines.latent import Mask, activations, by_position, insert, latent_layer
-from rectify_widgets.baselines.method import Method, Options, count, number
+from rectify_widgets.baselines.method import Method, Options, number
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.baselines.training import TRAINING_STEPS, train
+from rectify_widgets.baselines.training import STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict_all
 
@@ -77,7 +77,7 @@ FINE_PRUNING = Method(
         {"layer": latent_layer(LAYERS)},
         {"max_drop": number("loss of clean accuracy that ends pruning", 0.04, 0.01, 0.2)},
         {"learning_rate": number("of fine-tuning, at the start; 0 prunes only", 1e-2, 1e-3)},
-        {"steps": count("of fine-tuning", TRAINING_STEPS)},
+        STEPS,
     ),
     _attempt,
     needs_references="to see which channels they use",

@@ -10,7 +10,7 @@ channel over the positions, and ``"map"``, the whole flattened activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +36,11 @@ def latent_layers(problem: Problem) -> list[str]:
     model, example = problem.model, problem.pairs.clean[:1]
     inner = [layer.name for layer in problem.catalog][:-1]
     blocks = [
-        name
-        for name, part in model.named_modules()
-        if name and next(part.children(), None) is not None and _holds(name, inner)
+        block
+        for block, part in model.named_modules()
+        if block
+        and next(part.children(), None) is not None
+        and any(name.startswith(f"{block}.") for name in inner)
     ]
     order: list[str] = []
     outputs: dict[str, Tensor] = {}
@@ -62,51 +64,37 @@ def latent_layers(problem: Problem) -> list[str]:
     return latent[::-1]
 
 
-def _holds(block: str, names: Sequence[str]) -> bool:
-    return any(name.startswith(f"{block}.") for name in names)
-
-
 def latent_layer(most: int | None = None) -> Option:
-    """The option of a layer to work at: all of them, or at most so many, the deepest first."""
+    """A layer to work at, by name: all of them, or at most so many spread evenly over the depth.
+
+    Where some are left out, only blocks are taken if there are blocks enough.
+    """
+
+    def values(task: Task) -> list[str]:
+        layers = latent_layers(task.problem)
+        if not layers:
+            raise ValueError("model: it has no layer before the one that gives the scores")
+        if most is None or len(layers) <= most:
+            return layers
+        blocks = [name for name in layers if name not in task.problem.catalog.editable]
+        if len(blocks) >= most // 2:
+            layers = blocks
+        rows = torch.linspace(0, len(layers) - 1, min(most, len(layers))).round().long()
+        return [layers[row] for row in rows.tolist()]
 
     def check(task: Task, argument: str, given: object) -> str:
         if not isinstance(given, str):
             raise TypeError(f"{argument}: got {given!r}, want the dotted name of a layer")
-        known = latent_layers(task.problem)
-        if given not in known:
+        layers = latent_layers(task.problem)
+        if given not in layers:
             raise ValueError(
                 f"{argument}: got {given!r}, want one whose activations can be worked on"
-                f"{nearest(given, known)}; those are: {', '.join(known) or 'none'}"
+                f"{nearest(given, layers)}; those are: {', '.join(layers) or 'none'}"
             )
         return given
 
-    return Option(
-        f"a layer or block by its dotted name: {most or 'all'} of them, the deepest first",
-        lambda task: spread_layers(task.problem, most),
-        check,
-    )
-
-
-def spread_layers(problem: Problem, most: int | None) -> list[str]:
-    """The layers to choose from, or at most so many, spread evenly over the depth.
-
-    Where some are left out, only blocks are taken if there are blocks enough.
-
-    Raises:
-        ValueError: there are none.
-    """
-    layers = latent_layers(problem)
-    if not layers:
-        raise ValueError("model: it has no layer before the one that gives the scores")
-    if most is None or len(layers) <= most:
-        return layers
-    blocks = [name for name in layers if name not in problem.catalog.editable]
-    if len(blocks) >= most // 2:
-        layers = blocks
-    if len(layers) <= most:
-        return layers
-    rows = torch.linspace(0, len(layers) - 1, most).round().long().tolist()
-    return [layers[row] for row in rows]
+    about = f"a layer or block by its dotted name: {most or 'all'} of them, the deepest first"
+    return Option(about, values, check)
 
 
 # --- activations ---------------------------------------------------------------------------------
@@ -150,7 +138,10 @@ def activations(model: nn.Module, layer: str, inputs: Tensor) -> Iterator[Tensor
 
 # --- concept activation vectors ------------------------------------------------------------------
 
-SPACE = choice("where the concept activation vector lives", "channel", "map")
+PLACE = {
+    "space": choice("where the concept activation vector lives", "channel", "map"),
+    "layer": latent_layer(),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,30 +263,16 @@ class LayerWrapper(nn.Module):
 
 def insert(model: nn.Module, layer: str, then: nn.Module) -> None:
     """Put a module behind the layer, for good."""
-    parent, child = _place(model, layer)
-    _put(parent, child, LayerWrapper(model.get_submodule(layer), then))
-
-
-def take_out(model: nn.Module, layer: str) -> None:
-    """Undo `insert`."""
-    parent, child = _place(model, layer)
-    _put(parent, child, model.get_submodule(layer).get_submodule("layer"))
+    parent, _, child = layer.rpartition(".")
+    wrapper = LayerWrapper(model.get_submodule(layer), then)
+    setattr(model.get_submodule(parent), child, wrapper)  # in its place, in a Sequential too
 
 
 @contextmanager
-def inserted(model: nn.Module, layer: str, then: nn.Module) -> Iterator[None]:
-    """`insert` for as long as the block runs."""
-    insert(model, layer, then)
+def appended(model: nn.Module, layer: str, then: nn.Module) -> Iterator[None]:
+    """A module behind the layer for as long as the block runs."""
+    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
     try:
         yield
     finally:
-        take_out(model, layer)
-
-
-def _place(model: nn.Module, layer: str) -> tuple[nn.Module, str]:
-    parent, _, child = layer.rpartition(".")
-    return model.get_submodule(parent), child
-
-
-def _put(parent: nn.Module, child: str, module: nn.Module) -> None:
-    setattr(parent, child, module)  # replaces the child in place, in a Sequential too
+        handle.remove()

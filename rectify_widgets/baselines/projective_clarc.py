@@ -18,11 +18,10 @@ from __future__ import annotations
 from torch import nn
 
 from rectify_widgets.baselines.latent import (
-    SPACE,
+    PLACE,
     Compensation,
     find_concept,
     insert,
-    latent_layer,
 )
 from rectify_widgets.baselines.method import Method, Options
 from rectify_widgets.baselines.task import Task
@@ -36,4 +35,4 @@ def project(model: nn.Module, task: Task, options: Options, monitor: Monitor) ->
     insert(model, concept.layer, Compensation(concept, concept.clean, model))
 
 
-P_CLARC = Method("p_clarc", ({"space": SPACE, "layer": latent_layer()},), project)
+P_CLARC = Method("p_clarc", (PLACE,), project)

@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rectify_widgets.baselines.latent import (
-    SPACE,
+    PLACE,
     Concept,
     by_position,
     find_concept,
-    latent_layer,
 )
-from rectify_widgets.baselines.method import Method, Options, choice, count, number
+from rectify_widgets.baselines.method import Method, Options, choice, number
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Batch, Task
-from rectify_widgets.baselines.training import TRAINING_STEPS, train, weighted_cross_entropy
+from rectify_widgets.baselines.training import STEPS, train, weighted_cross_entropy
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import capturing, predict
 
@@ -87,8 +86,8 @@ RR_CLARC = Method(
             "trained": choice("layers that learn", "linear", "all"),
         },
         {"penalty": number("λ", 1.0, 1e2, 1e4, 1e6)},
-        {"steps": count("of the descent", TRAINING_STEPS)},
-        {"space": SPACE, "layer": latent_layer()},
+        STEPS,
+        PLACE,
     ),
     _attempt,
     screen=project,

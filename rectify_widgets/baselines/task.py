@@ -8,7 +8,6 @@ unmarked; these methods do not look for such.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,23 +26,13 @@ BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Inputs with labels; ``weights`` add to one, half of them on corrupted inputs."""
-
-    inputs: Tensor
-    labels: Tensor
-    weights: Tensor
-    masks: Tensor
-    """Where the corruption lies, shaped like the inputs; nothing marked on references."""
-
-
-@dataclass(frozen=True, eq=False)
 class Examples:
     """Inputs of one kind with their labels and annotation masks."""
 
     inputs: Tensor
     labels: Tensor
     masks: Tensor
+    """Where the corruption lies, shaped like the inputs; nothing marked on references."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -52,6 +41,13 @@ class Examples:
         """Some of them, at random and without repeats."""
         rows = torch.randperm(len(self), generator=generator)[:size].to(self.inputs.device)
         return Examples(self.inputs[rows], self.labels[rows], self.masks[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Examples):
+    """Corrupted and clean ones together; ``weights`` add to one, half of them on corrupted inputs."""
+
+    weights: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +88,8 @@ def draw_batch(generator: torch.Generator, corrupted: Examples, clean: Examples)
     return Batch(
         torch.cat([part.inputs for part in parts]),
         torch.cat([part.labels for part in parts]),
-        torch.cat([part.inputs.new_full((len(part),), 0.5 / len(part)) for part in parts]),
         torch.cat([part.masks for part in parts]),
+        torch.cat([part.inputs.new_full((len(part),), 0.5 / len(part)) for part in parts]),
     )
 
 
@@ -148,9 +144,3 @@ def _augmented(problem: Problem) -> SamplePairs:
         torch.cat([problem.pairs.clean, clean[changed]]),
         torch.cat([problem.labels, problem.answers[changed]]),
     )
-
-
-def weights_are_finite(model: nn.Module) -> bool:
-    """Whether every parameter and buffer is finite."""
-    tensors: Iterable[Tensor] = (*model.parameters(), *model.buffers())
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

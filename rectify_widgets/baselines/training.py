@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.method import Options
+from rectify_widgets.baselines.method import Options, count
 from rectify_widgets.baselines.task import Batch, Examples, Task, draw_batch
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict
 
-TRAINING_STEPS = 100
-"""Steps of training where nothing else is published: about four passes over 768 references."""
 MOMENTUM = 0.9
 CLIP = 1.0
 """Longest gradient; with frozen batch statistics, published learning rates diverge without it."""
+
+STEPS = {"steps": count("of training", 100)}
+"""Where nothing else is published: about four passes over 768 references."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 

@@ -18,11 +18,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rectify_widgets.baselines.latent import LayerWrapper
 from rectify_widgets.baselines.method import Attempt, Method, Options, TuningTrial
-from rectify_widgets.baselines.task import Task, weights_are_finite
+from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.edit.closed_form import Unreached
@@ -50,7 +51,7 @@ class Validator:
         with eval_mode(model) as module:
             corrupted = self._accuracy(module, self._corrupted)
             clean = self._accuracy(module, self._clean)
-        if not weights_are_finite(model):
+        if not _is_finite(model):
             return corrupted, clean, None
         return corrupted, clean, corrupted - PENALTY * max(self._before - clean, 0.0)
 
@@ -84,7 +85,7 @@ def tune(
     if task.validation is None:
         options = _defaults(axes)
         model = changed_copy(method.attempt, task, options, monitor)
-        if not weights_are_finite(model):
+        if not _is_finite(model):
             raise ValueError(
                 f"model: {method.name} makes its weights infinite or NaN with {options}; give a "
                 "validation split to choose from, or smaller steps"
@@ -184,3 +185,9 @@ def changed_copy(attempt: Attempt, task: Task, options: Options, monitor: Monito
             part.training = part.layer.training
             part.then.train(part.training)
     return model
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Whether every parameter and buffer is finite."""
+    tensors = (*model.parameters(), *model.buffers())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
