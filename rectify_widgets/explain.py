@@ -1,18 +1,17 @@
 """Input attribution maps through captum: which input values speak for a class.  Imports the engine.
 
-`attribute` is the one way in.  Each method is a small function on one chunk of inputs, with its
-options in a dataclass of `explain_options`; captum does the calculation.  The model that a method
-sees is a `_Probe`: it runs the real model on a copy of the inputs, so that in-place operations
-harm nothing, and asks before every forward pass whether to stop.
+`attribute` is the entry point.  Each method is a frozen dataclass of its options, which checks them,
+with one method `maps` for a chunk of inputs; captum does the computation.  The model that a method
+gets is a `_Probe`: it runs the real model on a copy of the inputs, so that in-place operations do no
+harm, and checks for cancellation before every forward pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from captum.attr import (
@@ -27,26 +26,21 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import (
     check_choice,
+    check_flag,
     check_inputs,
     check_int,
     check_labels,
+    check_number,
     nearest,
 )
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.running import (
+    capturing,
     eval_mode,
     model_device,
     model_dtype,
     predict,
     unwrap,
-)
-from rectify_widgets.explain_options import (
-    GradCamOptions,
-    InputXGradientOptions,
-    IntegratedGradientsOptions,
-    OcclusionOptions,
-    SaliencyOptions,
-    SmoothGradOptions,
 )
 
 IMAGE_DIMENSIONS = 4
@@ -80,7 +74,7 @@ def attribute(
         seed: of SmoothGrad's noise.
         progress: called with the fraction done and a message.
         cancel: asked before every forward pass.
-        **options: of the method; see the ``…Options`` class of each.
+        **options: of the method; see the ``…Method`` class of each.
 
     Returns:
         ``N × C × H × W``, or ``N × 1 × H × W`` for Grad-CAM (bilinear), with the dtype and on the
@@ -89,14 +83,14 @@ def attribute(
     Raises:
         TypeError: an option that the method does not have, or an argument of the wrong kind.
         ValueError: inputs, targets, layer names or numbers that cannot be used.
-        Cancelled: ``cancel`` answered ``True``.
+        Cancelled: ``cancel`` returned True.
 
     Example:
         >>> maps = attribute(model, images, method="occlusion", window=5)
         >>> maps.shape == images.shape
         True
     """
-    explain, chosen = _prepare(method, layer, options)
+    chosen = _prepare(method, layer, options)
     images = check_images(inputs)
     check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
@@ -114,7 +108,7 @@ def attribute(
             if target is None:
                 classes = probe.forward(chunk).argmax(dim=1)
             with torch.enable_grad():
-                maps = explain(probe, chunk, classes, chosen)
+                maps = chosen.maps(probe, chunk, classes)
             parts.append(maps.detach().to(device=images.device, dtype=images.dtype))
     monitor.report(1.0, f"{method}: {count} of {count}")
     result = torch.cat(parts)
@@ -143,10 +137,8 @@ class _Probe:
 
     def place(self, chunk: Tensor) -> Tensor:
         """An own copy of a chunk, on the model's device and in its floating-point type."""
-        place = chunk.detach().to(
-            device=model_device(self.model), dtype=model_dtype(self.model), copy=True
-        )
-        return place.requires_grad_()
+        own = chunk.detach().to(model_device(self.model), model_dtype(self.model), copy=True)
+        return own.requires_grad_()
 
     def enter(self, start: int, count: int, size: int, method: str) -> None:
         """Begin the chunk that starts at input ``start`` of ``count``."""
@@ -173,124 +165,207 @@ class _Probe:
         The hook is registered for the length of the call only, hence after captum's own, which
         therefore keeps a tensor that no later in-place operation changes.
         """
-        handle = self.layer.register_forward_hook(_copy_output)
+        handle = self.layer.register_forward_hook(
+            lambda _, __, output: output.clone() if isinstance(output, Tensor) else output
+        )
         try:
             return self.forward(inputs)
         finally:
             handle.remove()
 
 
-def _copy_output(_: nn.Module, __: object, output: object) -> object:
-    return output.clone() if isinstance(output, Tensor) else output
+@dataclass(frozen=True, kw_only=True)
+class IntegratedGradientsMethod:
+    """``"integrated-gradients"`` (Sundararajan, Taly, Yan 2017, equation 1).
 
+    ``baseline``: where the path starts, a number or a tensor that broadcasts to the inputs.
+    ``steps``: points of the Gauss-Legendre rule along the path.
+    """
 
-def _integrated_gradients(
-    probe: _Probe, inputs: Tensor, target: Tensor, options: IntegratedGradientsOptions
-) -> Tensor:
-    rows = max(probe.batch_size // len(inputs), 1)
-    probe.expect(math.ceil(options.steps / rows))
-    maps: Tensor = IntegratedGradients(probe.forward).attribute(
-        inputs,
-        baselines=_baseline(probe, inputs, options.baseline),
-        target=target,
-        n_steps=options.steps,
-        internal_batch_size=max(probe.batch_size, len(inputs)),
-    )
-    return maps
+    baseline: float | Tensor = 0.0
+    steps: int = 50
 
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+        check_int("steps", self.steps, low=1)
 
-def _saliency(probe: _Probe, inputs: Tensor, target: Tensor, options: SaliencyOptions) -> Tensor:
-    maps: Tensor = Saliency(probe.forward).attribute(inputs, target=target, abs=options.absolute)
-    return maps
-
-
-def _input_x_gradient(
-    probe: _Probe, inputs: Tensor, target: Tensor, _: InputXGradientOptions
-) -> Tensor:
-    maps: Tensor = InputXGradient(probe.forward).attribute(inputs, target=target)
-    return maps
-
-
-def _smoothgrad(
-    probe: _Probe, inputs: Tensor, target: Tensor, options: SmoothGradOptions
-) -> Tensor:
-    probe.expect(options.samples)
-    plain = inputs.detach()
-    flat = plain.flatten(1)
-    spread = options.noise * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
-    generators = [
-        torch.Generator().manual_seed(probe.seed + probe.first + row) for row in range(len(plain))
-    ]
-    total = torch.zeros_like(plain)
-    gradient = Saliency(probe.forward)
-    for _ in range(options.samples):
-        noise = torch.stack([torch.randn(plain.shape[1:], generator=g) for g in generators])
-        noisy = plain + spread * noise.to(plain)
-        total += gradient.attribute(noisy.requires_grad_(), target=target, abs=False)
-    mean = total / options.samples
-    return mean.abs() if options.absolute else mean
-
-
-def _grad_cam(probe: _Probe, inputs: Tensor, target: Tensor, options: GradCamOptions) -> Tensor:
-    sizes: list[tuple[int, ...]] = []
-    with _watching(probe.layer, lambda output: sizes.append(tuple(output.shape))):
-        probe.forward(inputs)
-    if len(sizes) != 1 or len(sizes[0]) != IMAGE_DIMENSIONS:
-        found = f"outputs of shape {sizes[0]}" if sizes else "no output: the model never calls it"
-        if len(sizes) > 1:
-            found = f"{len(sizes)} outputs in one forward pass"
-        raise ValueError(
-            f"layer: this one has {found}, want one output of N × C × H × W; name a convolution"
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """Maps of a chunk of inputs ``N × C × H × W``, for one class each."""
+        rows = max(probe.batch_size // len(inputs), 1)
+        probe.expect(math.ceil(self.steps / rows))
+        maps: Tensor = IntegratedGradients(probe.forward).attribute(
+            inputs,
+            baselines=_baseline(probe, inputs, self.baseline),
+            target=target,
+            n_steps=self.steps,
+            internal_batch_size=max(probe.batch_size, len(inputs)),
         )
-    maps = LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
-        inputs, target=target, relu_attributions=options.relu
-    )
-    shape = tuple(inputs.shape[-2:])
-    upsampled: Tensor = LayerAttribution.interpolate(maps, shape, interpolate_mode="bilinear")
-    return upsampled
+        return maps
 
 
-def _occlusion(probe: _Probe, inputs: Tensor, target: Tensor, options: OcclusionOptions) -> Tensor:
-    channels, height, width = inputs.shape[1:]
-    window = options.window or max(min(height, width) // 7, options.stride or 1)
-    if window > min(height, width):
-        raise ValueError(
-            f"window: got {window} for images of {height} × {width}, want at most "
-            f"{min(height, width)}"
+@dataclass(frozen=True, kw_only=True)
+class SaliencyMethod:
+    """``"saliency"``, the gradient (Simonyan, Vedaldi, Zisserman 2014).
+
+    ``absolute``: its magnitude, as in the paper, or the signed gradient.
+    """
+
+    absolute: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("absolute", self.absolute)
+
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """See `IntegratedGradientsMethod.maps`."""
+        maps: Tensor = Saliency(probe.forward).attribute(inputs, target=target, abs=self.absolute)
+        return maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputXGradientMethod:
+    """``"input-x-gradient"``, input times gradient (Shrikumar et al. 2016), has no options."""
+
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """See `IntegratedGradientsMethod.maps`."""
+        maps: Tensor = InputXGradient(probe.forward).attribute(inputs, target=target)
+        return maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothGradMethod:
+    """``"smoothgrad"``, the mean gradient of noisy copies (Smilkov et al. 2017).
+
+    ``samples``: noisy copies of each input.  ``noise``: standard deviation of the Gaussian noise as
+    a share of that input's own range.  ``absolute``: the magnitude of the mean gradient.
+    Input number ``i`` draws its noise from the seed ``seed + i``, whatever the batch size.
+    """
+
+    samples: int = 16
+    noise: float = 0.15
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("samples", self.samples, low=1)
+        check_number("noise", self.noise, low=0.0)
+        check_flag("absolute", self.absolute)
+
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """See `IntegratedGradientsMethod.maps`."""
+        probe.expect(self.samples)
+        plain = inputs.detach()
+        flat = plain.flatten(1)
+        spread = self.noise * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
+        generators = [
+            torch.Generator().manual_seed(probe.seed + probe.first + row)
+            for row in range(len(plain))
+        ]
+        total = torch.zeros_like(plain)
+        gradient = Saliency(probe.forward)
+        for _ in range(self.samples):
+            noise = torch.stack([torch.randn(plain.shape[1:], generator=g) for g in generators])
+            noisy = plain + spread * noise.to(plain)
+            total += gradient.attribute(noisy.requires_grad_(), target=target, abs=False)
+        mean = total / self.samples
+        return mean.abs() if self.absolute else mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradCamMethod:
+    """``"grad-cam"`` (Selvaraju et al. 2017, equations 1 and 2).
+
+    ``relu``: keep what speaks for the class only, as in the paper; ``False`` gives a signed map.
+    The layer is named by the argument ``layer``; without one it is the last convolution.
+    """
+
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("relu", self.relu)
+
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """See `IntegratedGradientsMethod.maps`."""
+        sizes: list[tuple[int, ...]] = []
+        with capturing({"": probe.layer}, lambda *seen: sizes.append(tuple(seen[2].shape))):
+            probe.forward(inputs)
+        if len(sizes) != 1 or len(sizes[0]) != IMAGE_DIMENSIONS:
+            has = f"outputs of shape {sizes[0]}" if sizes else "no output: the model never calls it"
+            if len(sizes) > 1:
+                has = f"{len(sizes)} outputs in one forward pass"
+            raise ValueError(
+                f"layer: this one has {has}, want one output of N × C × H × W; name a convolution"
+            )
+        maps = LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
+            inputs, target=target, relu_attributions=self.relu
         )
-    stride = options.stride or max(window // 2, 1)
-    places = math.prod(math.ceil((side - window) / stride) + 1 for side in (height, width))
-    together = max(probe.batch_size // len(inputs), 1)
-    probe.expect(math.ceil(places / together) + 1)
-    maps: Tensor = Occlusion(probe.forward).attribute(
-        inputs.detach(),
-        sliding_window_shapes=(channels, window, window),
-        strides=(channels, stride, stride),
-        baselines=_baseline(probe, inputs, options.baseline),
-        target=target,
-        perturbations_per_eval=together,
-    )
-    return maps
+        shape = tuple(inputs.shape[-2:])
+        upsampled: Tensor = LayerAttribution.interpolate(maps, shape, interpolate_mode="bilinear")
+        return upsampled
 
 
-_Explain: TypeAlias = Callable[[_Probe, Tensor, Tensor, Any], Tensor]
+@dataclass(frozen=True, kw_only=True)
+class OcclusionMethod:
+    """``"occlusion"``: the fall of the score when a window is covered (Zeiler 2014).
 
-_METHODS: Mapping[str, tuple[_Explain, type]] = {
-    "integrated-gradients": (_integrated_gradients, IntegratedGradientsOptions),
-    "saliency": (_saliency, SaliencyOptions),
-    "input-x-gradient": (_input_x_gradient, InputXGradientOptions),
-    "smoothgrad": (_smoothgrad, SmoothGradOptions),
-    "grad-cam": (_grad_cam, GradCamOptions),
-    "occlusion": (_occlusion, OcclusionOptions),
+    ``window``: side of the square window in pixels, by default a seventh of the smaller side.
+    ``stride``: by default half the window.  ``baseline``: what covers it.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    baseline: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+        if self.window is not None:
+            check_int("window", self.window, low=1)
+        if self.stride is not None:
+            check_int("stride", self.stride, low=1)
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise ValueError(
+                f"stride: got {self.stride} with a window of {self.window}, want at most the "
+                "window, so that no pixel is left out"
+            )
+
+    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        """See `IntegratedGradientsMethod.maps`."""
+        channels, height, width = inputs.shape[1:]
+        window = self.window or max(min(height, width) // 7, self.stride or 1)
+        if window > min(height, width):
+            raise ValueError(
+                f"window: got {window} for images of {height} × {width}, want at most "
+                f"{min(height, width)}"
+            )
+        stride = self.stride or max(window // 2, 1)
+        places = math.prod(math.ceil((side - window) / stride) + 1 for side in (height, width))
+        together = max(probe.batch_size // len(inputs), 1)
+        probe.expect(math.ceil(places / together) + 1)
+        maps: Tensor = Occlusion(probe.forward).attribute(
+            inputs.detach(),
+            sliding_window_shapes=(channels, window, window),
+            strides=(channels, stride, stride),
+            baselines=_baseline(probe, inputs, self.baseline),
+            target=target,
+            perturbations_per_eval=together,
+        )
+        return maps
+
+
+_METHODS: Mapping[str, type[Any]] = {
+    "integrated-gradients": IntegratedGradientsMethod,
+    "saliency": SaliencyMethod,
+    "input-x-gradient": InputXGradientMethod,
+    "smoothgrad": SmoothGradMethod,
+    "grad-cam": GradCamMethod,
+    "occlusion": OcclusionMethod,
 }
 
 ATTRIBUTION_METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names of the attribution methods."""
 
 
-def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> tuple[_Explain, Any]:
-    """The function of a method and its checked options."""
-    explain, kind = _METHODS[check_choice("method", method, ATTRIBUTION_METHODS)]
+def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> Any:
+    """A method with its checked options."""
+    kind = _METHODS[check_choice("method", method, ATTRIBUTION_METHODS)]
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:
@@ -301,7 +376,7 @@ def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> tupl
             )
     if layer is not None and method != "grad-cam":
         raise ValueError(f"layer: method {method!r} has no layer, want method='grad-cam' or None")
-    return explain, kind(**options)
+    return kind(**options)
 
 
 def check_images(inputs: object) -> Tensor:
@@ -350,6 +425,15 @@ def _targets(probe: _Probe, inputs: Tensor, target: int | Tensor | None) -> Tens
     )
 
 
+def check_baseline(value: object) -> None:
+    """Refuse anything but a finite number or a finite tensor."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise ValueError("baseline: got a tensor that is not finite and floating point")
+    else:
+        check_number("baseline", value, low=-math.inf)
+
+
 def _baseline(probe: _Probe, inputs: Tensor, baseline: float | Tensor) -> Tensor:
     """The baseline as a tensor of the chunk's shape."""
     if not isinstance(baseline, Tensor):
@@ -364,18 +448,3 @@ def _baseline(probe: _Probe, inputs: Tensor, baseline: float | Tensor) -> Tensor
             f"baseline: got shape {tuple(baseline.shape)}, want one that broadcasts to the inputs' "
             f"N × {' × '.join(map(str, inputs.shape[1:]))}"
         ) from None
-
-
-@contextmanager
-def _watching(layer: nn.Module, callback: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call ``callback(output)`` for each of the layer's outputs while the block runs."""
-
-    def hook(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            callback(output)
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +25,9 @@ MAY_IMPORT = {
     "__init__": {"widgets", "explain", "cases", "engine"},
 }
 """Room -> rooms of this package that it may import: one way, and nothing uses `baselines`."""
+
+ENGINE_ROOMS = ("base", "model", "data", "edit", "measure", "find", "repair")
+"""Rooms of the engine; each may import itself and those before it, for typing too."""
 
 ENGINE_MODULES = {"torch", "numpy", "safetensors"}
 ENGINE_LAZY_MODULES = {"pandas", "matplotlib"}
@@ -61,9 +65,8 @@ def imports(source: str, path: str) -> Iterator[tuple[str, int, bool]]:
 
 
 def room_of(path: str) -> str:
-    """`rectify_widgets/engine/layers.py` -> `engine`; `rectify_widgets/explain_x.py` -> `explain`."""
-    name = PurePosixPath(path).with_suffix("").parts[1]
-    return "explain" if name.startswith("explain_") else name
+    """`rectify_widgets/engine/base/checks.py` -> `engine`."""
+    return PurePosixPath(path).with_suffix("").parts[1]
 
 
 def is_third_party(module: str) -> bool:
@@ -87,6 +90,47 @@ def one_way(source: str, path: str) -> list[str]:
             continue
         complaints.append(f"{path}:{line}: {room} must not import {target or PACKAGE}")
     return complaints
+
+
+def engine_runs_one_way(source: str, path: str) -> list[str]:
+    """Imports inside the engine run from a later room to an earlier one."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    if parts[2] == "__init__":
+        return [
+            f"{path}:{line}: the engine's own __init__ must not import {module}"
+            for module, line, _ in imports(source, path)
+            if module.startswith(PACKAGE)
+        ]
+    if parts[2] not in ENGINE_ROOMS:
+        return [f"{path}: a room of the engine that the design does not know"]
+    complaints = []
+    for module, line, _ in imports(source, path):
+        top, _, rest = module.partition(".engine.")
+        room = rest.partition(".")[0]
+        if top == PACKAGE and room not in ENGINE_ROOMS[: ENGINE_ROOMS.index(parts[2]) + 1]:
+            complaints.append(f"{path}:{line}: {parts[2]} must not import {room}")
+    return complaints
+
+
+def import_cycle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a circle, by their paths; empty if there is no circle."""
+    graph: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        graph[path] = set()
+        for module, _, _ in imports(source, path):
+            parts = module.split(".")
+            for stop in range(len(parts), 0, -1):
+                name = "/".join(parts[:stop])
+                if found := next(
+                    (p for p in (f"{name}.py", f"{name}/__init__.py") if p in sources), None
+                ):
+                    graph[path] |= {found} - {path}
+                    break
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def engine_is_torch_only(source: str, path: str) -> list[str]:

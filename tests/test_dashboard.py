@@ -20,8 +20,8 @@ from torch import nn
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.result import Rectification
-from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
@@ -193,8 +193,8 @@ def test_every_version_is_measured_against_the_model_as_given(make: Make) -> Non
     assert all(gap is not None and 0 <= gap <= 1 for gap in gaps)
     assert len(gaps) == 3
     models = [dashboard._workshop.edited(dashboard.edits[:count]) for count in range(3)]
-    yardstick = Yardstick(network(), pairs(), None)
-    assert gaps == pytest.approx([yardstick.measure(model).gap for model in models])
+    measure = EditMeasure(network(), pairs(), None)
+    assert gaps == pytest.approx([measure.measure(model).gap for model in models])
 
 
 def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,26 @@ def test_imports_run_one_way() -> None:
     apply(house.one_way, python("rectify_widgets/"))
 
 
+def test_rooms_of_the_engine_import_one_way() -> None:
+    apply(house.engine_runs_one_way, python("rectify_widgets/engine/"))
+
+
+def test_no_modules_import_each_other() -> None:
+    sources = {name: read(name) for name in python("rectify_widgets/")}
+    assert not house.import_cycle(sources)
+
+
+def test_import_cycle_is_found() -> None:
+    sources = {
+        IN + "a.py": "from rectify_widgets import b",
+        IN + "b.py": "def f():\n    from rectify_widgets.c import d",
+        IN + "c/__init__.py": "import torch",
+    }
+    assert not house.import_cycle(sources)
+    sources[IN + "c/__init__.py"] = "if TYPE_CHECKING:\n    from ..a import f"
+    assert set(house.import_cycle(sources)) == set(sources)
+
+
 def test_engine_imports_torch_only() -> None:
     apply(house.engine_is_torch_only, python("rectify_widgets/engine/"))
 
@@ -159,6 +179,14 @@ BROKEN = [
     (house.one_way, IN + "widgets/a.py", "from rectify_widgets.baselines import x"),
     (house.one_way, IN + "__init__.py", "from rectify_widgets.baselines import x"),
     (house.one_way, IN + "attic/a.py", ""),
+    (house.engine_runs_one_way, IN + "engine/attic/a.py", ""),
+    (house.engine_runs_one_way, IN + "engine/__init__.py", "from .repair import options"),
+    (house.engine_runs_one_way, IN + "engine/base/a.py", "from ..model import keys"),
+    (
+        house.engine_runs_one_way,
+        IN + "engine/find/a.py",
+        "if TYPE_CHECKING:\n    from rectify_widgets.engine.repair.result import Step",
+    ),
     (house.engine_is_torch_only, IN + "engine/a.py", "import captum"),
     (house.engine_is_torch_only, IN + "engine/a.py", "from matplotlib.figure import Figure"),
     (house.engine_is_torch_only, IN + "engine/a.py", "def f():\n    import ipywidgets"),
@@ -199,6 +227,8 @@ SOUND = [
         "from rectify_widgets.engine.data.pairs import SamplePairs",
     ),
     (house.one_way, IN + "widgets/a.py", "from .session import Session"),
+    (house.engine_runs_one_way, IN + "engine/find/a.py", "from ..edit.edits import digest"),
+    (house.engine_runs_one_way, IN + "engine/find/a.py", "from .problem import Problem"),
     (house.engine_is_torch_only, IN + "engine/a.py", "import json\nimport torch.nn.functional"),
     (house.engine_is_torch_only, IN + "engine/a.py", "def f():\n    import pandas"),
     (house.no_machine_paths, "a.txt", "the files under notebooks/work/x and ${TMPDIR:-/tmp}/x"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rectify_widgets.engine.repair.diagnosis import diagnose
-from rectify_widgets.engine.repair.result import Facts
+from rectify_widgets.engine.repair.result import Evidence
 from rectify_widgets.widgets import markup
 from tests.test_history_viewer import rectification
 
-FACTS = Facts(
+EVIDENCE = Evidence(
     pairs=1,
     references=40,
     shared=True,
@@ -27,7 +27,7 @@ FACTS = Facts(
 
 
 def test_the_outcome_ends_with_the_diagnosis() -> None:
-    result = replace(rectification(), facts=FACTS)
+    result = replace(rectification(), evidence=EVIDENCE)
     result = replace(result, diagnosis=diagnose(result))
     assert len(result.diagnosis) >= 2
     text = markup.outcome(result)
@@ -42,11 +42,11 @@ def test_a_rectification_of_which_no_more_is_known_says_how_it_ended() -> None:
 
 
 def test_nothing_to_rectify_tells_why() -> None:
-    facts = replace(FACTS, shown=0.0, shown_pairs=0.0)
-    result = replace(rectification(), facts=facts, stopped="target", edits=[], steps=[])
+    evidence = replace(EVIDENCE, shown=0.0, shown_pairs=0.0)
+    result = replace(rectification(), evidence=evidence, stopped="target", edits=[], steps=[])
     result = replace(result, diagnosis=diagnose(result))
     assert markup.outcome(result) == (
         "Nothing to rectify: the gap is 100.0 %, within its target. The corruption changes the class "
-        "of none of the pairs: look whether corrupted and clean differ in what leads the model "
-        "astray."
+        "of none of the pairs: check whether the difference between corrupted and clean is what the "
+        "model responds to."
     )

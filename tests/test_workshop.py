@@ -13,8 +13,8 @@ from torch import nn
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import copied
+from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.rectification import rectify
-from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets.actions import join
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.workshop import Workshop
@@ -68,7 +68,7 @@ def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
     assert same(before, state(model))
     assert [edit.layer for edit in made.edits] == ["3"]
     assert made.earlier == (made.start,)
-    assert made.verdicts == (Yardstick(model, pairs(2), REFERENCE).measure(made.model),)
+    assert made.verdicts == (EditMeasure(model, pairs(2), REFERENCE).measure(made.model),)
     assert same(state(shop.edited(made.edits)), state(made.model))
 
 
@@ -113,7 +113,7 @@ def test_references_that_are_found_corrupted_change_the_scale_of_all(
 
     monkeypatch.setattr(workshop, "rectify", finds)
     made, _ = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
-    again = Yardstick(shop._model, pairs(2), REFERENCE, exclude=range(40))
+    again = EditMeasure(shop._model, pairs(2), REFERENCE, exclude=range(40))
     wanted = [again.measure(shop.edited(first.edits[:count])) for count in (0, 1)]
     assert made.earlier == tuple(wanted)
     assert made.earlier != (first.start, *first.verdicts)

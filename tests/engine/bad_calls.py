@@ -272,7 +272,7 @@ bad(LOCALIZE, "progress that is no function", "progress", TypeError, "got int, w
     _localize(progress=1))
 bad(LOCALIZE, "cancel that is no function", "cancel", TypeError, "got bool, want .* is_set",
     _localize(cancel=True))
-bad(LOCALIZE, "stale statistics", "statistics", ValueError, "stale for layer .*collect them anew",
+bad(LOCALIZE, "stale statistics", "statistics", ValueError, "stale for layer .*collect them again",
     lambda s: rw.localize(s.model, s.pairs, reference=s.reference, statistics=s.statistics()),
     model=models.other)
 bad(LOCALIZE, "statistics of other layers", "statistics", ValueError, "none for layer 'second'",

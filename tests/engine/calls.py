@@ -13,7 +13,7 @@ import torch
 
 import rectify_widgets as rw
 from rectify_widgets.engine.model.running import unwrap
-from rectify_widgets.engine.repair.yardstick import Yardstick
+from rectify_widgets.engine.repair.measuring import EditMeasure
 from tests.engine.traces import corrupted, images
 
 CLEAN = images(2, seed=2)
@@ -67,7 +67,7 @@ SHORT: dict[str, Call] = {
         model, PAIRS, reference=REFERENCE, strategy="static", target_gap=0.0,
         validation=(REFERENCE, LABELS),
     ),
-    "Yardstick": lambda model: Yardstick(model, PAIRS, REFERENCE).measure(model),
+    "EditMeasure": lambda model: EditMeasure(model, PAIRS, REFERENCE).measure(model),
     "transplant": lambda _: rw.transplant(PAIRS, REFERENCE, seed=3),
 }  # fmt: skip
 CALLS = {**LONG, **SHORT}

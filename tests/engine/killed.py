@@ -45,7 +45,7 @@ def main(folder: Path, when: str) -> None:
         {k.removeprefix("model."): v for k, v in stage.items() if k.startswith("model.")}
     )
 
-    def told(_: float, message: str) -> None:
+    def reported(_: float, message: str) -> None:
         if message.startswith(when):
             die()
 
@@ -63,7 +63,7 @@ def main(folder: Path, when: str) -> None:
     os.fsync = counted
     rectify(
         model, SamplePairs(stage["corrupted"], stage["clean"]), reference=stage["reference"],
-        checkpoint=folder / "run.safetensors", progress=told, **OPTIONS,
+        checkpoint=folder / "run.safetensors", progress=reported, **OPTIONS,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Small networks that the engine's tests share, one for each thing that networks do differently.
 
-All take ``N × 3 × 9 × 9`` and answer ``N × 4`` unless told otherwise.  `make` builds one with seeded
+All take ``N × 3 × 9 × 9`` and answer ``N × 4`` unless reported otherwise.  `make` builds one with seeded
 weights, and with batch statistics as if it had been trained.
 """
 

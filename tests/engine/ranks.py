@@ -83,9 +83,9 @@ def located(stage: Stage, reference: Any, **options: Any) -> Found:
 def evaluated(stage: Stage, clean: Any, corrupted: Any, **options: Any) -> Found:
     """Figures and intervals of `evaluate`."""
     report = evaluate(stage.model, clean, corrupted, target=0, confidence=0.9, **options)
-    told = {name: torch.tensor(value) for name, value in report.figures().items()}
+    reported = {name: torch.tensor(value) for name, value in report.figures().items()}
     bounds = {f"{name} bounds": torch.tensor(pair) for name, pair in report.intervals.items()}
-    return {**told, **bounds, "samples": torch.tensor(report.samples)}
+    return {**reported, **bounds, "samples": torch.tensor(report.samples)}
 
 
 def odd() -> tuple[Tensor, Tensor]:
@@ -193,11 +193,11 @@ def hollow(stage: Stage) -> nn.Module:
 
 
 def stopping(stage: Stage, message: str) -> dict[str, Any]:
-    """Hooks that cancel on the second rank, once it is told something that begins so."""
-    told: list[str] = []
+    """Hooks that cancel on the second rank, once it is reported something that begins so."""
+    reported: list[str] = []
     return {
-        "progress": lambda _, text: told.append(text),
-        "cancel": lambda: stage.rank == 1 and any(text.startswith(message) for text in told),
+        "progress": lambda _, text: reported.append(text),
+        "cancel": lambda: stage.rank == 1 and any(text.startswith(message) for text in reported),
     }
 
 

@@ -221,11 +221,11 @@ def test_frozen_parameters_and_a_callers_no_grad_do_not_matter() -> None:
 
 
 def test_progress_and_cancel() -> None:
-    told: list[float] = []
-    run(make("plain"), 4, batch_size=2, monitor=Monitor(lambda at, _: told.append(at)))
-    assert told == sorted(told)
-    assert len(told) == 4 + 4 + 2  # two inputs, two more, and one at two points at a time
-    assert 0 <= told[0] <= told[-1] <= 1
+    reported: list[float] = []
+    run(make("plain"), 4, batch_size=2, monitor=Monitor(lambda at, _: reported.append(at)))
+    assert reported == sorted(reported)
+    assert len(reported) == 4 + 4 + 2  # two inputs, two more, and one at two points at a time
+    assert 0 <= reported[0] <= reported[-1] <= 1
     for stop in range(1, 10, 3):
         calls: list[int] = []
 

@@ -282,7 +282,7 @@ def test_the_fast_path_hides_nothing_from_the_engine(fast: list[int]) -> None:
     assert len(fast) == 2
 
 
-# --- layers whose samples cannot be told apart ---------------------------------------------------
+# --- layers whose samples cannot be reported apart ---------------------------------------------------
 
 
 class Crops(nn.Module):

@@ -68,13 +68,13 @@ def check_equal(one: Rectification, other: Rectification) -> None:
         assert torch.equal(mine.left, theirs.left)
         assert torch.equal(mine.right, theirs.right)
         assert repr(mine) == repr(theirs)
-    told = [
+    reported = [
         [[getattr(step, name) for name in STEP_COLUMNS if name != "seconds"] for step in r.steps]
         for r in (one, other)
     ]
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
     assert torch.equal(one.flagged, other.flagged)
-    for name in ("stopped", "gap_before", "gap_after", "degradation", "facts", "diagnosis"):
+    for name in ("stopped", "gap_before", "gap_after", "degradation", "evidence", "diagnosis"):
         assert getattr(one, name) == getattr(other, name)
 
 
@@ -127,12 +127,12 @@ def test_broken_off_at_many_points(
     """Each attempt gets a little further than the one before, all on one file."""
     file, attempts, limit = tmp_path / "run.safetensors", 0, 20
     while True:
-        told, limit, attempts = 0, limit + 7, attempts + 1
+        reported, limit, attempts = 0, limit + 7, attempts + 1
 
         def hook(fraction: float, message: str) -> None:
-            nonlocal told
-            told += 1
-            if told == limit:  # noqa: B023 - used at once
+            nonlocal reported
+            reported += 1
+            if reported == limit:  # noqa: B023 - used at once
                 raise PowerCutError
 
         try:
@@ -147,9 +147,9 @@ def test_broken_off_at_many_points(
 def test_cancelled_and_resumed(
     trojan: Toy, reference: Tensor, whole: Rectification, tmp_path: Path
 ) -> None:
-    file, told = tmp_path / "run.safetensors", list[str]()
-    options = {"cancel": lambda: any(t.startswith("round 3: trying") for t in told)}
-    halted = run(trojan, reference, file, progress=lambda _, text: told.append(text), **options)
+    file, reported = tmp_path / "run.safetensors", list[str]()
+    options = {"cancel": lambda: any(t.startswith("round 3: trying") for t in reported)}
+    halted = run(trojan, reference, file, progress=lambda _, text: reported.append(text), **options)
     assert halted.stopped == "cancelled"
     assert len(halted.edits) == len(load_edits(file)) == 2
     check_equal(run(trojan, reference, file), whole)

@@ -119,23 +119,23 @@ def test_the_target_class_is_not_what_is_found(trojan: Toy) -> None:
 
 
 def test_progress_and_cancel(trojan: Toy) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     limit = 10_000
 
     def run() -> CorruptedInputs:
         return find_corrupted(
             trojan.model, trojan.pairs[0], trojan.reference[:40], batch_size=10,
-            progress=lambda at, _: told.append(at), cancel=lambda: len(told) >= limit,
+            progress=lambda at, _: reported.append(at), cancel=lambda: len(reported) >= limit,
         )  # fmt: skip
 
     run()
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
-    for limit in range(0, len(told), 6):
-        told.clear()
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (0.0, 1.0)
+    for limit in range(0, len(reported), 6):
+        reported.clear()
         with pytest.raises(Cancelled):
             run()
-        assert len(told) == limit
+        assert len(reported) == limit
 
 
 def test_identical_seeds_identical_scores(trojan: Toy) -> None:

@@ -17,7 +17,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
 from rectify_widgets.engine.repair.rectification import rectify
-from rectify_widgets.engine.repair.result import Facts, Rectification
+from rectify_widgets.engine.repair.result import Evidence, Rectification
 from tests.engine.toy import CLASSES, TARGET, Toy, samples, stamped
 
 
@@ -26,9 +26,9 @@ def run(toy: Toy, pairs: SamplePairs | None = None, **options: Any) -> Rectifica
     return rectify(toy.model, toy.pairs[0] if pairs is None else pairs, **given)
 
 
-def facts(result: Rectification) -> Facts:
-    assert result.facts is not None
-    return result.facts
+def evidence(result: Rectification) -> Evidence:
+    assert result.evidence is not None
+    return result.evidence
 
 
 def said(result: Rectification, part: str) -> str:
@@ -67,7 +67,7 @@ def test_nothing_is_said_of_a_target_that_was_met(trojan: Toy) -> None:
     result = run(trojan, target_gap=0.5, reference=trojan.reference[:40])
     assert result.stopped == "target"
     assert result.edits
-    assert facts(result).shared
+    assert evidence(result).shared
     assert result.diagnosis == ()
     assert str(result).splitlines()[-1].startswith("stopped: target")
     assert "<ul>" not in result._repr_html_()
@@ -98,31 +98,31 @@ def test_what_is_left_is_counted_on_the_references(trojan: Toy, short: Rectifica
     after = answers(short.model, carriers) != clean
     kept = torch.ones(len(clean), dtype=torch.bool)
     kept[short.flagged] = False
-    assert facts(short).shown == pytest.approx(float(before[kept].float().mean()))
-    assert facts(short).left == pytest.approx(float(after[kept].float().mean()))
+    assert evidence(short).shown == pytest.approx(float(before[kept].float().mean()))
+    assert evidence(short).left == pytest.approx(float(after[kept].float().mean()))
     shares = {c: float(after[kept & (clean == c)].float().mean()) for c in range(CLASSES)}
     worst = max(shares, key=lambda c: shares[c])
-    assert tuple(facts(short).worst_left or ()) == pytest.approx((worst, shares[worst]))
+    assert tuple(evidence(short).worst_left or ()) == pytest.approx((worst, shares[worst]))
     assert said(short, "still changes the class") == (
-        f"The corruption still changes the class of {100 * facts(short).left:.1f} % of the "
+        f"The corruption still changes the class of {100 * evidence(short).left:.1f} % of the "
         f"references, most of all in class {worst} ({100 * shares[worst]:.1f} %); before the edits, "
-        f"of {100 * facts(short).shown:.1f} %."
+        f"of {100 * evidence(short).shown:.1f} %."
     )
 
 
 def test_where_only_probabilities_are_left_it_says_so(long: Rectification) -> None:
     assert long.stopped != "target"
-    assert facts(long).left < 0.1 * facts(long).shown
-    none = replace(long, facts=replace(facts(long), left=0.0))
+    assert evidence(long).left < 0.1 * evidence(long).shown
+    none = replace(long, evidence=replace(evidence(long), left=0.0))
     assert said(none, "none of the references any more").endswith("one of probabilities.")
-    some = replace(long, facts=replace(facts(long), left=0.01))
+    some = replace(long, evidence=replace(evidence(long), left=0.01))
     assert silent(some, "none of the references any more")
 
 
 def test_more_rounds_are_advised_and_help(trojan: Toy, short: Rectification) -> None:
     assert short.stopped == "round limit"
     assert said(short, "The last round of max_rounds=1").endswith(
-        f"{100 * short.gap_before:.1f} % to {100 * short.gap_after:.1f} %: allow more."
+        f"{100 * short.gap_before:.1f} % to {100 * short.gap_after:.1f} %: allow more rounds."
     )
     assert run(trojan, max_rounds=2).gap_after < 0.9 * short.gap_after
 
@@ -157,10 +157,12 @@ def test_the_budget_that_is_advised_is_the_one_that_helps(trojan: Toy, budget: f
         and f"to {100 * step.gap_after:.1f} % for" in sentence
     ]
     assert meant
-    assert "which suffers most" not in sentence  # no class of these references does by itself
+    assert (
+        "the one that suffers most" not in sentence
+    )  # no class of these references does by itself
     dear = [replace(meant[0], worst_class=0.2, sufferer=3)]
     sentence = said(replace(strict, steps=dear), "The budget ruled out")
-    assert ", and of 20.00 % in class 3, which suffers most" in sentence
+    assert ", and of 20.00 % in class 3, the one that suffers most" in sentence
     assert "max_degradation=0.04 allows it" in sentence  # a class may lose five times as much
 
 
@@ -184,7 +186,7 @@ def test_a_layer_that_cannot_help(trojan: Toy) -> None:
     tried = len(result.steps)
     assert said(result, f"Of {tried} edits tried in the last round, none lowers the gap")
     assert silent(result, "budget")
-    assert silent(result, "No layer holds it alone")
+    assert silent(result, "spread over layers")
 
 
 # --- pairs ---------------------------------------------------------------------------------------
@@ -225,8 +227,8 @@ def test_a_corruption_that_does_not_carry_over(trojan: Toy) -> None:
     clean = answers(trojan.model, trojan.reference)
     share = float((answers(trojan.model, carriers) != clean).float().mean())
     assert share < 0.5
-    assert facts(result).shown == pytest.approx(share, abs=0.02)
-    assert f"of {100 * facts(result).shown:.1f} % of them" in said(
+    assert evidence(result).shown == pytest.approx(share, abs=0.02)
+    assert f"of {100 * evidence(result).shown:.1f} % of them" in said(
         result, "put onto the references"
     )
 
@@ -245,11 +247,11 @@ def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: in
     witness = ClassChanges(problem)
     with torch.no_grad():
         model.get_submodule("head").bias[label] -= 1e3  # type: ignore[index,operator]
-    found = witness.facts(torch.empty(0, dtype=torch.long), 0.0, shared=False)
+    found = witness.evidence(torch.empty(0, dtype=torch.long), 0.0, shared=False)
     of_class = float((answers(trojan.model, trojan.reference) == label).float().mean())
     assert found.changed == pytest.approx(of_class)
     assert found.worst_changed == (label, 1.0)
-    sentence = said(replace(short, facts=found), f"of the clean references of class {label}")
+    sentence = said(replace(short, evidence=found), f"of the clean references of class {label}")
     assert sentence.startswith("The edits change the class of 100.0 %")
     assert f"({100 * of_class:.1f} % of all)" in sentence
     assert silent(short, "clean references of class")
@@ -263,12 +265,12 @@ def test_references_that_are_corrupted_for_the_most_part(trojan: Toy) -> None:
     rows = torch.arange(len(reference)) % 3 != 0
     reference[rows] = stamped(reference[rows])
     result = run(trojan, reference=reference)
-    assert facts(result).suspected > 0.5
-    assert f"{100 * facts(result).suspected:.1f} % of the references look as if" in said(
-        result, "give references most of which are clean"
+    assert evidence(result).suspected > 0.5
+    assert f"{100 * evidence(result).suspected:.1f} % of the references seem to" in said(
+        result, "give references that are mostly clean"
     )
     clean = run(trojan, reference=trojan.reference)
-    assert facts(clean).suspected == 0
+    assert evidence(clean).suspected == 0
     assert trojan.rates(clean.model)[1] < trojan.rates(result.model)[1]
 
 
@@ -281,9 +283,9 @@ def test_references_that_were_left_out_are_not_counted(trojan: Toy) -> None:
     kept[result.flagged] = False
     carriers = transplant(trojan.pairs[0], reference)
     moved = answers(trojan.model, carriers) != answers(trojan.model, reference)
-    assert facts(result).shown == pytest.approx(float(moved[kept].float().mean()))
-    assert facts(result).shown > float(moved.float().mean()) + 0.02
-    assert facts(result).suspected == 0
+    assert evidence(result).shown == pytest.approx(float(moved[kept].float().mean()))
+    assert evidence(result).shown > float(moved.float().mean()) + 0.02
+    assert evidence(result).suspected == 0
 
 
 def test_few_references_are_shared(trojan: Toy, short: Rectification) -> None:

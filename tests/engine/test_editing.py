@@ -329,22 +329,22 @@ WAYS = [{}, {"key_space": "channel"}, {"solver": "matrix-free"}, {"direction": "
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_progress_and_cancel(options: dict[str, Any]) -> None:
     model, limit = make("plain"), 10_000
-    told: list[float] = []
+    reported: list[float] = []
 
     def run() -> RankOneEdit:
         return solve_edit(
             model, patched(), layer="second", reference=images(10), **options,
-            progress=lambda at, _: told.append(at), cancel=lambda: len(told) >= limit,
+            progress=lambda at, _: reported.append(at), cancel=lambda: len(reported) >= limit,
         )  # fmt: skip
 
     run()
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
-    for limit in range(0, len(told), 4):
-        told.clear()
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (0.0, 1.0)
+    for limit in range(0, len(reported), 4):
+        reported.clear()
         with pytest.raises(Cancelled):
             run()
-        assert len(told) == limit
+        assert len(reported) == limit
     assert not any(part._forward_hooks for part in model.modules())
 
 

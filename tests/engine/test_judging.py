@@ -81,7 +81,7 @@ def test_validation_counts_accuracy() -> None:
     before[3] = before[3].flip(0)  # an error from the start
     after = before.clone()
     after[20:24] = after[20:24].flip(1)
-    after[3] = after[3].flip(0)  # and one that the edit mends
+    after[3] = after[3].flip(0)  # and one that the edit repairs
     inputs = numbered(0, 40)
     judge = Judge(Scores(before), inputs[:5], inputs[5:10], (inputs, labels))
     assert judge.measure(Scores(before)).degradation == 0.0
@@ -121,14 +121,14 @@ def test_scores_that_overflow_are_as_bad_as_can_be() -> None:
 
 
 def test_parts_of_a_monitor() -> None:
-    told: list[tuple[float, str]] = []
-    monitor = Monitor(lambda at, message: told.append((at, message)))
+    reported: list[tuple[float, str]] = []
+    monitor = Monitor(lambda at, message: reported.append((at, message)))
     monitor.report(0.0, "start")
     half = monitor.part(0.5, 1.0)
     half.report(0.5, "three quarters")
     half.part(0.5, 1.0).report(0.5, "seven eighths")
     half.report(7.0, "never beyond the end")
-    assert told == [
+    assert reported == [
         (0.0, "start"),
         (0.75, "three quarters"),
         (0.875, "seven eighths"),
@@ -146,7 +146,7 @@ def test_cancel_is_a_function_or_an_event() -> None:
 
 
 def test_a_cancelled_step_is_not_reported() -> None:
-    told: list[float] = []
+    reported: list[float] = []
     with pytest.raises(Cancelled):
-        Monitor(lambda at, _: told.append(at), lambda: True).report(0.5, "half")
-    assert not told
+        Monitor(lambda at, _: reported.append(at), lambda: True).report(0.5, "half")
+    assert not reported

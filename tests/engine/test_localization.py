@@ -380,7 +380,7 @@ def test_html_is_escaped_and_complete() -> None:
     assert "<head>" not in html
     assert "0.812" in html
     assert "not editable: used 2 times" in html
-    assert "width:100%" in html
+    assert "width:12.0em" in html
 
 
 def test_frame() -> None:
@@ -407,31 +407,31 @@ def test_plot_is_in_network_order_with_the_best_marked() -> None:
 
 @pytest.mark.parametrize("method", RANKING_METHODS)
 def test_progress_and_cancel_at_every_stage(trojan: Toy, method: str) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     messages: set[str] = set()
     limit = 10_000
 
     def progress(at: float, message: str) -> None:
-        told.append(at)
+        reported.append(at)
         messages.add(message)
 
     def run() -> None:
         localize(
             trojan.model, trojan.pairs[0], reference=trojan.reference[:20], method=method,
-            progress=progress, cancel=lambda: len(told) >= limit,
+            progress=progress, cancel=lambda: len(reported) >= limit,
         )  # fmt: skip
 
     run()
-    assert told == sorted(told)
-    assert told[0] == 0.0
-    assert told[-1] == 1.0
+    assert reported == sorted(reported)
+    assert reported[0] == 0.0
+    assert reported[-1] == 1.0
     assert len(messages) > 3
     before = {name: tensor.clone() for name, tensor in trojan.model.state_dict().items()}
-    for limit in range(0, len(told), 11):
-        told.clear()
+    for limit in range(0, len(reported), 11):
+        reported.clear()
         with pytest.raises(Cancelled):
             run()
-        assert len(told) == limit
+        assert len(reported) == limit
     for name, tensor in trojan.model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert not any(part._forward_hooks for part in trojan.model.modules())

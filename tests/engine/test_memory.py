@@ -25,9 +25,9 @@ from rectify_widgets.engine.model.memory import (
     collect_peak,
     held,
     limit_for,
-    look_peak,
     measure_sizes,
     parts,
+    proposal_peak,
 )
 from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import images, make
@@ -103,7 +103,7 @@ def test_parts_are_all_layers_in_order_and_within_the_limit(moments: list[int], 
     names = list(sizes.layers)
 
     def peak(some: list[str]) -> int:
-        return max(look_peak(sizes, COUNTS, some), collect_peak(sizes, some, 1))
+        return max(proposal_peak(sizes, COUNTS, some), collect_peak(sizes, some, 1))
 
     alone = max(peak([name]) for name in names)
     if limit < limit_for(alone):
@@ -148,7 +148,7 @@ def a_low_limit() -> int:
     counts = counts_of(len(pairs), len(reference), reference)
     return limit_for(
         max(
-            max(look_peak(sizes, counts, [name]), collect_peak(sizes, [name], 1))
+            max(proposal_peak(sizes, counts, [name]), collect_peak(sizes, [name], 1))
             for name in sizes.layers
         )
     )
@@ -259,7 +259,10 @@ def test_a_copied_model_takes_its_own_memory() -> None:
     weights = plain.sizes.weights
     assert (plain.sizes.copy, own.sizes.copy) == (0, weights)
     counts, names = counts_of(len(pairs), len(reference), reference), list(plain.layers)
-    assert look_peak(own.sizes, counts, names) == look_peak(plain.sizes, counts, names) + weights
+    assert (
+        proposal_peak(own.sizes, counts, names)
+        == proposal_peak(plain.sizes, counts, names) + weights
+    )
     peak = collect_peak(plain.sizes, names, 3)
     assert collect_peak(own.sizes, names, 3) == peak + weights
     assert collect_chunk(own.sizes, names, 40, limit_for(peak + weights)) == 3
@@ -280,7 +283,7 @@ def test_moments_stay_while_edits_are_tried() -> None:
 
 
 @pytest.mark.parametrize("call", ["collect", "localize", "rectify"])
-def test_a_limit_is_not_foretold_to_be_exceeded(call: str) -> None:
+def test_a_limit_is_not_estimated_to_be_exceeded(call: str) -> None:
     model, _, reference = setting()
     about: dict[str, Any] = {"input_shape": reference.shape[1:], "call": call, "references": 40}
     whole = rw.estimate_memory(model, **about)

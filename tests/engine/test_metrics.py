@@ -62,9 +62,9 @@ def test_figures_are_those_of_a_recount(count: int, many: int, target: int, seed
 def test_predicted_classes_give_the_same_report() -> None:
     answers, labels, wrong, truth = torch.randint(0, 4, (4, 50), generator=torch.manual_seed(0))
     options: dict[str, Any] = {"target": 2, "confidence": 0.9, "seed": 3}
-    told = evaluate_predictions((answers, labels), (wrong, truth), **options)
+    reported = evaluate_predictions((answers, labels), (wrong, truth), **options)
     clean, corrupted = saying(answers.tolist()), saying(wrong.tolist())
-    assert told == evaluate(Echo(), (clean, labels), (corrupted, truth), **options)
+    assert reported == evaluate(Echo(), (clean, labels), (corrupted, truth), **options)
     with pytest.raises(ValueError, match=r"clean\[1\]: got shape"):
         evaluate_predictions((answers, labels[:9]))
     with pytest.raises(ValueError, match="want at least one"):
@@ -204,18 +204,18 @@ def test_streams_give_the_report_of_tensors(kind: str) -> None:
     wanted = evaluate(Echo(), clean, corrupted, **options)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    told: list[float] = []
+    reported: list[float] = []
     found = evaluate(
         Echo(), sets(*clean)[kind], sets(*corrupted)[kind], **options,
-        progress=lambda at, _: told.append(at),
+        progress=lambda at, _: reported.append(at),
     )  # fmt: skip
     assert found == wanted
     assert torch.equal(torch.get_rng_state(), state)
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
-    assert len(told) > 7
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (0.0, 1.0)
+    assert len(reported) > 7
     if "stream" not in kind and "dicts" not in kind:  # how many there are is known
-        assert len(set(told)) == len(told)
+        assert len(set(reported)) == len(reported)
 
 
 def test_a_shuffled_loader_is_paired_with_its_own_labels() -> None:

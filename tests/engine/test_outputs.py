@@ -113,9 +113,9 @@ def test_the_error_names_the_call_that_helps(kind: str) -> None:
     model = answers(kind)
     with pytest.raises(TypeError, match=r"^model: its output is ") as raised:
         rw.evaluate(model, (images(3), torch.zeros(3, dtype=torch.long)))
-    (told,) = re.findall(r"rw\.adapt\(model, output=(.*)\)$", str(raised.value))
-    assert ast.literal_eval(told) == ANSWERS[kind][1]
-    adapted = rw.adapt(model, output=ast.literal_eval(told))
+    (reported,) = re.findall(r"rw\.adapt\(model, output=(.*)\)$", str(raised.value))
+    assert ast.literal_eval(reported) == ANSWERS[kind][1]
+    adapted = rw.adapt(model, output=ast.literal_eval(reported))
     assert torch.equal(adapted(images(3)), Tiny()(images(3)))
 
 

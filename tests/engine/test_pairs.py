@@ -22,7 +22,7 @@ PATTERN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
 
 def stamp(x: Tensor, opacity: float = 1.0, *, row: int = 5, column: int = 2) -> Tensor:
-    """A checkered patch of 2 × 2 in every channel, as opaque as told."""
+    """A checkered patch of 2 × 2 in every channel, as opaque as reported."""
     out = x.clone()
     area = out[:, :, row : row + 2, column : column + 2]
     area += opacity * (PATTERN.to(x) - area)

@@ -33,7 +33,7 @@ def run(toy: Toy, which: int | slice = 0, **options: Any) -> Rectification:
 
 
 @pytest.fixture(scope="module")
-def mended(trojan: Toy) -> Rectification:
+def repaired(trojan: Toy) -> Rectification:
     """The result that most tests look at."""
     before = bits(trojan.model)
     result = run(trojan)
@@ -87,56 +87,56 @@ def test_the_trojan_is_removed(trojan: Toy, which: int | slice) -> None:
     check_history(result)
 
 
-def test_history_and_result_agree(trojan: Toy, mended: Rectification) -> None:
-    check_history(mended)
-    assert mended.strategy == "dynamic"
-    assert 1 <= len(mended.edits) <= 3
-    rejected = [step for step in mended.steps if not step.accepted]
+def test_history_and_result_agree(trojan: Toy, repaired: Rectification) -> None:
+    check_history(repaired)
+    assert repaired.strategy == "dynamic"
+    assert 1 <= len(repaired.edits) <= 3
+    rejected = [step for step in repaired.steps if not step.accepted]
     assert rejected
     assert any("did better" in step.reason for step in rejected)
-    assert {step.layer for step in mended.steps} <= set(LAYERS["residual"])
+    assert {step.layer for step in repaired.steps} <= set(LAYERS["residual"])
     fresh = copy.deepcopy(trojan.model)
-    Edits(mended.edits).apply(fresh)
-    assert same(fresh, bits(mended.model))
+    Edits(repaired.edits).apply(fresh)
+    assert same(fresh, bits(repaired.model))
 
 
-def test_only_the_edited_weights_differ(trojan: Toy, mended: Rectification) -> None:
-    edited = {f"{edit.layer}.weight" for edit in mended.edits}
-    before, after = bits(trojan.model), bits(mended.model)
+def test_only_the_edited_weights_differ(trojan: Toy, repaired: Rectification) -> None:
+    edited = {f"{edit.layer}.weight" for edit in repaired.edits}
+    before, after = bits(trojan.model), bits(repaired.model)
     assert {name for name in before if not torch.equal(before[name], after[name])} == edited
-    assert mended.model is not trojan.model
+    assert repaired.model is not trojan.model
     pointers = {p.data_ptr() for p in trojan.model.parameters()}
-    assert not pointers & {p.data_ptr() for p in mended.model.parameters()}
-    assert all(p.requires_grad for p in mended.model.parameters())
+    assert not pointers & {p.data_ptr() for p in repaired.model.parameters()}
+    assert all(p.requires_grad for p in repaired.model.parameters())
 
 
-def test_save_load_apply(trojan: Toy, mended: Rectification, tmp_path: Path) -> None:
-    mended.save(tmp_path / "fix.safetensors")
+def test_save_load_apply(trojan: Toy, repaired: Rectification, tmp_path: Path) -> None:
+    repaired.save(tmp_path / "fix.safetensors")
     edits = load_edits(tmp_path / "fix.safetensors")
     fresh = copy.deepcopy(trojan.model)
     edits.apply(fresh)
-    assert same(fresh, bits(mended.model))
+    assert same(fresh, bits(repaired.model))
     edits.revert(fresh)
     assert same(fresh, bits(trojan.model))
     # The repaired copy can be taken back too.
-    copied = copy.deepcopy(mended.model)
-    Edits(mended.edits).revert(copied)
+    copied = copy.deepcopy(repaired.model)
+    Edits(repaired.edits).revert(copied)
     assert same(copied, bits(trojan.model))
 
 
-def test_same_seed_same_edits(trojan: Toy, mended: Rectification) -> None:
+def test_same_seed_same_edits(trojan: Toy, repaired: Rectification) -> None:
     torch.manual_seed(123)  # the caller's random numbers play no part
     state = torch.get_rng_state()
     again = run(trojan)
     assert torch.equal(torch.get_rng_state(), state)
-    assert same(again.model, bits(mended.model))
-    told = [
+    assert same(again.model, bits(repaired.model))
+    reported = [
         [[getattr(s, c) for c in STEP_COLUMNS if c != "seconds"] for s in result.steps]
-        for result in (again, mended)
+        for result in (again, repaired)
     ]
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
     other = run(trojan, seed=1, max_rounds=1)
-    assert not same(other.model, bits(mended.model))
+    assert not same(other.model, bits(repaired.model))
 
 
 # --- judged as promised --------------------------------------------------------------------------
@@ -265,21 +265,21 @@ def test_other_methods(trojan: Toy, method: str) -> None:
 # --- rendering -----------------------------------------------------------------------------------
 
 
-def test_table_frame_and_html(mended: Rectification) -> None:
-    lines = str(mended).splitlines()
-    assert len(lines) == len(mended.steps) + 2 + len(mended.diagnosis)
-    assert lines[len(mended.steps) + 1].startswith(
-        f"stopped: {mended.stopped}; gap {mended.gap_before:.3f} → "
+def test_table_frame_and_html(repaired: Rectification) -> None:
+    lines = str(repaired).splitlines()
+    assert len(lines) == len(repaired.steps) + 2 + len(repaired.diagnosis)
+    assert lines[len(repaired.steps) + 1].startswith(
+        f"stopped: {repaired.stopped}; gap {repaired.gap_before:.3f} → "
     )
-    assert sum("yes: " in line for line in lines) == len(mended.edits)
-    frame = mended.to_frame()
+    assert sum("yes: " in line for line in lines) == len(repaired.edits)
+    frame = repaired.to_frame()
     assert list(frame.columns) == list(STEP_COLUMNS)
-    assert len(frame) == len(mended.steps)
-    assert frame["accepted"].sum() == len(mended.edits)
-    html = mended._repr_html_()
-    assert html.count("<tr") == len(mended.steps) + 1
-    assert html.count("✓") == len(mended.edits)
-    assert repr(mended).startswith(f"Rectification({len(mended.edits)} edits in ")
+    assert len(frame) == len(repaired.steps)
+    assert frame["accepted"].sum() == len(repaired.edits)
+    html = repaired._repr_html_()
+    assert html.count("<tr") == len(repaired.steps) + 1
+    assert html.count("✓") == len(repaired.edits)
+    assert repr(repaired).startswith(f"Rectification({len(repaired.edits)} edits in ")
 
 
 def test_an_empty_history_can_be_shown(trojan: Toy) -> None:

@@ -158,7 +158,7 @@ def test_a_corruption_that_does_no_harm_is_left_alone(trojan: Toy) -> None:
 @pytest.mark.parametrize("network", LAYERS)
 @pytest.mark.parametrize("strategy", ["dynamic", "static"])
 def test_every_network(network: str, strategy: str) -> None:
-    """Untrained, so there is little to mend; but what holds of every result holds."""
+    """Untrained, so there is little to repair; but what holds of every result holds."""
     model = make(network)
     with torch.no_grad():  # scores far enough apart for the patch to matter
         for name, parameter in model.named_parameters():
@@ -194,12 +194,12 @@ def test_two_classes() -> None:
 
 def cut(toy: Toy, limit: int, reference: Tensor) -> tuple[Any, list[float]]:
     """A rectification that is cancelled after so many reports of progress."""
-    told: list[float] = []
+    reported: list[float] = []
     result = rectify(
         toy.model, toy.pairs[0], reference=reference, max_rounds=2, target_gap=0.0,
-        progress=lambda at, _: told.append(at), cancel=lambda: len(told) >= limit,
+        progress=lambda at, _: reported.append(at), cancel=lambda: len(reported) >= limit,
     )  # fmt: skip
-    return result, told
+    return result, reported
 
 
 @pytest.mark.parametrize("corrupted", [False, True])
@@ -207,29 +207,29 @@ def test_progress_runs_from_0_to_1(trojan: Toy, corrupted: bool) -> None:
     reference = trojan.reference[:64].clone()
     if corrupted:
         reference[:6] = stamped(reference[:6])
-    result, told = cut(trojan, 10_000, reference)
+    result, reported = cut(trojan, 10_000, reference)
     assert len(result.flagged) >= 5 * corrupted
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0.0, 1.0)
-    assert len(told) > 30
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (0.0, 1.0)
+    assert len(reported) > 30
 
 
 def test_progress_ends_at_1_when_it_is_over_early(trojan: Toy) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     result = rectify(
         trojan.model, trojan.pairs[0], reference=trojan.reference[:40], target_gap=0.6,
-        progress=lambda at, _: told.append(at),
+        progress=lambda at, _: reported.append(at),
     )  # fmt: skip
     assert result.stopped == "target"
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0
 
 
 def test_cancel_at_many_points_keeps_what_is_done(trojan: Toy) -> None:
     reference, before = trojan.reference[:40], bits(trojan.model)
-    whole, told = cut(trojan, 10_000, reference)
+    whole, reported = cut(trojan, 10_000, reference)
     counts = []
-    for limit in range(1, len(told) - 1, 11):  # cancelled at once, there is nothing to give
+    for limit in range(1, len(reported) - 1, 11):  # cancelled at once, there is nothing to give
         result, seen = cut(trojan, limit, reference)
         assert len(seen) == limit
         assert result.stopped == "cancelled"

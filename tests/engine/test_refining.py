@@ -269,10 +269,10 @@ def test_a_first_layer_that_works_in_place() -> None:
 
 def test_progress_and_where_it_asks() -> None:
     model, start, goal = stage()
-    told: list[tuple[float, str]] = []
-    monitor = Monitor(lambda fraction, text: told.append((fraction, text)))
+    reported: list[tuple[float, str]] = []
+    monitor = Monitor(lambda fraction, text: reported.append((fraction, text)))
     refined(model, start, goal, steps=4, monitor=monitor)
-    assert told == [(step / 4, "refining second") for step in range(4)]
+    assert reported == [(step / 4, "refining second") for step in range(4)]
 
 
 # --- no trace ------------------------------------------------------------------------------------

@@ -322,18 +322,18 @@ def test_the_call_of_the_other_tests_refines() -> None:
 
 
 def test_cancelled_while_refining(trojan: Toy) -> None:
-    told: list[tuple[float, str]] = []
+    reported: list[tuple[float, str]] = []
     result, _ = run(
-        trojan, 1.0, max_rounds=2, progress=lambda *what: told.append(what),
-        cancel=lambda: sum(text.startswith("refining") for _, text in told) > LAYERS * REFINE_STEPS + 3,
+        trojan, 1.0, max_rounds=2, progress=lambda *what: reported.append(what),
+        cancel=lambda: sum(text.startswith("refining") for _, text in reported) > LAYERS * REFINE_STEPS + 3,
     )  # fmt: skip
     assert result.stopped == "cancelled"
     assert len(result.edits) == 1  # of the first round
     assert not [step for step in result.steps if step.round == 2 and step.accepted]
     same_but_for_edits(result, trojan.model)
-    at = [fraction for fraction, text in told if text.startswith("refining")]
+    at = [fraction for fraction, text in reported if text.startswith("refining")]
     assert len(set(at)) == len(at)
-    assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
+    assert [fraction for fraction, _ in reported] == sorted(fraction for fraction, _ in reported)
 
 
 # --- what edits tell of it -----------------------------------------------------------------------
@@ -370,14 +370,14 @@ def test_a_file_from_before_loads_as_not_refined(
 def test_edits_and_steps_say_so(always: tuple[Rectification, Seen, float]) -> None:
     result, _, _ = always
     for step in result.steps:
-        assert step.found == f"{step.direction} {step.ridge:g}" + ", refined" * step.refined
-        assert step.found in str(result)
-        assert step.found in result._repr_html_()
+        assert step.settings == f"{step.direction} {step.ridge:g}" + ", refined" * step.refined
+        assert step.settings in str(result)
+        assert step.settings in result._repr_html_()
     kept = [step for step in result.steps if step.accepted]
     for edit, step in zip(result.edits, kept, strict=True):
-        assert edit.found == step.found
+        assert edit.settings == step.settings
         assert repr(edit).endswith(", refined)") == edit.refined
     assert list(result.to_frame()["refined"]) == [step.refined for step in result.steps]
-    assert replace(kept[0], direction="contrast", ridge=0.01, refined=True).found == (
+    assert replace(kept[0], direction="contrast", ridge=0.01, refined=True).settings == (
         "contrast 0.01, refined"
     )

@@ -182,7 +182,7 @@ def test_ridge_zero_on_a_singular_matrix_is_raised_with_a_warning() -> None:
     with pytest.warns(RuntimeWarning, match=r"layer 'late': ridge 0 is too small .* using 1e-06"):
         found = solver.solve(right, 0.0)
     np.testing.assert_allclose(found, exact(moment, right, 1e-6), rtol=1e-6)
-    with warnings.catch_warnings(action="error"):  # told once a solver
+    with warnings.catch_warnings(action="error"):  # reported once a solver
         assert torch.equal(solver.solve(right, 0.0), found)
 
 
@@ -207,7 +207,7 @@ def test_zero_keys_are_refused() -> None:
         MatrixFreeSolver(layer, nothing)
 
 
-def test_a_matrix_that_no_ridge_mends_is_refused() -> None:
+def test_a_matrix_that_no_ridge_repairs_is_refused() -> None:
     solver = DenseSolver("odd", torch.diag(torch.tensor([1.0, -1e7, 1e7])).unsqueeze(0))
     with (
         pytest.warns(RuntimeWarning),

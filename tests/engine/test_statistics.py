@@ -207,12 +207,12 @@ def test_repr_says_what_it_is() -> None:
 
 def test_progress_and_cancel() -> None:
     model, x = make("plain"), images(10)
-    told: list[float] = []
-    KeyStatistics.collect(model, x, batch_size=2, progress=lambda at, _: told.append(at))
-    assert told == sorted(told)
-    assert told[0] == 0.0
-    assert told[-1] == 1.0
-    assert len(told) == 6
+    reported: list[float] = []
+    KeyStatistics.collect(model, x, batch_size=2, progress=lambda at, _: reported.append(at))
+    assert reported == sorted(reported)
+    assert reported[0] == 0.0
+    assert reported[-1] == 1.0
+    assert len(reported) == 6
 
     asked = 0
 

@@ -1,6 +1,6 @@
 """Checks of what users hand in, made before anything is touched.  Imports torch only.
 
-A message names the argument, what it got, what it wants and the way out.
+A message names the argument, what it got, what it wants and how to fix it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> str:
-    """``value`` if it is one of ``choices``; else a `ValueError` that names the closest."""
+    """``value`` if it is one of ``choices``; otherwise a `ValueError` names the closest."""
     known = list(choices)
     if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{argument}: got {value!r}, want one of {', '.join(map(repr, known))}"
             f"{nearest(str(value), known)}"
         )
+    return value
+
+
+def check_flag(argument: str, value: object) -> bool:
+    """``value`` if it is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: got {value!r}, want True or False")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing tensors with a word on what they are.  Imports safetensors.
+"""Reading and writing tensors with a description.  Imports safetensors.
 
 Nothing in such a file can be executed; a file of another kind is refused before a tensor is used.
 """
@@ -19,10 +19,11 @@ def write_tensors(
 ) -> None:
     """Write ``tensors`` as a file of that ``kind``.
 
-    Whatever interrupts it, the file is as it was or whole: it is written beside and moved over.
+    The file is written under a temporary name and then moved, so that an interruption leaves the
+    old one or the new one, never half of it.
 
     Raises:
-        TypeError: ``path`` is no path.
+        TypeError: ``path`` is not a path.
         FileNotFoundError: the folder does not exist.
     """
     file = _path(path)
@@ -41,10 +42,10 @@ def write_tensors(
 
 
 def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a file of that ``kind``; ``what`` it holds, for the message.
+    """Metadata and tensors of a file of that ``kind``; ``what`` names its content in messages.
 
     Raises:
-        TypeError: ``path`` is no path.
+        TypeError: ``path`` is not a path.
         FileNotFoundError: there is no such file.
         ValueError: it is not a safetensors file, or one of another kind.
     """

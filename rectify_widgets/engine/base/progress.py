@@ -18,10 +18,10 @@ Progress: TypeAlias = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and a short message."""
 
 Cancel: TypeAlias = Callable[[], bool] | Event
-"""Asked between chunks of work; the work stops when it answers ``True``."""
+"""Called between chunks of work; the work stops when it returns ``True``."""
 
 
-class Cancelled(Exception):  # noqa: N818 - a request that was granted is not an error
+class Cancelled(Exception):  # noqa: N818 - stopping on request is not an error
     """A long call was stopped by its ``cancel`` hook."""
 
 
@@ -29,7 +29,7 @@ class Monitor:
     """One object that carries both hooks through the engine.
 
     ``part(start, stop)`` gives a monitor whose 0..1 is the slice ``start..stop`` of this one, so
-    that a room reports its own progress without knowing who called it.
+    that a function reports its own progress without knowing its caller.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Monitor:
             )
         if cancel is not None and not callable(cancel) and not hasattr(cancel, "is_set"):
             raise TypeError(
-                f"cancel: got {type(cancel).__name__}, want a function that answers True to stop, "
+                f"cancel: got {type(cancel).__name__}, want a function that returns True to stop, "
                 "or an object with is_set() such as threading.Event"
             )
         self._progress = progress
@@ -61,11 +61,11 @@ class Monitor:
         )
 
     def silent(self) -> Monitor:
-        """A monitor that asks whether to stop, and tells nothing."""
+        """A monitor that checks for cancellation and reports nothing."""
         return Monitor(None, self._cancel)
 
     def report(self, fraction: float, message: str) -> None:
-        """Tell how far the work is; raise `Cancelled` where it is to stop."""
+        """Report the fraction done; raise `Cancelled` if the work is to stop."""
         self.check()
         if self._progress is not None:
             low, high = self._span

@@ -1,12 +1,12 @@
-"""One call made by several processes at a time: each takes its share, all get the whole result.
+"""One call made by several processes at once: each does a share, all get the whole result.
 
 Imports torch only.  The processes are those of ``torch.distributed``, which the caller has started
-and joined (``torchrun``, then ``init_process_group`` with gloo or NCCL); there is no engine of our
-own.  Nothing is shared out unless a call is made with ``distributed=True``, by *every* process and
-with the same arguments: a script that measures on its first process alone, as training scripts do,
-would wait for the others for ever if it were implied.
+and joined (``torchrun``, then ``init_process_group`` with gloo or NCCL).  Work is divided only when
+*every* process makes the call with ``distributed=True`` and the same arguments.  It is not implied
+by running under ``torchrun``: a script that measures on its first process alone, as training scripts
+do, would then wait for the others forever.
 
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 mend.py
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 repair.py
 
 Where one process raises an error between two exchanges, all raise one.  Where one dies, ``torchrun``
 ends the others; without it they wait as long as ``init_process_group(timeout=...)`` says (in torch
@@ -24,6 +24,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from rectify_widgets.engine.base.checks import check_flag
 from rectify_widgets.engine.base.progress import Cancelled
 
 Item = TypeVar("Item")
@@ -43,17 +44,17 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there is anybody to share with."""
+        """Whether there is more than one process."""
         return self.size > 1
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every ``size``-th item from this rank's own on, of a sequence that all ranks have."""
+        """Every ``size``-th item, starting at this rank's number, of a sequence that all ranks have."""
         return items[self.rank :: self.size]
 
     def rows(self, count: int) -> tuple[slice, int]:
         """This rank's rows of ``count`` that all have, and how many they are.
 
-        Where there are none, the first row serves, so that there is something to work on; it is
+        A rank without rows gets the first row, so that it has something to work on; that row is
         not counted.
         """
         own = len(range(self.rank, count, self.size))
@@ -80,7 +81,7 @@ class Ranks:
         return (weighted[:-1] / weighted[-1]).reshape(values.shape).to(values)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, rank after rank; they may be of different numbers."""
+        """The rows of all ranks, rank after rank; their numbers may differ."""
         if not self.several:
             return rows
         counts = torch.zeros(self.size, dtype=torch.long)
@@ -91,13 +92,13 @@ class Ranks:
         everything[stop - len(rows) : stop] = rows
         return self.sum(everything)
 
-    def check_same(self, argument: str, told: str, what: str) -> None:
-        """Refuse what should be the same on every rank and is not.
+    def check_same(self, argument: str, text: str, what: str) -> None:
+        """Refuse a ``text`` that differs between ranks; ``what`` names it.
 
         Raises:
             ValueError: on every rank.
         """
-        number = int(hashlib.blake2b(told.encode(), digest_size=6).hexdigest(), 16)
+        number = int(hashlib.blake2b(text.encode(), digest_size=6).hexdigest(), 16)
         if self.add(number) != self.size * number:
             raise ValueError(
                 f"{argument}: {what} differ from rank to rank, want the same on every one"
@@ -120,12 +121,12 @@ class Ranks:
         except Exception as raised:  # noqa: BLE001 - raised again below
             error = raised
         stopped = isinstance(error, Cancelled)
-        found = self.sum(torch.tensor([error is not None and not stopped, stopped]).long())
+        counts = self.sum(torch.tensor([error is not None and not stopped, stopped]).long())
         if error is not None:
             raise error
-        if int(found[0]):
+        if int(counts[0]):
             raise RuntimeError("distributed: another rank failed, and shows why")
-        if int(found[1]):
+        if int(counts[1]):
             raise Cancelled("cancelled on another rank")
 
 
@@ -139,9 +140,7 @@ def check_distributed(distribute: object) -> Ranks:
         TypeError: it is neither True nor False.
         ValueError: it is True, and ``torch.distributed`` has not been initialised.
     """
-    if not isinstance(distribute, bool):
-        raise TypeError(f"distributed: got {distribute!r}, want True or False")
-    if not distribute:
+    if not check_flag("distributed", distribute):
         return ALONE
     if not distributed.is_available() or not distributed.is_initialized():
         raise ValueError(
@@ -152,7 +151,7 @@ def check_distributed(distribute: object) -> Ranks:
 
 
 def _device(tensor: Tensor) -> torch.device:
-    """Where the backend wants a tensor: NCCL knows GPUs only, gloo is at home on the CPU."""
+    """The device on which the backend exchanges tensors: a GPU for NCCL, the CPU for gloo."""
     backend = str(distributed.get_backend())
     if backend == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

@@ -5,8 +5,8 @@ opacity ``a``.  Put onto a reference ``r`` it gives
 
     r̃ = r + (x̃ − x) − a (r − x),
 
-which is a replacement for ``a = 1`` and a plain residual for ``a = 0``.  One pair does not tell
-``a`` and ``t`` apart, but the data range bounds ``a`` from below: no ``t`` may lie outside it.
+which is a replacement for ``a = 1`` and a plain residual for ``a = 0``.  One pair does not
+determine both ``a`` and ``t``, but the data range bounds ``a`` from below: no ``t`` may lie outside it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def least_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
 
 
 def common_opacity(pairs: SamplePairs) -> float | None:
-    """Opacity of a corruption that two or more pairs share, by least squares; else None.
+    """Opacity of a corruption that two or more pairs share, by least squares, or None.
 
     Two pairs with the same pattern differ by ``δ_i − δ_j = −a (x_i − x_j)`` where both are
     touched.  None where the pairs do not fit one pattern and one opacity.
@@ -101,14 +101,14 @@ def transplant(
     """Put the pairs' corruption onto ``inputs``; each input takes that of one pair, in turn.
 
     A corruption that takes something away, such as a block that is blacked out, goes only where
-    there is something like it to take, see `fits`; an input on which no pair's fits is handed back
-    as it is.
+    there is something like it to take away, see `fits`; an input that fits no pair is returned
+    unchanged.
 
     Args:
         pairs: where the corruption comes from.
         inputs: ``M × C × H × W`` of the same sample shape.
         opacity: 1 replaces the values that the corruption touches, 0 adds the residual, and
-            numbers between mix as a semi-transparent pattern does.  ``None`` finds it out: from
+            numbers between mix as a semi-transparent pattern does.  ``None`` estimates it: from
             several pairs by least squares; from one pair a corruption of a small part is taken as
             opaque, and one of most of the input has the least opacity that its range allows.
         seed: which pair goes with which input, where there are several.
@@ -151,7 +151,7 @@ def fits(pairs: SamplePairs, inputs: Tensor, opacity: Tensor) -> Tensor:
         inputs: ``M × C × H × W``.
         opacity: of each pair's corruption, ``N``.
     """
-    found = torch.ones(len(inputs), len(pairs), dtype=torch.bool, device=inputs.device)
+    fitting = torch.ones(len(inputs), len(pairs), dtype=torch.bool, device=inputs.device)
     large = covered(pairs) > HIDES
     for number in (large & (opacity == 1)).nonzero().flatten().tolist():
         pair = pairs[number]
@@ -160,15 +160,15 @@ def fits(pairs: SamplePairs, inputs: Tensor, opacity: Tensor) -> Tensor:
         if corrupted.var(correction=0) < PLAIN * clean.var(correction=0):
             there = inputs[:, mask]
             near, far = ((there - one).square().sum(dim=1) for one in (clean, corrupted))
-            found[:, number] = near < far
-    return found if bool(found.any()) else ~found
+            fitting[:, number] = near < far
+    return fitting if bool(fitting.any()) else ~fitting
 
 
 def _fitting_turn(turn: Tensor, fitting: Tensor) -> Tensor:
     """Each input's pair or, where that one does not fit, the next that does."""
     for _ in range(fitting.shape[1] - 1):
-        amiss = ~fitting.gather(1, turn[:, None]).squeeze(1)
-        turn = torch.where(amiss, (turn + 1) % fitting.shape[1], turn)
+        unfit = ~fitting.gather(1, turn[:, None]).squeeze(1)
+        turn = torch.where(unfit, (turn + 1) % fitting.shape[1], turn)
     return turn
 
 
@@ -179,7 +179,7 @@ def opacities(
 
     Args:
         pairs, inputs: on one device.
-        opacity: of all pairs; None finds them out, see `transplant`.
+        opacity: of all pairs; None estimates them, see `transplant`.
     """
     low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
     if opacity is None:

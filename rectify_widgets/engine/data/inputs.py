@@ -1,7 +1,7 @@
-"""Inputs, with or without labels, as a stream of batches, whatever holds them.  Imports torch only.
+"""Inputs, with or without labels, as a stream of batches.  Imports torch only.
 
-No more than the batch at hand is kept, besides what a loader's own workers fetch ahead.  Where a
-call is shared out over ranks (see ``distributed.py``) each takes every ``size``-th batch.
+Only the current batch is kept, besides what a loader's own workers fetch ahead.  Where ranks share a
+call (see ``base/ranks.py``) each takes every ``size``-th batch.
 """
 
 from __future__ import annotations
@@ -73,10 +73,9 @@ def batches(
         )
     count = 0
     for batch in _stream(inputs, batch_size, ranks, whole=whole):
-        found = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
-        like = found
+        like = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
         count += 1
-        yield found
+        yield like
     if not count and (whole or not ranks.several):
         raise ValueError(f"{argument}: got no samples, want at least one")
 
@@ -96,7 +95,7 @@ def labelled(
 
     Raises:
         TypeError: ``data`` is none of these, or a sample holds no label.
-        ValueError: nothing in it, NaN, samples of different shapes, or labels that are no classes.
+        ValueError: nothing in it, NaN, samples of different shapes, or labels that are not class numbers.
     """
     if isinstance(data, tuple | list) and len(data) == 2:
         inputs = check_inputs(f"{argument}[0]", data[0], like=like)
@@ -134,7 +133,7 @@ def gather(argument: str, inputs: object, limit: int | None = None, ranks: Ranks
 
 
 def count_inputs(inputs: object) -> int | None:
-    """Number of samples where it is known beforehand, else None."""
+    """Number of samples where it is known in advance, otherwise None."""
     if isinstance(inputs, tuple | list) and inputs:
         inputs = inputs[0]
     if isinstance(inputs, Tensor):
@@ -183,7 +182,7 @@ def _stream(
 
 
 def _shared(loader: DataLoader[Any], ranks: Ranks) -> Iterator[object]:
-    """This rank's batches; where the data set goes by index, no others are read.
+    """This rank's batches; an indexed data set reads no others.
 
     A `DistributedSampler` is set aside: it shares the samples out by itself, some of them twice to
     make the numbers even.
@@ -216,7 +215,7 @@ def _shared(loader: DataLoader[Any], ranks: Ranks) -> Iterator[object]:
 
 
 class _EveryNth(Sampler[Any]):
-    """Every ``size``-th of what another sampler gives, from the rank's own on."""
+    """Every ``size``-th item of another sampler, starting at the rank's number."""
 
     def __init__(self, sampler: Any, ranks: Ranks) -> None:
         self._sampler, self._ranks = sampler, ranks
@@ -257,14 +256,14 @@ def _input_of(argument: str, sample: object) -> Tensor:
 
 
 def _label_of(argument: str, sample: object) -> Tensor:
-    found: object = None
+    label: object = None
     if isinstance(sample, tuple | list) and len(sample) > 1:
-        found = sample[1]
+        label = sample[1]
     elif isinstance(sample, Mapping):
-        found = next((sample[name] for name in _LABEL_NAMES if name in sample), None)
-    if found is not None:
+        label = next((sample[name] for name in _LABEL_NAMES if name in sample), None)
+    if label is not None:
         try:
-            return torch.as_tensor(found)
+            return torch.as_tensor(label)
         except (TypeError, ValueError, RuntimeError):
             pass
     raise TypeError(

@@ -1,4 +1,4 @@
-"""Pairs of corrupted and cleansed samples.  Imports torch only."""
+"""Pairs of corrupted and clean samples.  Imports torch only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rectify_widgets.engine.base.checks import check_inputs, check_labels
 
 @dataclass(frozen=True, eq=False)
 class SamplePairs:
-    """Corrupted inputs and their cleansed counterparts.
+    """Corrupted inputs and their clean counterparts.
 
     Args:
         corrupted: ``N × C × H × W`` (any sample shape), in the model's input space.

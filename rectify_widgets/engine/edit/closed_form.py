@@ -11,7 +11,7 @@ from rectify_widgets.engine.model.keys import EditableLayer, Keys, pad
 DIRECTIONS = ("contrast", "key")
 
 
-class Unreached(ValueError):  # noqa: N818 - named for what happened
+class Unreached(ValueError):  # noqa: N818 - names the reason
     """The corruption does not reach the layer, so that no edit of it can help."""
 
 

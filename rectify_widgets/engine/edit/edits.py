@@ -1,4 +1,4 @@
-"""A rank-one edit: applying it, taking it back, keeping it.  Imports torch only.
+"""A rank-one edit: applying, reverting and storing it.  Imports torch only.
 
 In flattened form (``O × K``) the update is ``Λ dᵀ``: a grouped convolution is edited group by group,
 rank one within each.
@@ -25,10 +25,12 @@ from rectify_widgets.engine.model.running import unwrap, working_dtype
 
 FORMAT = "rectify_widgets.edits.1"
 """Kind of the files that hold edits."""
+_DESCRIBED = ("layer", "shape", "direction", "ridge", "key_space", "solved_for", "refined")
+"""Attributes of an edit that describe its tensors in a file."""
 
 
-def how_found(direction: str, ridge: float, refined: bool) -> str:
-    """How an edit was solved, for people: ``"contrast 0.01, refined"``."""
+def solver_settings(direction: str, ridge: float, refined: bool) -> str:
+    """How an edit was solved, in short: ``"contrast 0.01, refined"``."""
     return f"{direction} {ridge:g}{', refined' if refined else ''}"
 
 
@@ -65,9 +67,9 @@ class RankOneEdit:
         )
 
     @property
-    def found(self) -> str:
-        """How it was solved, for people: ``"contrast 0.01, refined"``."""
-        return how_found(self.direction, self.ridge, self.refined)
+    def settings(self) -> str:
+        """How it was solved, in short: ``"contrast 0.01, refined"``."""
+        return solver_settings(self.direction, self.ridge, self.refined)
 
     @property
     def delta(self) -> Tensor:
@@ -85,7 +87,7 @@ class RankOneEdit:
 
         Args:
             model: the model that the edit was solved for, or a copy of it.
-            force: apply it to a layer whose weight is another than the one it was solved for.
+            force: apply it even if the weight differs from the one that it was solved for.
 
         Raises:
             TypeError: ``model`` is not a module.
@@ -112,7 +114,7 @@ class RankOneEdit:
         _APPLIED.setdefault(unwrap(model), []).append(self)
 
     def revert(self, model: nn.Module) -> None:
-        """Put the weight back as it was before `apply`, to the bit.
+        """Restore the weight as it was before `apply`, to the bit.
 
         Raises:
             TypeError: ``model`` is not a module.
@@ -139,7 +141,7 @@ class RankOneEdit:
             del stack[position:]
 
     def is_applied(self, model: nn.Module) -> bool:
-        """Whether the layer's weight is just what `apply` left behind."""
+        """Whether the layer's weight is exactly what `apply` produced."""
         return digest(self._weight(model)) in self._before
 
     def save(self, path: str | Path) -> None:
@@ -200,7 +202,7 @@ class Edits(Sequence[RankOneEdit]):
         return f"Edits([{', '.join(map(repr, self._edits))}])"
 
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
-        """Apply all edits in order; where one is refused, those before it are taken back.
+        """Apply all edits in order; if one is refused, those before it are reverted.
 
         Raises:
             TypeError, ValueError: as `RankOneEdit.apply`.
@@ -216,7 +218,7 @@ class Edits(Sequence[RankOneEdit]):
             raise
 
     def revert(self, model: nn.Module) -> None:
-        """Take all edits back, last first, to the bit.
+        """Revert all edits, last first, to the bit.
 
         Raises:
             TypeError, ValueError: as `RankOneEdit.revert`.
@@ -233,7 +235,7 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
     """Write edits, in order, as one safetensors file (a few kilobytes; no weight of the model).
 
     Raises:
-        TypeError: something that is no edit, or no path.
+        TypeError: an item that is not an edit, or a path that is not one.
         FileNotFoundError: the folder does not exist.
     """
     tensors, about = pack_edits(edits)
@@ -241,23 +243,13 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
 
 
 def pack_edits(edits: Sequence[RankOneEdit]) -> tuple[dict[str, Tensor], str]:
-    """The edits as tensors by name and the words that go with them."""
+    """The edits as tensors by name and their description in JSON."""
     tensors: dict[str, Tensor] = {}
     about = []
     for number, edit in enumerate(_check_edits(edits)):
         tensors[f"{number}.left"] = edit.left
         tensors[f"{number}.right"] = edit.right
-        about.append(
-            {
-                "layer": edit.layer,
-                "shape": list(edit.shape),
-                "direction": edit.direction,
-                "ridge": edit.ridge,
-                "key_space": edit.key_space,
-                "solved_for": edit.solved_for,
-                "refined": edit.refined,
-            }
-        )
+        about.append({name: getattr(edit, name) for name in _DESCRIBED})
     return tensors, json.dumps(about)
 
 
@@ -272,7 +264,7 @@ def load_edits(path: str | Path) -> Edits:
     """Read edits written by `RankOneEdit.save`, `save_edits` or ``Rectification.save``.
 
     Raises:
-        TypeError: ``path`` is no path.
+        TypeError: ``path`` is not a path.
         FileNotFoundError: there is no such file.
         ValueError: the file holds no edits, or damaged ones.
     """
@@ -280,7 +272,7 @@ def load_edits(path: str | Path) -> Edits:
 
 
 def unpack_edits(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Edits:
-    """The edits from what was read of the file at ``path``."""
+    """The edits from the content of the file at ``path``."""
     try:
         about = list(enumerate(json.loads(metadata["edits"])))
         return Edits([_read_edit(item, tensors, number) for number, item in about])

@@ -1,4 +1,4 @@
-"""Sums of ``k kᵀ`` over the positions of one layer, by the cheaper of two ways.  Torch only.
+"""Sums of ``k kᵀ`` over the positions of one layer, the cheaper of two ways.  Imports torch only.
 
 *Unfolded*: take the keys, all of them or a seeded sample of the positions, and multiply; the
 product is symmetric, so that only its upper blocks are formed.
@@ -6,7 +6,7 @@ product is symmetric, so that only its upper blocks are formed.
 *Shifted*: two entries of a convolution's second moment that lie the same displacement apart sum the
 same products of pixels, but for a few rows and columns at the border.  A 3×3 kernel has 81 pairs of
 offsets and, up to symmetry, 13 displacements: a sixth of the multiply-adds, with no unfolded patch
-and no sample.  It is taken where the unfolded way would take all positions anyway.
+and no sample.  It is used where the unfolded way would use all positions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class MomentSum:
     def add(self, inputs: Tensor, samples: int, batch: int) -> None:
         """Add batch number ``batch``, or a piece of it: the ``inputs`` for so many model inputs.
 
-        Numbers never fall from call to call; those left out are other processes' batches.
+        Numbers never decrease from call to call; missing ones are other processes' batches.
         """
         layer = self._layer
         if self._key_space == "channel":
@@ -127,7 +127,7 @@ class MomentSum:
 
 
 def shiftable(conv: nn.Conv2d) -> bool:
-    """Whether `Shifted` knows this convolution, and is worth it."""
+    """Whether `Shifted` handles this convolution and pays off."""
     return (
         conv.groups == 1
         and conv.stride == (1, 1)
@@ -212,7 +212,7 @@ class Shifted:
         return start, max(start, stop)
 
     def _pieces(self, axis: int, by: int) -> list[Range]:
-        """What the image is cut into, so that all that offsets meet is made of whole pieces."""
+        """Pieces of the image such that each offset meets whole pieces only."""
         met = [self._met(axis, offset, by) for offset in self._offsets(axis, by)]
         return [
             piece

@@ -4,7 +4,7 @@ Imports torch only.  Both solvers have one method, ``solve(b, ridge)``, for ``D`
 group, ``G × D × K``.
 The dense one factorises the second moment; the matrix-free one never forms it: ``C v`` is a
 one-channel convolution of the layer's stored inputs with ``v``, followed by that convolution's
-weight gradient, and a preconditioned conjugate-gradient iteration does the rest.
+weight gradient, inside a preconditioned conjugate-gradient iteration.
 """
 
 from __future__ import annotations

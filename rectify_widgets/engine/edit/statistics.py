@@ -2,7 +2,7 @@
 
 Imports torch and, for the bytes of weights, numpy.  Memory is constant in the number
 of references; two halves merge to the whole.  Statistics remember the weights upstream of each
-layer, so that stale ones are refused by name instead of being used in silence.
+layer, so that stale ones are refused by name.
 """
 
 from __future__ import annotations
@@ -126,13 +126,13 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
                 unless memory is short (a loader brings its own).
             memory_limit: bytes to keep to, see `estimate_memory`; the sums are the same.
             seed: of the sampling of positions.
-            distributed: share the references out over the processes of ``torch.distributed``, every
+            distributed: divide the references among the processes of ``torch.distributed``, every
                 one of which makes this call; see `rectify_widgets.engine.base.ranks`.
             progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
         Raises:
             TypeError, ValueError: bad input, or a layer that cannot be edited.
-            Cancelled: ``cancel`` said so.
+            Cancelled: ``cancel`` returned True.
         """
         check_choice("key_space", key_space, KEY_SPACES)
         check_int("batch_size", batch_size, low=1)
@@ -203,14 +203,14 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         if stale:
             raise ValueError(
                 f"statistics: stale for layer {', '.join(map(repr, stale))}, since weights upstream "
-                "have changed (an edit, or another model); collect them anew for this model"
+                "have changed (an edit, or another model); collect them again for this model"
             )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file.
 
         Raises:
-            TypeError: ``path`` is no path.
+            TypeError: ``path`` is not a path.
             FileNotFoundError: the folder does not exist.
         """
         about = {
@@ -230,7 +230,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """Read a file written by `save`.
 
         Raises:
-            TypeError: ``path`` is no path.
+            TypeError: ``path`` is not a path.
             FileNotFoundError: there is no such file.
             ValueError: the file is not one of key statistics, or it is damaged.
         """
@@ -265,10 +265,10 @@ def collect(
     monitor: Monitor,
     ranks: Ranks = ALONE,
 ) -> KeyStatistics:
-    """The streaming pass behind `KeyStatistics.collect`, on layers that are already found.
+    """The streaming pass behind `KeyStatistics.collect`, on layers that are already chosen.
 
-    ``chunk`` samples go through the model at a time, which makes no difference to the sums; where a
-    device has no memory for so many, the pass begins anew with half of them.
+    ``chunk`` samples go through the model at a time, which does not change the sums; where a
+    device runs out of memory, the pass starts again with half of them.
     """
     total_inputs = count_inputs(reference)
     expected = total_inputs or batch_size
@@ -298,7 +298,7 @@ def collect(
         return done
 
     def fitting(module: nn.Module, chunk: int | None) -> int:
-        # A pass that runs out of memory has added to some sums and not to others: all begin anew.
+        # A pass that runs out of memory has added to some sums and not to others: start all again.
         try:
             return once(module, chunk)
         except torch.OutOfMemoryError:
@@ -309,15 +309,15 @@ def collect(
         return fitting(module, chunk)
 
     with ranks.together(), eval_mode(model) as module:
-        found = fingerprints(module, catalog, chosen)
+        digests = fingerprints(module, catalog, chosen)
         with capturing({name: layer.module for name, layer in chosen.items()}, add):
             done = fitting(module, chunk)
         monitor.report(1.0, "collected keys")
-    ranks.check_same("model", " ".join(found.values()), "its weights")
+    ranks.check_same("model", " ".join(digests.values()), "its weights")
     layers = {}
     for name in chosen:
         total = ranks.sum(sums[name].total())
-        layers[name] = LayerStatistics(total, ranks.add(sums.pop(name).count), found[name])
+        layers[name] = LayerStatistics(total, ranks.add(sums.pop(name).count), digests[name])
         # Any number of a key that is not finite makes its square on the diagonal so.
         if not bool(torch.isfinite(total.diagonal(dim1=1, dim2=2)).all()):
             raise ValueError(
@@ -352,6 +352,6 @@ def _digest(tensors: Iterable[Tensor]) -> bytes:
 
 
 def weight_bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor as bytes, whatever its type, device or memory format."""
+    """The values of a tensor as bytes, independent of its device and memory format."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()

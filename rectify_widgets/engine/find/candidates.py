@@ -38,7 +38,7 @@ ALIKE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One edit that could be made, and its prediction."""
+    """One possible edit, and its predicted effect."""
 
     layer: EditableLayer
     direction: str
@@ -52,7 +52,7 @@ class Candidate:
     cost: float
     """Predicted share of the margin that clean references lose; 0 to 1."""
     refined: bool = False
-    """Whether the closed form was only where it began, see `refining`."""
+    """Whether gradient steps followed on the closed form, see `refining`."""
 
     @property
     def score(self) -> float:
@@ -93,10 +93,10 @@ class Candidate:
         )
 
 
-def different(found: Sequence[Candidate]) -> list[Candidate]:
-    """The first few edits of a layer, leaving out those that all but repeat an earlier one."""
+def different(candidates_of_layer: Sequence[Candidate]) -> list[Candidate]:
+    """The first few edits of a layer, leaving out near-duplicates of an earlier one."""
     kept: list[Candidate] = []
-    for candidate in found:
+    for candidate in candidates_of_layer:
         if all(candidate.likeness(other) < ALIKE for other in kept):
             kept.append(candidate)
         if len(kept) == PER_LAYER:
@@ -106,10 +106,10 @@ def different(found: Sequence[Candidate]) -> list[Candidate]:
 
 @contextmanager
 def trying(candidate: Candidate) -> Iterator[None]:
-    """Have the edit in the model while the block runs; the weight is then what it was.
+    """Put the edit into the model while the block runs; afterwards the weight is what it was.
 
-    The weight's data is exchanged, not written over: a graph that the caller holds for a backward
-    pass stays valid, since no write in place is counted.
+    The weight's data is exchanged, not overwritten: a graph that the caller holds for a backward
+    pass stays valid, since no in-place change is recorded.
     """
     weight = candidate.layer.module.weight
     before = weight.data
@@ -141,7 +141,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeSweep:
-    """What one look at the model gives about its layers: inputs and gradients of a probe."""
+    """Inputs of every layer on a probe, and the gradients of its margins."""
 
     corrupted: Mapping[str, Keys]
     clean: Mapping[str, Keys]
@@ -166,21 +166,21 @@ def keys_and_scores(
 ) -> tuple[dict[str, Keys], Tensor]:
     """See `layer_keys`, and the scores that the same passes give, in float32 or better."""
 
-    def look(rows: slice) -> tuple[dict[str, Keys], Tensor]:
+    def run(rows: slice) -> tuple[dict[str, Keys], Tensor]:
         if monitor is not None:
             monitor.check()
-        seen: dict[str, Keys] = {}
+        keys: dict[str, Keys] = {}
 
         def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
             samples = rows.stop - rows.start
-            seen[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
+            keys[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
 
         with capturing({name: layer.module for name, layer in layers.items()}, keep):
             scores = predict(model, inputs[rows])
-        return seen, scores.to(working_dtype(scores.dtype))
+        return keys, scores.to(working_dtype(scores.dtype))
 
     parts, scores = zip(
-        *in_chunks(len(inputs), chunk_size(inputs, inputs.device), look), strict=True
+        *in_chunks(len(inputs), chunk_size(inputs, inputs.device), run), strict=True
     )
     keys = {
         name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
@@ -230,7 +230,7 @@ def candidates(
     layer: EditableLayer,
     solver: Solver,
     solve: tuple[Keys, Keys],
-    seen: ProbeSweep,
+    probed: ProbeSweep,
     *,
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
@@ -241,7 +241,7 @@ def candidates(
         layer: the layer.
         solver: of this layer's reference keys.
         solve: the layer's corrupted and clean keys on the samples to solve with.
-        seen: observation of the probe, for the prediction.
+        probed: the sweep of the probe, for the prediction.
         directions, ridges: the grid.
     """
     name = layer.name
@@ -250,17 +250,17 @@ def candidates(
     except Unreached:
         return []
     grid = [(kind, ridge) for kind in directions if kind in sums for ridge in ridges]
-    if not grid or name not in seen.path_gradients:
+    if not grid or name not in probed.path_gradients:
         return []
     kinds = list(dict.fromkeys(kind for kind, _ in grid))
     right = torch.stack([sums[kind] for kind in kinds], dim=1)
     solved = {ridge: solver.solve(right, ridge) for ridge in ridges}
     rights = torch.stack([solved[ridge][:, kinds.index(kind)] for kind, ridge in grid], dim=1)
     lefts = closed_form(rights, *solve)
-    moved = effect(lefts, rights, seen.path_gradients[name], seen.corrupted[name])
-    lost = -effect(lefts, rights, seen.clean_gradients[name], seen.clean[name])
-    shares = (moved / seen.gap.clamp_min(1e-6).unsqueeze(1)).clamp(-1.0, 1.2).mean(dim=0)
-    costs = (lost / seen.clean_margin.clamp_min(1e-6).unsqueeze(1)).clamp(0.0, 1.0).mean(dim=0)
+    moved = effect(lefts, rights, probed.path_gradients[name], probed.corrupted[name])
+    lost = -effect(lefts, rights, probed.clean_gradients[name], probed.clean[name])
+    shares = (moved / probed.gap.clamp_min(1e-6).unsqueeze(1)).clamp(-1.0, 1.2).mean(dim=0)
+    costs = (lost / probed.clean_margin.clamp_min(1e-6).unsqueeze(1)).clamp(0.0, 1.0).mean(dim=0)
     return [
         Candidate(layer, kind, ridge, lefts[:, i], rights[:, i], float(shares[i]), float(costs[i]))
         for i, (kind, ridge) in enumerate(grid)

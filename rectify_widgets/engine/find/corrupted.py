@@ -1,9 +1,9 @@
 """Which other inputs carry the corruption of a pair?  Imports torch only.
 
-The edit directions of the best layers respond to the corruption and to little else.  Each input's
-largest response over positions is put on a scale where the pair's clean input is 0 and its
-corrupted one is 1; the score is the median over the edits, so that above one half the majority of
-them says "corrupted".
+The edit directions of the best layers respond almost only to the corruption.  Each input's
+largest response over positions is scaled so that the pair's clean input is 0 and its
+corrupted one is 1; the score is the median over the edits, so that above one half most of them
+say "corrupted".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True, eq=False)
 class CorruptedInputs:
-    """What `find_corrupted` found, one entry an input.
+    """Result of `find_corrupted`, one entry per input.
 
     Attributes:
         scores: median response, 0 like the pairs' clean inputs and 1 like their corrupted ones.
@@ -76,12 +76,12 @@ def find_corrupted(
         statistics: of the references, where they have been collected already.
         threshold: score above which an input is flagged.
         batch_size: inputs in one forward pass.
-        seed: which references are looked at.
+        seed: which references are proposals at.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
     Raises:
         TypeError, ValueError: bad input, or a corruption that reaches no layer.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
     """
     check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
@@ -94,11 +94,11 @@ def find_corrupted(
         problem = pose_problem(
             module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor
         )
-        looked = propose_edits(
+        proposals = propose_edits(
             problem, StatisticsSource(problem, reference, statistics, seed),
             problem.probe(module, seed, monitor), problem.sources(seed), monitor.part(0.0, 0.6),
         )  # fmt: skip
-        voters = pick_voters(looked.options)
+        voters = pick_voters(proposals.options)
         if not voters:
             raise ValueError(
                 "pairs: the corruption reaches none of the layers, so that nothing can be found"
@@ -111,8 +111,8 @@ def find_corrupted(
             scores.append(corruption_scores(module, problem.pairs, voters, batch, monitor))
             done += len(batch)
         monitor.report(1.0, "searched all inputs")
-    found = torch.cat(scores)
-    return CorruptedInputs(found, found > threshold, threshold)
+    joined = torch.cat(scores)
+    return CorruptedInputs(joined, joined > threshold, threshold)
 
 
 def pick_voters(options: Mapping[str, list[Candidate]]) -> list[Candidate]:
@@ -136,12 +136,12 @@ def corruption_scores(
     """Median response of each input, ``N``, on the scale of the pairs."""
     chosen = {candidate.layer.name: candidate.layer for candidate in voters}
     inputs = inputs.to(device=model_device(model), dtype=model_dtype(model))
-    low, high, found = (
+    low, high, response = (
         _responses(model, chosen, voters, samples, monitor)
         for samples in (pairs.clean, pairs.corrupted, inputs)
     )
     start, stop = low.mean(dim=0), high.mean(dim=0)
-    scaled = (found - start) / (stop - start).clamp_min(1e-12)
+    scaled = (response - start) / (stop - start).clamp_min(1e-12)
     return scaled.median(dim=1).values.cpu()
 
 

@@ -1,4 +1,4 @@
-"""`estimate_memory`: what a call will take, before it is made.  Imports torch only."""
+"""`estimate_memory`: the peak memory of a call, before it is made.  Imports torch only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.edit.statistics import BATCH
 from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.problem import counts_of
@@ -20,11 +21,11 @@ from rectify_widgets.engine.model.memory import (
     check_limit,
     collect_chunk,
     collect_peak,
+    format_bytes,
     held,
-    look_peak,
     measure_sizes,
     parts,
-    told,
+    proposal_peak,
 )
 from rectify_widgets.engine.model.running import eval_mode, model_device, model_dtype
 
@@ -33,12 +34,12 @@ CALLS = ("collect", "localize", "rectify")
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What `estimate_memory` found; all numbers are bytes, beyond what the model takes already.
+    """Result of `estimate_memory`; all numbers are bytes, beyond what the model takes already.
 
     Attributes:
         peak: the most that is alive at one time.
         phases: the most of each phase.
-        passes: parts that the layers are looked at in, one after the other.
+        passes: parts into which the layers are divided, one after the other.
         largest: the layers that take most, with what they take.
     """
 
@@ -48,10 +49,10 @@ class MemoryEstimate:
     largest: Mapping[str, int]
 
     def __str__(self) -> str:
-        lines = [f"peak {told(self.peak)} in {self.passes} pass{'es' * (self.passes > 1)}"]
-        lines += [f"  {told(size):>10}  {phase}" for phase, size in self.phases.items()]
+        lines = [f"peak {format_bytes(self.peak)} in {self.passes} pass{'es' * (self.passes > 1)}"]
+        lines += [f"  {format_bytes(size):>10}  {phase}" for phase, size in self.phases.items()]
         lines += ["layers that take most:"]
-        lines += [f"  {told(size):>10}  {name}" for name, size in self.largest.items()]
+        lines += [f"  {format_bytes(size):>10}  {name}" for name, size in self.largest.items()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -60,11 +61,7 @@ class MemoryEstimate:
             *self.phases.items(),
             *((f"layer {name}", size) for name, size in self.largest.items()),
         ]
-        body = "".join(
-            f"<tr><td style='text-align:left'>{escape(what)}</td><td>{told(size)}</td></tr>"
-            for what, size in rows
-        )
-        return f"<table><tbody>{body}</tbody></table>"
+        return html_table([(escape(what), format_bytes(size)) for what, size in rows], align="lr")
 
 
 def estimate_memory(
@@ -76,7 +73,7 @@ def estimate_memory(
     references: int = 256,
     memory_limit: int | None = None,
 ) -> MemoryEstimate:
-    """Tell the peak memory of a call before it is made, from one pass of a single sample.
+    """Estimate the peak memory of a call before it is made, from one pass of a single sample.
 
     Args:
         model: the classifier; left as it was.
@@ -116,9 +113,7 @@ def estimate_memory(
         )
     }
     if call != "collect":
-        phases["looking at the layers, solving"] = max(
-            look_peak(sizes, counts, group) for group in groups
-        )
+        phases["sweep and solving"] = max(proposal_peak(sizes, counts, group) for group in groups)
         shared = counts.references * sum(size.outputs for size in sizes.layers.values())
         moments = sum(size.moment for size in sizes.layers.values())
         phases["trying edits"] = (

@@ -1,6 +1,6 @@
 """How editable each layer is: which one should be edited, by three methods on one signature.
 
-Imports torch; matplotlib and pandas only in the two methods that hand out a figure and a frame.
+Imports torch; matplotlib and pandas only in `Localization.plot` and `Localization.to_frame`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import nn
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import check_distributed
+from rectify_widgets.engine.base.tables import frame, html_table
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
 RANKING_METHODS = ("edit-attribution", "projection", "trial")
 TRIALS = 12
-"""Bound on the edits at the top of the ranking that are tried."""
+"""Most edits that are tried, from the top of the ranking."""
 MARGIN = 0.25
-"""How far below the best trial a prediction may lie and yet turn out better: the first layer of the
+"""How far below the best trial a prediction may lie and still turn out better: the first layer of the
 shipped case closes 0.93 of the gap where 0.65 is predicted from some references."""
 VERIFY = 128
 """References on which an edit at the top of the ranking is tried."""
@@ -58,7 +59,7 @@ class Localization:
             large where the layer does not cut every path from input to output.
         refused: layers that cannot be edited, with the reason.
         order: scored layers in network order.
-        kinds: what each layer is, for people.
+        kinds: what each layer is, for display.
         edits: for each layer the edit that was scored, see `edit`.
     """
 
@@ -142,37 +143,29 @@ class Localization:
 
     def _repr_html_(self) -> str:
         top = max((abs(score) for score in self.scores.values()), default=0.0) or 1.0
-        body = ""
-        for row in self.rows():
-            length = max(0.0, row["score"]) / top * 100
-            body += (
-                f"<tr><td style='text-align:right'>{row['rank']}</td>"
-                f"<td style='text-align:left'><code>{escape(row['layer'])}</code></td>"
-                f"<td style='text-align:left'>{escape(row['kind'])}</td>"
-                "<td style='text-align:left;width:12em'><div title='score' "
-                f"style='background:#3b78b0;height:.8em;width:{length:.0f}%'></div></td>"
-                f"<td style='text-align:right'>{row['score']:.3g}</td>"
-                f"<td style='text-align:left'>{row['direction']}</td>"
-                f"<td style='text-align:right'>{row['ridge']:g}</td></tr>"
+        bar = "<div style='background:#3b78b0;height:.8em;width:{:.1f}em'></div>"
+        rows = [
+            (
+                str(row["rank"]),
+                f"<code>{escape(row['layer'])}</code>",
+                escape(row["kind"]),
+                bar.format(max(0.0, row["score"]) / top * 12),
+                f"{row['score']:.3g}",
+                row["direction"],
+                f"{row['ridge']:g}",
             )
-        for name, why in self.refused.items():
-            body += (
-                f"<tr><td>–</td><td style='text-align:left'><code>{escape(name)}</code></td>"
-                f"<td colspan='5' style='text-align:left'>not editable: {escape(why)}</td></tr>"
-            )
-        heads = "".join(
-            f"<th>{head}</th>"
-            for head in ("rank", "layer", "kind", "", "score", "direction", "ridge")
-        )
-        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+            for row in self.rows()
+        ]
+        rows += [
+            ("–", f"<code>{escape(name)}</code>", f"not editable: {escape(why)}", "", "", "", "")
+            for name, why in self.refused.items()
+        ]
+        heads = ("rank", "layer", "kind", "", "score", "direction", "ridge")
+        return html_table(rows, heads, "rlllrlr")
 
     def to_frame(self) -> Any:
         """The rows as a pandas ``DataFrame``, best first (needs pandas)."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install pandas") from error
-        return pd.DataFrame(self.rows()).set_index("layer")
+        return frame(self.rows()).set_index("layer")
 
     def plot(self) -> Figure:
         """Bar chart of the scores in network order, the best layer marked with a star."""
@@ -232,12 +225,12 @@ def localize(
         ridges: ridges to choose from, in units of the mean diagonal of the second moment.
         steps: midpoints of the path from corrupted to clean.
         trials: bound on the edits that ``"edit-attribution"`` tries, from the top of the predicted
-            ranking until no other one can be expected to do better; 0 leaves the prediction
+            ranking until no other one can be expected to do better; 0 scores by prediction
             alone.
-        memory_limit: bytes to keep to, see `estimate_memory`: layers are then looked at in parts,
-            with the same result.
-        seed: which references are looked at.
-        distributed: share statistics, sweep and trials out over the processes of
+        memory_limit: bytes to keep to, see `estimate_memory`: layers are then taken in parts, with the
+            same result.
+        seed: which references are used.
+        distributed: divide statistics, sweep and trials among the processes of
             ``torch.distributed``, every one of which makes this call; see
             `rectify_widgets.engine.base.ranks`.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
@@ -245,7 +238,7 @@ def localize(
     Raises:
         TypeError, ValueError: bad input; stale statistics; a corruption that reaches no layer; a
             limit that a single layer exceeds.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
     """
     check_choice("method", method, RANKING_METHODS)
     grid = check_grid(directions, ridges)
@@ -327,15 +320,15 @@ def check_grid(
 
 
 def layer_scores(
-    method: str, problem: Problem, looked: Proposals, trials: int, monitor: Monitor
+    method: str, problem: Problem, proposals: Proposals, trials: int, monitor: Monitor
 ) -> dict[str, float]:
-    """One score a layer, 0 where the corruption does not reach it.
+    """One score per layer, 0 where the corruption does not reach it.
 
     Where edits are tried, each layer's best one is moved to the front of its options.
     """
-    options = looked.options
+    options = proposals.options
     if method == "projection":
-        return looked.projection
+        return proposals.projection
     if method == "edit-attribution" and trials == 0:
         return {name: found[0].score if found else 0.0 for name, found in options.items()}
     if method == "edit-attribution":
@@ -356,7 +349,7 @@ def layer_scores(
 
 
 class Trial:
-    """Applies an edit, measures on up to ``count`` references, and takes it back.
+    """Applies an edit, measures on up to ``count`` references, and reverts it.
 
     Several ranks measure on their own share of the references each.
     """
@@ -368,12 +361,12 @@ class Trial:
             self._judge = Judge(
                 problem.model, problem.references[rows], problem.carriers[rows], None, self._monitor
             )
-        self._shares = problem.limit is None  # what is shared takes memory
+        self._shares = problem.limit is None  # what is cached takes memory
         self._start = self._objective()
 
     @contextmanager
     def sharing(self, candidates: Iterable[Candidate]) -> Iterator[None]:
-        """Try these edits without running what comes before their layers again and again."""
+        """Try these edits without running again what comes before their layers."""
         layers = [candidate.layer for candidate in candidates] if self._shares else []
         with ExitStack() as stack:
             with self._ranks.together():
@@ -389,20 +382,20 @@ class Trial:
 
     def _objective(self, edited: str | None = None) -> float:
         with self._ranks.together():
-            found = self._judge.measure(self._model, self._monitor, edited).objective
-        return float(self._ranks.mean(torch.tensor(found, dtype=torch.float64), self._counted))
+            objective = self._judge.measure(self._model, self._monitor, edited).objective
+        return float(self._ranks.mean(torch.tensor(objective, dtype=torch.float64), self._counted))
 
 
 def _verified(
     problem: Problem, options: dict[str, list[Candidate]], trials: int, monitor: Monitor
 ) -> dict[str, float]:
-    """Predictions, tried from the top until one edit did better than the next is expected to.
+    """Scores from trials, from the top of the predictions until no other edit can be expected to win.
 
     The sweep follows one rival class, so that it overrates edits after which a third class wins,
-    and it follows straight lines, so that it underrates some others; a handful of trials on a few
-    references sets that right.  Predictions that were not tried are taken to be overrated as much as
-    those that were: on a blend, where none holds what it promises, they would come first otherwise.
-    A layer scores as its best edit does.
+    and it is a linear approximation, so that it underrates others; a few trials on some references
+    correct that.  Predictions that were not tried are scaled down by as much as those that were
+    tried turned out too high: on a blend they would come first otherwise.  A layer's score is that
+    of its best edit.
     """
     trial = Trial(problem, VERIFY, monitor)
     queue = [candidate for found in options.values() for candidate in different(found)]
@@ -418,10 +411,10 @@ def _verified(
             scores[candidate] = trial.closed(candidate)
             tried.append(candidate)
             best = max(best, scores[candidate])
-    promised = sum(max(candidate.score, 0.0) for candidate in tried)
-    held = sum(max(scores[candidate], 0.0) for candidate in tried)
+    predicted = sum(max(candidate.score, 0.0) for candidate in tried)
+    measured = sum(max(scores[candidate], 0.0) for candidate in tried)
     for candidate in queue[len(tried) :]:
-        scores[candidate] *= min(held / max(promised, 1e-9), 1.0)
+        scores[candidate] *= min(measured / max(predicted, 1e-9), 1.0)
     result = {}
     for name, found in options.items():
         ranked = sorted(different(found), key=lambda candidate: -scores[candidate])

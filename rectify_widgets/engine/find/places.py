@@ -1,9 +1,9 @@
-"""Where else does a corruption work?  The same patch, moved all over the input.  Imports torch only.
+"""Where a patch works: the same corruption at every place of the input.  Imports torch only.
 
 One pair shows a patch in one place, and a rectification removes what the network does with it
-there.  Networks see a patch elsewhere too: those with strides along a lattice of places, whoever
-trained them on several places at each of these.  `find_places` looks at all of them, and hands out
-pairs with the patch in every place that works, to rectify from.
+there.  The patch may work in other places too: with strides along a lattice of places, after
+training on several places at each of them.  `find_places` tries all of them and returns pairs with
+the patch in every place that works, to rectify from.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEAST = 0.75
-"""Share of the references that a place has to lead astray."""
+"""Share of the references whose prediction a place has to change."""
 SAMPLES = 16
 """References on which each place is tried."""
 LOOKED = 1024
-"""Places that are tried, about; on large inputs they lie apart."""
+"""About how many places are tried; on large inputs they lie apart."""
 MOST = 64
-"""Places that are handed out."""
+"""Most places for which pairs are returned."""
 LARGEST = 0.5
 """Share of the input that a patch may take up."""
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where a corruption works, as `find_places` found it.
+    """Where a corruption works, the result of `find_places`.
 
     Attributes:
         shares: ``R × C``, the share (0..1) of references that are given another class when the patch
@@ -101,30 +101,30 @@ def find_places(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Places:
-    """Move the pairs' patch all over the input and see where it leads references astray.
+    """Move the pairs' patch over the input and find where it changes the predictions of references.
 
     Args:
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts, ``N × C × H × W``, whose corruption is
             a patch; with several pairs, references take their patches in turn.
         reference: unlabelled inputs like those of training; None takes the pairs' clean inputs.
-        least: share (0..1) of references that a place has to lead astray.  A patch that merely
-            hides things leads some astray too.
+        least: share (0..1) of references whose prediction a place has to change.  A patch that
+            merely hides things changes some too.
         samples: references that each place is tried on.
         opacity: of the patch, see `transplant`.
         seed: which references are tried.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
     Raises:
-        TypeError, ValueError: bad input; samples that are no images, or a corruption of most of the
+        TypeError, ValueError: bad input; samples that are not images, or a corruption of most of the
             input.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
 
     Example:
         >>> places = rw.find_places(model, pair, reference=reference)
         >>> result = rw.rectify(model, places.pairs, reference=reference)
 
-        What is left after a repair shows in fewer references, so look closely, and mend that too:
+        What is left after a repair shows in fewer references, so look closely, and rectify that too:
 
         >>> closely = {"least": 0.1, "samples": 64}
         >>> left = rw.find_places(result.model, pair, reference=reference, **closely)
@@ -159,7 +159,7 @@ def find_places(
 
 
 class _Patches:
-    """The patches of some pairs, to be put anywhere."""
+    """The patches of some pairs, to be put at any place."""
 
     def __init__(self, pairs: SamplePairs, inputs: Tensor, opacity: float | None) -> None:
         self._pairs = pairs
@@ -184,17 +184,17 @@ class _Patches:
 
 def _boxes(pairs: SamplePairs) -> list[tuple[int, int, int, int]]:
     """Row, column, height and width of what each pair's corruption touches."""
-    found = []
+    boxes = []
     for spots in touched(pairs).any(dim=1):
         places = spots.nonzero()
         top, left = places.amin(dim=0).tolist()
         height, width = (places.amax(dim=0) + 1).tolist()
-        found.append((top, left, height - top, width - left))
-    return found
+        boxes.append((top, left, height - top, width - left))
+    return boxes
 
 
 def _largest(pairs: SamplePairs) -> tuple[int, int]:
-    """Height and width that hold each pair's patch; complains if they are no patches."""
+    """Height and width that hold each pair's patch; raises if they are not patches."""
     shape = tuple(pairs.clean.shape)
     if len(shape) != 4:
         raise ValueError(f"pairs: got samples of shape {shape[1:]}, want images C × H × W")
@@ -224,7 +224,7 @@ def _lattice(
 def _shares(
     problem: Problem, patches: _Patches, row: int, columns: tuple[int, ...], monitor: Monitor
 ) -> Tensor:
-    """Share of the references that are led astray from each column of a row."""
+    """Share of the references whose prediction changes, for each column of a row."""
     monitor.report(0.0, f"trying places in row {row}")
     count = len(problem.pairs)
     turns = [range(number, len(problem.references), count) for number in range(count)]
@@ -233,8 +233,8 @@ def _shares(
         inputs = problem.references[turn.start :: count]
         parts += [patches.put(number, inputs, row, column) for column in columns if len(inputs)]
         answers += [problem.answers[turn.start :: count]] * (len(columns) if len(inputs) else 0)
-    told = predict_all(problem.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
-    wrong = (told != torch.cat(answers)).double().cpu()
+    predicted = predict_all(problem.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
+    wrong = (predicted != torch.cat(answers)).double().cpu()
     sizes = [len(part) for part in parts]
     sums = torch.stack([part.sum() for part in wrong.split(sizes)]).reshape(-1, len(columns))
     return (sums.sum(dim=0) / len(problem.references)).float()

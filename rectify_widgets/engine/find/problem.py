@@ -1,6 +1,6 @@
-"""What localisation, solving, detection and rectification all look at: model, pairs, references.
+"""What localisation, solving, detection and rectification work on: model, pairs, references.
 
-Imports torch only.  A `Problem` is made once a call, from checked input, inside `eval_mode`.
+Imports torch only.  A `Problem` is made once per call, from checked input, inside `eval_mode`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PROBE = 32
 SPLIT = 64
 """References from which on solving and judging use disjoint halves."""
 MAX_REFERENCES = 768
-"""References that are looked at one by one; statistics may stream more."""
+"""References that are used individually; statistics may stream more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Problem:
     sizes: Sizes | None = None
     """What the model's passes take; known where there is a limit."""
     ranks: Ranks = ALONE
-    """Who makes the call too, each with the same problem."""
+    """The processes that share the call, each with the same problem."""
 
     @property
     def labels(self) -> Tensor:
@@ -87,7 +87,7 @@ class Problem:
         return [{name: self.layers[name] for name in some} for some in names]
 
     def hand_back(self) -> None:
-        """Between two steps of the work: keep to the limit by handing back what was freed."""
+        """Between two steps of the work: keep to the limit by returning freed memory."""
         if self.limit is not None:
             hand_back(self.references.device)
 
@@ -101,7 +101,7 @@ class Problem:
         )
 
     def halves(self, rows: Tensor, seed: int) -> tuple[Problem, Problem]:
-        """Scenes to solve and to judge with: disjoint halves of these references, if enough."""
+        """Problems to solve and to judge with: disjoint halves of these references, if enough."""
         if not self.given or len(rows) < SPLIT:
             return self.only(rows), self.only(rows)
         mixed = rows[_shuffle(len(rows), seed)]
@@ -115,7 +115,7 @@ class Problem:
     def probe(
         self, model: nn.Module, seed: int, monitor: Monitor | None = None, *, size: int = PROBE
     ) -> Probe:
-        """References on which the behaviour still shows; then those where it is nearest to."""
+        """References on which the behaviour still shows; then those closest to it."""
         if not self.given:
             return self.pair_probe()
         scores = predict_all(model, self.carriers, monitor=monitor)
@@ -130,7 +130,7 @@ class Problem:
     def sources(self, seed: int, size: int = PROBE) -> list[tuple[Tensor, Tensor]]:
         """Corrupted and clean inputs to solve from.
 
-        The pairs alone and, where references are many enough to judge on others, the pairs with
+        The pairs alone and, where there are enough references to judge on others, the pairs with
         references that carry the transplanted corruption.
         """
         sources = [(self.pairs.corrupted, self.pairs.clean)]
@@ -167,16 +167,16 @@ def pose_problem(
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         pairs: `SamplePairs`.
         reference: unlabelled inputs, or None (then a warning, and the pairs serve).
-        statistics: of the references, if they are known; then references may be missing.
+        statistics: of the references, if given; then references may be missing.
         layers: names, or None for all editable layers.
-        argument: what the caller calls ``layers``.
+        argument: the caller's name for ``layers``.
         limit: references to take.
         opacity: of the transplant, see `rectify_widgets.engine.data.corruption.transplant`.
         memory_limit: bytes to keep to, or None.
         own: whether the model is a copy of the call's own, which takes memory too.
         seed: which references, and which pair's corruption goes onto which.
-        monitor: asked between batches, if there is one.
-        ranks: who makes the call too; all of them get the same problem.
+        monitor: checked between batches, if given.
+        ranks: the processes that share the call; all of them get the same problem.
     """
     pairs = check_pairs(pairs)
     if statistics is not None and not isinstance(statistics, KeyStatistics):
@@ -237,20 +237,20 @@ def pose_problem(
         ranks=ranks,
         sizes=sizes,
     )
-    problem.parts()  # says now if the limit is too low
+    problem.parts()  # raises now if the limit is too low
     return problem
 
 
 def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
-    """Samples that a call looks at, from so many pairs and references (0 for none) like ``inputs``.
+    """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``.
 
     Where `Problem.halves` splits them, one half is solved with.
     """
-    looked = min(references, MAX_REFERENCES)
-    more = PROBE if looked >= SPLIT // 2 else 0
+    taken = min(references, MAX_REFERENCES)
+    more = PROBE if taken >= SPLIT // 2 else 0
     return Counts(
-        references=looked,
-        probe=min(PROBE, looked) if looked else pairs,
+        references=taken,
+        probe=min(PROBE, taken) if taken else pairs,
         sources=pairs + (pairs + more if more else 0),
         chunk=chunk_size(inputs, inputs.device),
     )

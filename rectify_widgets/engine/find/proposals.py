@@ -1,7 +1,7 @@
-"""Candidate edits of all layers: statistics, one look at the model, and the closed form for each.
+"""Candidate edits of all layers: statistics, one sweep of the model, and the closed form for each.
 
-Imports torch only.  All layers at a time where memory allows, else some after others: every part
-costs another pass, and all parts together give what one would.
+Imports torch only.  All layers at once where memory allows, otherwise in parts: every part costs
+another pass, and the result is the same.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class StatisticsSource:
     """Statistics of a problem's layers: those that were given, else collector when asked for.
 
     What has been collected is kept until it is forgotten, but under a limit of memory, where the
-    layers come in parts: then each part is collected anew.
+    layers come in parts: then each part is collected again.
 
     Args:
-        problem: what is asked about.
+        problem: model, layers and references.
         reference: what to collect from; None takes the problem's references.
-        statistics: known ones, which are checked against the model.
+        statistics: given ones, which are checked against the model.
         seed: of the sampling of positions.
         room: bytes of factors that `factors` may keep.
 
@@ -110,9 +110,9 @@ class StatisticsSource:
         return DenseSolver(name, moment, self.factors(name, len(ridges) * moment.nbytes))
 
     def factors(self, name: str, size: int) -> dict[float, Tensor]:
-        """Where the factors of a layer's second moment belong, by ridge; ``size`` bytes in all.
+        """Where the factors of a layer's second moment are stored, by ridge; ``size`` bytes in all.
 
-        What is put there is there the next time, if there is room, until the layer is forgotten.
+        If there is room, they are kept until the layer is forgotten.
         """
         if name not in self._factors:
             if sum(self._reserved.values()) + size > self._room:
@@ -121,7 +121,7 @@ class StatisticsSource:
         return self._factors[name]
 
     def forget(self, names: Iterable[str]) -> None:
-        """Collect these anew when they are asked for again."""
+        """Collect these again on the next request."""
         for name in names:
             self._stale.add(name)
             self._factors.pop(name, None)
@@ -130,14 +130,14 @@ class StatisticsSource:
 
 @dataclass
 class Proposals:
-    """What one look at the layers gave."""
+    """Candidate edits of the layers, and what else the same passes give."""
 
     options: dict[str, list[Candidate]] = field(default_factory=dict)
     """Candidate edits of every layer, each layer's best first."""
     completeness: dict[str, float] = field(default_factory=dict)
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
     projection: dict[str, float] = field(default_factory=dict)
-    """The score of Yang et al. 2026, where it was asked for."""
+    """The score of Yang et al. 2026, where it was requested."""
 
 
 def propose_edits(
@@ -155,8 +155,8 @@ def propose_edits(
 ) -> Proposals:
     """Candidate edits of every layer of the problem.
 
-    Where several ranks make the call, each looks at its own samples of the probe, and predictions
-    are averaged before anything is chosen, so that all choose alike.
+    Where several ranks make the call, each takes its own samples of the probe, and predictions
+    are averaged before anything is chosen, so that all choose the same.
 
     Args:
         problem: model, layers and references.
@@ -169,7 +169,7 @@ def propose_edits(
         projection: score by projection as well.
         clock: times the stages ``"statistics"``, ``"sweep"`` and ``"solving"``.
     """
-    found = Proposals()
+    proposals = Proposals()
     ranks = problem.ranks
     rows, counted = ranks.rows(len(probe))
     probe = probe.only(rows)
@@ -182,7 +182,7 @@ def propose_edits(
         with ranks.together():
             problem.hand_back()
             with clock("sweep"):
-                seen = sweep_probe(
+                probed = sweep_probe(
                     problem.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
                 )
                 projections = {}
@@ -191,15 +191,15 @@ def propose_edits(
             problem.hand_back()
             with clock("solving"):
                 options = _solve(
-                    problem.model, layers, statistics, collector, seen, sources,
+                    problem.model, layers, statistics, collector, probed, sources,
                     share.part(0.8, 1.0), directions, ridges,
                 )  # fmt: skip
-        found.completeness |= completeness(seen, ranks, counted)
-        found.projection |= _agreed(projections, ranks)
-        found.options |= _ranked(options, ranks, counted)
-        del seen, statistics, options, projections  # before the next part is looked at
+        proposals.completeness |= completeness(probed, ranks, counted)
+        proposals.projection |= _agreed(projections, ranks)
+        proposals.options |= _ranked(options, ranks, counted)
+        del probed, statistics, options, projections  # before the next part
     problem.hand_back()
-    return found
+    return proposals
 
 
 def _solve(
@@ -207,7 +207,7 @@ def _solve(
     layers: Mapping[str, EditableLayer],
     statistics: KeyStatistics,
     collector: StatisticsSource,
-    seen: ProbeSweep,
+    probed: ProbeSweep,
     sources: Sequence[tuple[Tensor, Tensor]],
     monitor: Monitor,
     directions: Sequence[str],
@@ -225,15 +225,14 @@ def _solve(
         except ValueError:  # a layer whose inputs are zero on all references
             options[name] = []
             continue
-        found = [
+        options[name] = [
             candidate
             for corrupted, clean in keys
             for candidate in candidates(
-                layer, solver, (corrupted[name], clean[name]), seen,
+                layer, solver, (corrupted[name], clean[name]), probed,
                 directions=directions, ridges=ridges,
             )
         ]  # fmt: skip
-        options[name] = found
     return options
 
 
@@ -242,13 +241,13 @@ def _ranked(
 ) -> dict[str, list[Candidate]]:
     """Each layer's best edit first, by what is predicted from all ranks' samples."""
     if ranks.several:
-        found = [candidate for each in options.values() for candidate in each]
-        own = torch.tensor([[one.share, one.cost] for one in found], dtype=torch.float64)
-        told = iter(ranks.mean(own, counted).tolist())
+        flat = [candidate for each in options.values() for candidate in each]
+        own = torch.tensor([[one.share, one.cost] for one in flat], dtype=torch.float64)
+        agreed = iter(ranks.mean(own, counted).tolist())
         options = {
             name: [
                 replace(one, share=share, cost=cost)
-                for one, (share, cost) in zip(each, told, strict=False)
+                for one, (share, cost) in zip(each, agreed, strict=False)
             ]
             for name, each in options.items()
         }
@@ -275,30 +274,30 @@ def projected(
     Yang et al. 2026, the attribution of a layer projected on its edit direction.
     """
     probe = problem.pair_probe()
-    seen = sweep_probe(problem.model, layers, probe, steps=steps, monitor=monitor)
+    probed = sweep_probe(problem.model, layers, probe, steps=steps, monitor=monitor)
     scores = dict.fromkeys(layers, 0.0)
-    for name in seen.path_gradients:
-        attributions = (seen.clean[name] - seen.corrupted[name]).values()
-        attributions = attributions * seen.path_gradients[name]
+    for name in probed.path_gradients:
+        attributions = (probed.clean[name] - probed.corrupted[name]).values()
+        attributions = attributions * probed.path_gradients[name]
         solver = DenseSolver(name, statistics[name].moment)
         norms = []
         for row in range(len(probe)):
-            keys = seen.corrupted[name].rows(slice(row, row + 1))
+            keys = probed.corrupted[name].rows(slice(row, row + 1))
             summed = keys.gather(attributions[row : row + 1])
             norms.append(solver.solve(summed, RIDGES[0]).norm())
         scores[name] = float(torch.stack(norms).mean())
     return scores
 
 
-def completeness(seen: ProbeSweep, ranks: Ranks, counted: int) -> dict[str, float]:
+def completeness(probed: ProbeSweep, ranks: Ranks, counted: int) -> dict[str, float]:
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
     errors = []
-    for name, gradients in seen.path_gradients.items():
-        change = (seen.clean[name] - seen.corrupted[name]).values()
+    for name, gradients in probed.path_gradients.items():
+        change = (probed.clean[name] - probed.corrupted[name]).values()
         total = (change * gradients).sum(dim=(1, 2, 3))
-        errors.append((total - seen.gap).abs().mean())
-    *means, gap = ranks.mean(torch.stack([*errors, seen.gap.abs().mean()]), counted)
+        errors.append((total - probed.gap).abs().mean())
+    *means, gap = ranks.mean(torch.stack([*errors, probed.gap.abs().mean()]), counted)
     return {
         name: float(error / gap.clamp_min(1e-9))
-        for name, error in zip(seen.path_gradients, means, strict=True)
+        for name, error in zip(probed.path_gradients, means, strict=True)
     }

@@ -1,6 +1,6 @@
-"""How far a model is from having the behaviour removed, and at what price.  Imports torch only.
+"""What is left of a behaviour in an edited model, and what the edits cost.  Imports torch only.
 
-Everything is measured against what the *original* model answered to the references without the
+Everything is measured against the predictions of the *original* model on the references without the
 corruption, so no label is needed:
 
 - *gap*: mean total variation distance between the class probabilities on references with the
@@ -9,7 +9,7 @@ corruption, so no label is needed:
 - *degradation*: expected loss of accuracy on references without the corruption.  Where a prediction
   flips from ``a`` to ``b``, the original model's own probabilities say what that costs,
   ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  With labelled
-  data for validation it is the measured loss of accuracy instead;
+  validation data it is the measured loss of accuracy instead;
 - *worst class*: the same degradation within the class that suffers most.
 """
 
@@ -28,7 +28,7 @@ from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import predict_all
 
 WEIGHT = 2.0
-"""What a point of disturbance weighs against a point of gap."""
+"""Weight of a point of disturbance relative to a point of gap."""
 CLASS_FACTOR = 5.0
 """The worst class may lose this many times the budget of the mean."""
 CLASS_SIZE = 10
@@ -37,7 +37,7 @@ CLASS_SIZE = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a `Judge` measured; all numbers are fractions, but for the class that suffers most."""
+    """What a `Judge` measured; all numbers are fractions, except the number of a class."""
 
     gap: float
     disturbance: float
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def objective(self) -> float:
-        """Gap plus weighted disturbance: what the loop makes smaller."""
+        """Gap plus weighted disturbance: what the loop minimises."""
         return self.gap + WEIGHT * self.disturbance
 
     def within(self, budget: float) -> bool:
@@ -62,7 +62,7 @@ class Judge:
         model: the original model.
         references, carriers: ``M × C × H × W`` without and with the corruption.
         validation: labelled inputs on which degradation is measured instead, or None.
-        monitor: asked between batches.
+        monitor: checked between batches.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Judge:
     ) -> Iterator[None]:
         """Measure edits of these layers, one at a time, without running what comes before them.
 
-        Within the block nothing but the edited layer may differ from the model as it is now.  What
-        is measured is the same.
+        Within the block only the edited layer may differ from the model as it is now.  The results
+        are the same.
         """
         try:
             for kind, inputs in self._inputs.items():
@@ -107,7 +107,7 @@ class Judge:
     def measure(
         self, model: nn.Module, monitor: Monitor | None = None, edited: str | None = None
     ) -> Verdict:
-        """Measure ``model``; the monitor is told, and asked between batches.
+        """Measure ``model``; reports to the monitor and checks it between batches.
 
         ``edited`` names the layer that is being tried, where work is shared.
         """
@@ -161,7 +161,7 @@ class Judge:
     def _losses(
         self, model: nn.Module, scores: Tensor, monitor: Monitor | None, edited: str | None
     ) -> Tensor:
-        """Cost of each sample's present prediction; compared with that at the start."""
+        """Cost of each sample's current prediction; to be compared with that at the start."""
         if self._validation is not None:
             answers = self._predict(model, "validation", monitor, edited).argmax(dim=1)
             return -(answers == self._validation[1]).float()
@@ -170,12 +170,12 @@ class Judge:
         return self._original[rows, self._answers] - kept
 
     def _worst(self, losses: Tensor) -> tuple[float, int | None]:
-        """What the class that suffers most loses, and its number; None where none loses."""
+        """Loss of the class that suffers most, and its number (None if no class loses)."""
         worst, sufferer = 0.0, None
         for group in self._groups.unique():
             members = losses[self._groups == group]
             if len(members) >= CLASS_SIZE:
-                # One flip of a small class is chance, not a trend: the costliest is set aside.
+                # One flip in a small class is chance, not a trend: the costliest is left out.
                 rest = members.sum() - members.max().clamp_min(0)
                 share = float(rest / len(members))
                 if share > worst:

@@ -1,7 +1,7 @@
 """How reliable a classifier is on a labelled test set.  Imports torch only.
 
 All figures are fractions from 0 to 1; the printed table shows per cent.  Test sets are streamed: of
-each input no more than its predicted class and its label is kept.
+each input only its predicted class and its label are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base.checks import check_int, check_labels, check_module, check_number
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import Ranks, check_distributed
+from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
 from rectify_widgets.engine.model.running import eval_mode, predict_all
 
@@ -27,12 +28,12 @@ TITLES = {
 }
 _RESAMPLES = 1000
 _DRAWN = 1_000_000
-"""Values drawn at once, of as many resamples as that makes."""
+"""Values drawn at once: as many resamples at a time as that allows."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured.  A figure is None where the data for it was not given.
+    """Result of `evaluate`.  A figure is None where the data for it was not given.
 
     Attributes:
         overall_accuracy: accuracy on the clean inputs (OA).
@@ -62,12 +63,8 @@ class Report:
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(TITLES[name])}</th>"
-            f"<td style='text-align:right'>{escape(text)}</td></tr>"
-            for name, text in self._texts().items()
-        )
-        return f"<table>{rows}</table>"
+        rows = ((escape(TITLES[name]), escape(text)) for name, text in self._texts().items())
+        return html_table(rows, align="lr")
 
     def _texts(self) -> dict[str, str]:
         texts = {}
@@ -104,13 +101,13 @@ def evaluate(
         confidence: level of the bootstrap intervals, such as 0.95; None for none.
         batch_size: inputs in one forward pass.
         seed: of the bootstrap.
-        distributed: share the inputs out over the processes of ``torch.distributed``, every one of
+        distributed: divide the inputs among the processes of ``torch.distributed``, every one of
             which makes this call; see `rectify_widgets.engine.base.ranks`.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
     Raises:
         TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
     """
     check_module("model", model)
     check_int("batch_size", batch_size, low=1)
@@ -121,7 +118,7 @@ def evaluate(
     sets = {"clean": clean} if corrupted is None else {"clean": clean, "corrupted": corrupted}
     with ranks.together():
         like = None
-        for argument, data in sets.items():  # bad input shows before an hour has gone by
+        for argument, data in sets.items():  # refuse bad input before an hour has passed
             like, _ = next(labelled(argument, data, batch_size, like=like))
         with eval_mode(model) as module:
             own = [
@@ -132,15 +129,15 @@ def evaluate(
                 for number, (argument, data) in enumerate(sets.items())
             ]  # fmt: skip
             monitor.report(1.0, "evaluated")
-    told = [_in_order(ranks.gather(rows)) for rows in own]
+    outcomes = [_in_order(ranks.gather(rows)) for rows in own]
     return evaluate_predictions(
-        told[0], told[1] if corrupted is not None else None, target,
+        outcomes[0], outcomes[1] if corrupted is not None else None, target,
         confidence=confidence, seed=seed,
     )  # fmt: skip
 
 
 def _in_order(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted classes and labels in the order of the inputs, whichever rank had them."""
+    """Predicted classes and labels in the order of the inputs, from all ranks."""
     ordered = rows[rows[:, 0].argsort()]
     return ordered[:, 1], ordered[:, 2]
 
@@ -181,7 +178,7 @@ def evaluate_predictions(
     confidence: float | None = None,
     seed: int = 0,
 ) -> Report:
-    """The figures of `evaluate` from classes that were predicted already.
+    """The figures of `evaluate` from predicted classes.
 
     Args:
         clean: the ``N`` classes predicted for the clean inputs, and their true labels.
@@ -193,12 +190,12 @@ def evaluate_predictions(
     """
     _check_level(confidence, seed)
     check_target(target, None)
-    answers, y = _told("clean", clean)
+    answers, y = _on_cpu("clean", clean)
     outcomes = {"overall_accuracy": answers == y}
     if target is not None:
         outcomes["clean_target_rate"] = (answers == target)[y != target]
     if corrupted is not None:
-        predicted, yt = _told("corrupted", corrupted)
+        predicted, yt = _on_cpu("corrupted", corrupted)
         outcomes["corrupted_accuracy"] = predicted == yt
         if target is not None:
             outcomes["attack_success_rate"] = (predicted == target)[yt != target]
@@ -229,7 +226,7 @@ def evaluate_predictions(
 def scored(
     model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor | None = None
 ) -> Tensor:
-    """Scores on the CPU.  Infinite ones are fine (a masked class), NaN has no greatest class."""
+    """Scores on the CPU.  Infinite ones are allowed (a masked class), NaN is not."""
     scores = predict_all(model, inputs, batch_size, monitor).cpu()
     if bool(scores.isnan().any()):
         raise ValueError("model: some of its scores are NaN, want a model with finite weights")
@@ -252,7 +249,7 @@ def _check_level(confidence: object, seed: object) -> None:
         check_number("confidence", confidence, low=0.5, high=0.9999)
 
 
-def _told(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _on_cpu(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, on the CPU."""
     predicted, labels = data
     predicted = check_labels(f"{argument}[0]", predicted, count=len(predicted))
@@ -275,14 +272,14 @@ def bootstrap(
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(values)
-    found = []
+    parts = []
     for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1)):
         drawn = values[torch.randint(count, (len(rows), count), generator=generator)]
         if statistic is None:
-            found.append(drawn.mean(dim=1))
+            parts.append(drawn.mean(dim=1))
         else:
-            found.append(torch.stack([statistic(row) for row in drawn]))
-    means = torch.cat(found)
+            parts.append(torch.stack([statistic(row) for row in drawn]))
+    means = torch.cat(parts)
     tail = (1 - confidence) / 2
     low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
     return float(low), float(high)

@@ -1,9 +1,10 @@
-"""Trial edits of a layer share all that runs before it: that is run once, kept, and gone on from.
+"""Trial edits of a layer share everything that runs before it: it is run once and cached.
 
-Imports torch only.  Which module calls end before a layer begins is seen in one forward pass of one
-sample; a replay then answers those calls with what they gave, and everything behind runs as ever,
-so that the scores are the same to the bit.  Of the answers only those are kept that something behind
-really looks at: a block's output and what goes round it, not all that happened within.
+Imports torch only.  One forward pass of one
+sample shows which module calls end before a layer begins; a replay returns the cached output of
+those calls and runs everything behind, so that the scores are the same to the bit.  Only outputs
+that something behind uses are cached: a block's output and its skip connection, not what happens
+within.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import chunk_size, predict, predict_all, working_dtype
 
 ROOM = 2**29
-"""Bytes that a replay may keep; chunks of inputs beyond are run whole."""
+"""Bytes that a replay may cache; chunks of inputs beyond that are run whole."""
 
 
-class _Touched(Exception):  # noqa: N818 - says what is needed; nothing is wrong
+class _Touched(Exception):  # noqa: N818 - a signal, not an error
     def __init__(self, call: int) -> None:
         super().__init__(call)
         self.call = call
 
 
 class _Absent(Tensor):
-    """Stands for an answer that nobody may need; says so when somebody does."""
+    """Stands for an output that may not be needed; raises `_Touched` when it is used."""
 
     call: int
 
@@ -61,19 +62,19 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to go on from a layer."""
+    """How to run on from a layer."""
 
     answers: Mapping[nn.Module, tuple[int | None, ...]]
-    """For each module, in the order of its calls in a replay: the call that is answered for it, or
-    None where it runs."""
+    """For each module, in the order of its calls in a replay: the call whose output
+    is returned, or None where it runs."""
     needed: frozenset[int]
-    """Calls whose answers something behind the layer looks at."""
+    """Calls whose outputs something behind the layer uses."""
 
 
 class Replay:
     """Scores of fixed inputs under edits of one layer at a time.
 
-    The model must not change otherwise as long as the replay is used; a layer that cannot be
+    The model must not change otherwise while the replay is in use; a layer that cannot be
     replayed (a model that draws random numbers, say) is run whole.
 
     Args:
@@ -81,7 +82,7 @@ class Replay:
         inputs: ``N × C × H × W`` on the model's device.
         layers: those that will be edited.
         room: bytes to keep at most.
-        monitor: asked between chunks.
+        monitor: checked between chunks.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Replay:
                     self._plans[layer.name] = plan
         self._kept: list[dict[int, Any]] = []
         wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
-        with suppress(torch.OutOfMemoryError):  # then what is kept so far must do
+        with suppress(torch.OutOfMemoryError):  # then what is cached so far has to do
             self._keep(model, calls, wanted, room, monitor)
 
     def _keep(
@@ -124,10 +125,10 @@ class Replay:
             self._kept.append(kept)
 
     def scores(self, model: nn.Module, edited: str, monitor: Monitor | None = None) -> Tensor:
-        """Scores with the model as it is now, which differs in the edited layer alone."""
+        """Scores of the model as it is now, which differs in the edited layer alone."""
         plan = self._plans.get(edited)
         kept = self._kept if plan is not None else []
-        found = []
+        parts = []
         for chunk, answers in zip(self._chunks, kept, strict=False):
             assert plan is not None  # noqa: S101 - nothing is kept without one
             if monitor is not None:
@@ -138,11 +139,11 @@ class Replay:
             except torch.OutOfMemoryError:
                 self._kept.clear()
                 break
-            found.append(scores.to(working_dtype(scores.dtype)))
-        rest = self._inputs[sum(map(len, found)) :]
+            parts.append(scores.to(working_dtype(scores.dtype)))
+        rest = self._inputs[sum(map(len, parts)) :]
         if len(rest):
-            found.append(predict_all(model, rest, len(self._chunks[0]), monitor))
-        return torch.cat(found)
+            parts.append(predict_all(model, rest, len(self._chunks[0]), monitor))
+        return torch.cat(parts)
 
 
 @contextmanager
@@ -162,10 +163,10 @@ def _restore(module: nn.Module, forward: object) -> None:
         module.__dict__["forward"] = forward
 
 
-def _watched(
+def _traced(
     module: nn.Module, before: Callable[[], Any], after: Callable[[Any, Any], None]
 ) -> Callable[..., Any]:
-    """The module's forward, with something done before it and with what it answers."""
+    """The module's forward with a callback before it and one with its output."""
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -194,7 +195,7 @@ def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
         under_way.pop()
 
     forwards = {
-        module: _watched(module, partial(enter, module), leave) for module in model.modules()
+        module: _traced(module, partial(enter, module), leave) for module in model.modules()
     }
     with _instead(forwards):
         predict(model, sample)
@@ -204,7 +205,7 @@ def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
 def _answers(
     model: nn.Module, calls: list[_Call], wanted: frozenset[int], inputs: Tensor
 ) -> dict[int, Any]:
-    """What the wanted calls answer to these inputs, before anything changes it in place."""
+    """Outputs of the wanted calls for these inputs, before anything changes them in place."""
     kept: dict[int, Any] = {}
     modules = {calls[number].module for number in wanted}
     turns = {
@@ -217,7 +218,7 @@ def _answers(
             kept[number] = _copied(answer)
 
     forwards = {
-        module: _watched(module, partial(next, turn, -1), keep) for module, turn in turns.items()
+        module: _traced(module, partial(next, turn, -1), keep) for module, turn in turns.items()
     }
     with _instead(forwards):
         predict(model, inputs)
@@ -225,7 +226,7 @@ def _answers(
 
 
 def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor) -> _Plan | None:
-    """How to go on from the layer; None where that does not give what the whole model does."""
+    """How to run on from the layer; None where that does not reproduce the whole model."""
     start = next((call.start for call in calls if call.module is layer), 0)
     over = [call.stop < start for call in calls]
     answered = {
@@ -233,7 +234,7 @@ def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor
         for number, call in enumerate(calls)
         if over[number] and call.parent >= 0 and not over[call.parent]
     }
-    within = [False] * len(calls)  # a call that is answered for
+    within = [False] * len(calls)  # inside a call whose output is returned
     for number, call in enumerate(calls):
         within[number] = call.parent >= 0 and (call.parent in answered or within[call.parent])
     turns: dict[nn.Module, list[int | None]] = {}
@@ -249,7 +250,7 @@ def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor
         return None
     whole = predict(model, sample)
     everything = _answers(model, calls, frozenset(answered), sample)
-    # Of an answer that is no tensor nobody can say which part is looked at.
+    # Which part of an output that is not a tensor is used cannot be traced.
     needed = {number for number, answer in everything.items() if not isinstance(answer, Tensor)}
     while True:
         plan = _Plan(answers, frozenset(needed))
@@ -259,14 +260,14 @@ def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor
         except _Touched as touched:
             needed.add(touched.call)
         except (AttributeError, RuntimeError, TypeError):
-            return None  # what the model does with tensors is not for stand-ins (scripted code)
+            return None  # scripted code, say, does not accept stand-ins
         else:
             return plan if torch.equal(again, whole) else None
 
 
 @contextmanager
 def _answering(plan: _Plan, kept: Mapping[int, Any]) -> Iterator[None]:
-    """Answer the plan's calls from what is kept while the block runs."""
+    """Return the cached outputs for the plan's calls while the block runs."""
 
     def answering(module: nn.Module, turns: Iterator[int | None]) -> Callable[..., Any]:
         forward = module.forward
@@ -285,5 +286,5 @@ def _answering(plan: _Plan, kept: Mapping[int, Any]) -> Iterator[None]:
 
 
 def _copied(answer: Any) -> Any:
-    """A copy, which may be changed in place."""
+    """A copy that may be changed in place."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, answer)

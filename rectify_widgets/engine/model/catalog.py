@@ -1,7 +1,7 @@
 """Which layers of a model can be edited, and what a forward pass shows of them.  Imports torch only.
 
-A model is run on one sample and on two: in which order its modules run, which layers are called just
-once and answer ``W k + b``, and which dimension of a layer's input counts the samples.
+A run on one sample and one on two show in which order the modules run, which layers are called
+exactly once and compute ``W k + b``, and which dimension of a layer's input counts the samples.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ two samples' keys, belong to both samples."""
 class LayerCatalog:
     """The layers of a model: those that can be edited and those that cannot, with the reason.
 
-    Both are in network order: the order of the forward pass where the model has been run, else the
-    order in which the modules were registered.
+    Both are in network order: the order of the forward pass where the model has been run, otherwise
+    the order in which the modules were registered.
     """
 
     editable: Mapping[str, EditableLayer]
@@ -101,8 +101,8 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
     Args:
         model: any torch module.
         example: inputs ``N × C × H × W``.  With them the model runs on the first and on two, so
-            that layers are refused as well which are never called, called more than once, do not
-            answer ``W k + b``, or mix samples; and the order is that of the forward pass.
+            that layers are refused as well that are never called, are called more than once, do not
+            compute ``W k + b``, or mix samples; and the order is that of the forward pass.
 
     Raises:
         TypeError, ValueError: ``model`` is not a module, or ``example`` is not a batch for it.
@@ -121,17 +121,17 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    seen = trace_layers(model, editable, check_inputs("example", example)[:2])
-    order = sorted(editable, key=seen.started.__getitem__)
+    trace = trace_layers(model, editable, check_inputs("example", example)[:2])
+    order = sorted(editable, key=trace.started.__getitem__)
     kept = {
-        name: replace(editable[name], axis=seen.axes[name])
+        name: replace(editable[name], axis=trace.axes[name])
         for name in order
-        if name not in seen.refused
+        if name not in trace.refused
     }
-    refused.update({name: seen.refused[name] for name in order if name in seen.refused})
-    begun = sorted(seen.started, key=seen.started.__getitem__)
+    refused.update({name: trace.refused[name] for name in order if name in trace.refused})
+    begun = sorted(trace.started, key=trace.started.__getitem__)
     upstream = {
-        name: tuple(part for part in begun if seen.started[part] < seen.started[name])
+        name: tuple(part for part in begun if trace.started[part] < trace.started[name])
         for name in kept
     }
     return LayerCatalog(kept, refused, upstream)
@@ -188,7 +188,7 @@ def _lazy(parameter: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What was seen of the layers.
+    """How the layers behave in a forward pass.
 
     Attributes:
         started: a number for each module, in the order in which they began to run.
@@ -204,21 +204,21 @@ class LayerTrace:
 def trace_layers(
     model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
 ) -> LayerTrace:
-    """Look at ``layers`` while the model runs on the first of ``example``, then on two samples."""
+    """Trace ``layers`` while the model runs on the first of ``example``, then on two samples."""
     started: dict[str, int] = {}
     wrong: dict[str, str] = {}
     alone: dict[str, Tensor] = {}
     axes: dict[str, int | str] = {}
     calls: tuple[Counter[str], Counter[str]] = Counter(), Counter()
 
-    def see_one(name: str, inputs: Tensor, output: Tensor) -> None:
+    def trace_one(name: str, inputs: Tensor, output: Tensor) -> None:
         calls[0][name] += 1
         if reason := _mismatch(layers[name], inputs, output):
             wrong[name] = reason
-        # Of a convolution the shape will do.
+        # Of a convolution the shape is enough.
         alone[name] = inputs[:0] if layers[name].is_convolution else inputs.clone()
 
-    def see_two(name: str, inputs: Tensor, _: Tensor) -> None:
+    def trace_two(name: str, inputs: Tensor, _: Tensor) -> None:
         calls[1][name] += 1
         if name not in wrong and calls[1][name] == 1:
             axes[name] = _axis(layers[name], alone.pop(name), inputs)
@@ -228,11 +228,11 @@ def trace_layers(
     with eval_mode(model) as module:
         two = _two(example).to(device=model_device(module), dtype=model_dtype(module))
         disarrange(module)
-        with _noting_order(parts, started), capturing(modules, see_one):
+        with _noting_order(parts, started), capturing(modules, trace_one):
             predict(module, two[:1])
-        with capturing(modules, see_two):
+        with capturing(modules, trace_two):
             scores = predict(module, two)
-        with capturing(modules, lambda *_: None):  # as it is watched, without fast paths
+        with capturing(modules, lambda *_: None):  # with hooks, hence without fast paths
             arrange(module, two, scores)
     refused: dict[str, str] = {}
     for name in layers:
@@ -246,13 +246,13 @@ def trace_layers(
             refused[name] = f"used {calls[1][name]} times in a forward pass of two samples"
         elif isinstance(reason := axes[name], str):
             refused[name] = reason
-    found = {name: axis for name, axis in axes.items() if isinstance(axis, int)}
-    return LayerTrace(started, refused, found)
+    known = {name: axis for name, axis in axes.items() if isinstance(axis, int)}
+    return LayerTrace(started, refused, known)
 
 
 @contextmanager
 def _noting_order(parts: Mapping[str, nn.Module], started: dict[str, int]) -> Iterator[None]:
-    """Write down when each module begins to run."""
+    """Record the order in which modules begin to run."""
     handles = []
     try:
         for name, part in parts.items():
@@ -300,7 +300,7 @@ def _tolerance(values: Tensor) -> float:
 
 
 def _axis(layer: EditableLayer, one: Tensor, two: Tensor) -> int | str:
-    """The dimension that counts samples, from a layer's input for one and for two; or why none."""
+    """The dimension that counts samples, from a layer's input for one and for two, or why there is none."""
     if layer.is_convolution:
         if len(two) == 2:
             return 0
@@ -314,7 +314,7 @@ def _axis(layer: EditableLayer, one: Tensor, two: Tensor) -> int | str:
         laid = replace(layer, axis=axis)
         (first,), (again, second) = laid.keys(one, 1).inputs, laid.keys(two, 2).inputs
         own, other = float((again - first).norm()), float((again - second).norm())
-        if not own > MIXED * other + _tolerance(one) * float(first.norm()):  # NaN is found later
+        if not own > MIXED * other + _tolerance(one) * float(first.norm()):  # NaN is refused later
             return axis
     if grown:
         return "its input mixes the samples: rows of one lie between those of another"

@@ -47,21 +47,21 @@ def sweep(
 
     Args:
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
-        layers: the layers to watch.
+        layers: the layers whose gradients are wanted.
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
         labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
         steps: midpoints of the path.
-        batch_size: points in one pass; None takes what is prompt to cancel.
+        batch_size: points in one pass; None takes a size that stops promptly on cancel.
         monitor: progress and cancellation.
     """
     most = batch_size or chunk_size(start, start.device)
 
-    def look(rows: slice) -> dict[str, Tensor]:
+    def average(rows: slice) -> dict[str, Tensor]:
         share = monitor.part(rows.start / len(start), rows.stop / len(start))
         some = start[rows], end[rows], labels[rows], rivals[rows]
         return path_average(model, layers, *some, steps, most, share)
 
-    parts = list(in_chunks(len(start), min(most, 64), look))
+    parts = list(in_chunks(len(start), min(most, 64), average))
     reached = [name for name in layers if all(name in part for part in parts)]
     return {name: torch.cat([part[name] for part in parts]) for name in reached}
 
@@ -81,39 +81,39 @@ def path_average(
     sums: dict[str, Tensor] = {}
     edges: dict[str, GradientEdge] = {}
 
-    def watch(name: str, _: Tensor, output: Tensor) -> None:
+    def keep(name: str, _: Tensor, output: Tensor) -> None:
         # The edge stands for the layer's own output even where what follows changes the tensor in
         # place (in-place ReLU); the tensor itself would not.
         if output.requires_grad:
             edges[name] = get_gradient_edge(output)
 
     modules = {name: layer.module for name, layer in layers.items()}
-    # Several steps in one pass, where one alone would leave the machine waiting.
+    # Several steps in one pass where one alone would not fill the device.
     together = max(1, most // len(start))
     places = (torch.arange(steps, device=start.device) + 0.5).to(start) / steps
 
-    def look(rows: slice) -> dict[str, Tensor]:
+    def gradients(rows: slice) -> dict[str, Tensor]:
         monitor.report(rows.start / steps, "following gradients through every layer")
         at = places[rows].reshape(-1, 1, *[1] * (start.ndim - 1))
         count = len(at)
         point = arranged(model, (start + at * (end - start)).flatten(0, 1).detach())
         edges.clear()
-        with torch.enable_grad(), capturing(modules, watch):
+        with torch.enable_grad(), capturing(modules, keep):
             point.requires_grad_(True)
             scores = predict(model, point)
             total = margin(scores, labels.repeat(count), rivals.repeat(count)).sum()
         if not edges or not total.requires_grad:
             return {}
         # Unused: layers behind which the model stops the gradient.
-        found = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
+        per_layer = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
         parts = {}
-        for name, gradient in zip(edges, found, strict=True):
+        for name, gradient in zip(edges, per_layer, strict=True):
             if gradient is not None:
                 part = layers[name].positions(gradient, samples=len(point))
                 parts[name] = part.unflatten(0, (count, -1)).sum(dim=0)
         return parts
 
-    for parts in in_chunks(steps, together, look):
+    for parts in in_chunks(steps, together, gradients):
         for name, part in parts.items():
             sums[name] = part if name not in sums else sums[name].add_(part)
     return {name: total / steps for name, total in sums.items()}

@@ -1,9 +1,9 @@
-"""A layer seen as keys and values.  Imports torch only.
+"""A layer as keys and values.  Imports torch only.
 
 A layer multiplies its weight with one *key* at each *position* and adds the bias: a `Linear` has
 one position for each token, a `Conv2d` one for each output pixel, whose key is the unfolded input
 patch.  Everything else in the engine works on `Keys`, which stand for ``N × G × K × P`` numbers
-(samples, groups, key size, positions), and need not know which kind of layer it has before it.
+(samples, groups, key size, positions), whatever the kind of layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEY_SPACES = ("patch", "channel")
 
 @dataclass(frozen=True)
 class EditableLayer:
-    """One editable layer: its dotted name and what is needed to see it as keys and values."""
+    """One editable layer: its dotted name and what turns it into keys and values."""
 
     name: str
     module: nn.Conv2d | nn.Linear
@@ -52,7 +52,7 @@ class EditableLayer:
 
     @property
     def kind(self) -> str:
-        """``"Conv2d 3×3"``, ``"Linear"`` and the like, for people."""
+        """``"Conv2d 3×3"``, ``"Linear"`` and the like, for display."""
         if not isinstance(self.module, nn.Conv2d):
             return "Linear"
         kernel = "×".join(map(str, self.module.kernel_size))
@@ -94,7 +94,7 @@ class EditableLayer:
 def pad(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     """``inputs`` as the convolution pads them, in every padding mode, ``"same"`` included."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    amount = conv._reversed_padding_repeated_twice  # noqa: SLF001 - computed nowhere else
+    amount = conv._reversed_padding_repeated_twice  # noqa: SLF001 - has no public name
     padded = functional.pad(inputs, amount, mode)
     # Plain strides: on the CPU the weight gradient of a strided 1×1 convolution writes past its
     # buffer in channels_last (uxlfoundation/oneDNN#6035), and `Keys.gather` is just that.

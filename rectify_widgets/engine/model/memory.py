@@ -1,9 +1,9 @@
-"""How much memory a call takes, known before it is spent, and kept to a limit.  Imports torch only.
+"""Estimating the memory of a call, and keeping it to a limit.  Imports torch only.
 
 What grows without bound are the second moments, one number for each pair of key entries of every
-layer, and what one look keeps of every layer on some dozens of samples: its inputs and gradients.
-Both are kept for some of the layers at a time where a limit asks for it, at the price of another
-pass for each further part.
+layer, and the inputs and gradients of every layer on a few dozen samples that proposing edits takes.
+Under a limit both are held for some of the layers at a time, at the price of another pass for each
+further part.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ one factor for each of four ridges, and the one that is being made."""
 FACTOR_ROOM = 2**30
 """Bytes of such factors that a rectification keeps from round to round, where memory has no limit."""
 SLACK = 0.05
-"""What a reckoned peak may turn out larger by: buffers of libraries, and holes between tensors."""
+"""By how much a peak may exceed its estimate: buffers of libraries, and gaps between tensors."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Sizes:
     weights: int
     """All parameters and buffers; whatever the number of samples."""
     copy: int = 0
-    """The copy of them that a call works on, if it does."""
+    """The copy of them that a call works on, if it makes one."""
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is on, and the most of them at once."""
+    """Counts the bytes of the tensors made while it is active, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ class _Live(TorchDispatchMode):
         return result
 
     def meet(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count these, which were there before."""
+        """Do not count these, which existed before."""
         self._known.update(_place(tensor.untyped_storage()) for tensor in tensors)
 
     def _meet(self, storage: torch.UntypedStorage) -> None:
@@ -101,25 +101,25 @@ class _Live(TorchDispatchMode):
 
 
 def _place(storage: torch.UntypedStorage) -> int:
-    """What tells one storage from another while both are alive."""
+    """A number that identifies a storage while it is alive."""
     return int(storage._cdata)  # noqa: SLF001 - has no public name
 
 
 def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor) -> Sizes:
-    """Run one sample forward and one step of a sweep, and see what they take.
+    """Measure the memory of one sample forward and of one step of a sweep.
 
     Args:
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
-        layers: those to know about.
+        layers: those to measure.
         example: ``1 × C × H × W`` on the model's device.
     """
-    found: dict[str, LayerSize] = {}
+    measured: dict[str, LayerSize] = {}
 
     def note(name: str, inputs: Tensor, output: Tensor) -> None:
         layer = layers[name]
         each = working_dtype(inputs.dtype).itemsize
         padded = pad(layer.module, inputs) if isinstance(layer.module, nn.Conv2d) else inputs
-        found[name] = LayerSize(
+        measured[name] = LayerSize(
             inputs=padded.numel() * each,
             outputs=output.numel() * each,
             moment=layer.groups * layer.key_size**2 * each,
@@ -141,7 +141,7 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
     with whole:
         path_average(model, layers, example, example, labels, labels + 1, 1, 1, Monitor())
     return Sizes(
-        layers=found,
+        layers=measured,
         sample=example.numel() * example.element_size(),
         forward=plain.most,
         sweep=whole.most,
@@ -151,10 +151,10 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
 
 @dataclass(frozen=True)
 class Counts:
-    """How many samples a call looks at."""
+    """How many samples a call uses."""
 
     references: int
-    """Those that are looked at one by one."""
+    """Those used individually."""
     probe: int
     """Those of one sweep."""
     sources: int
@@ -166,21 +166,21 @@ class Counts:
 
 
 def held(size: LayerSize, counts: Counts) -> int:
-    """Bytes that one look keeps of a layer: keys and gradients of the probe, keys to solve from."""
+    """Bytes that proposing edits holds of a layer: keys and gradients of the probe, keys to solve from."""
     keys = 2 * (counts.probe + counts.sources) * size.inputs
     return keys + 2 * counts.probe * size.outputs + size.moment
 
 
 def fixed(sizes: Sizes, counts: Counts) -> int:
-    """Bytes that one look takes whatever the layers: references, carriers, and one pass."""
+    """Bytes that proposing edits takes whatever the layers: references, carriers, and one pass."""
     data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
     swept = min(counts.chunk, counts.probe * PATH_STEPS)
     passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
     return data + passing + sizes.copy
 
 
-def look_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
-    """Bytes of one look at these layers, at most."""
+def proposal_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
+    """Bytes of proposing edits of these layers, at most."""
     some = [sizes.layers[name] for name in names]
     solving = max((size.moment for size in some), default=0) * FACTORS
     return fixed(sizes, counts) + sum(held(size, counts) for size in some) + solving
@@ -213,7 +213,7 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
     needed = limit_for(collect_peak(sizes, names, 1))
     if needed > limit:
         raise ValueError(
-            f"memory_limit: got {told(limit)}, want at least {told(needed)} for the second moments "
+            f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)} for the second moments "
             f"of {len(names)} layers; give more, or fewer layers"
         )
     fitting = (limit / (1 + SLACK) - _standing(sizes, names)) // _passing(sizes, names)
@@ -221,51 +221,51 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
 
 
 def limit_for(peak: int) -> int:
-    """The least limit that a reckoned peak is kept to."""
+    """The least limit that leaves room for an estimated peak."""
     return math.ceil(peak * (1 + SLACK))
 
 
 def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None) -> list[list[str]]:
-    """The layers in order, in as few parts as keep one look within the limit.
+    """The layers in order, in as few parts as keep each within the limit.
 
     Raises:
         ValueError: one layer alone takes more.
     """
     if limit is None:
         return [list(names)]
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for name in names:
-        if found and limit_for(_peak(sizes, counts, [*found[-1], name])) <= limit:
-            found[-1].append(name)
+        if groups and limit_for(_peak(sizes, counts, [*groups[-1], name])) <= limit:
+            groups[-1].append(name)
             continue
         needed = limit_for(_peak(sizes, counts, [name]))
         if needed > limit:
             raise ValueError(
-                f"memory_limit: got {told(limit)}, want at least {told(needed)}, which layer "
+                f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)}, which layer "
                 f"{name!r} takes alone; give more, or fewer references or pairs"
             )
-        found.append([name])
-    return found
+        groups.append([name])
+    return groups
 
 
 def _peak(sizes: Sizes, counts: Counts, names: Sequence[str]) -> int:
-    return max(look_peak(sizes, counts, names), collect_peak(sizes, names, 1))
+    return max(proposal_peak(sizes, counts, names), collect_peak(sizes, names, 1))
 
 
 def hand_back(device: torch.device) -> None:
-    """Hand memory that was freed back to the system.
+    """Return freed memory to the system.
 
-    The C library keeps what lies between pieces that are in use, and torch what it had of a GPU: a
-    process that works in parts would grow well beyond what any part takes.
+    The C library keeps gaps between allocations, and torch caches GPU memory: a process that works
+    in parts would otherwise grow well beyond what any part takes.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError, TypeError):  # other C libraries do not know how
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def told(size: float) -> str:
-    """A number of bytes for people."""
+def format_bytes(size: float) -> str:
+    """A number of bytes in MiB or GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

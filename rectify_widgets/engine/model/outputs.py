@@ -1,7 +1,7 @@
-"""Scores out of whatever a model answers.  Imports torch only.
+"""Scores from models that return something other than a tensor.  Imports torch only.
 
-Networks of libraries answer with a dictionary, a tuple or an object that holds the scores among
-other things.  `adapt` says where they are; everything in the engine then sees plain scores.
+Networks of libraries return a dictionary, a tuple or an object that holds the scores among other
+things.  `adapt` says where they are; everything in the engine then gets plain scores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Adapted(nn.Module):
         """``N × classes`` scores.
 
         Raises:
-            TypeError: what lies there is no tensor.
+            TypeError: what lies there is not a tensor.
             ValueError: nothing lies there.
         """
         scores = self._find(self.module(*args, **kwargs))
@@ -84,7 +84,7 @@ def adapt(model: nn.Module, *, output: Output) -> Adapted:
             int (position in a tuple or list), or a function from the answer to the scores.
 
     Raises:
-        TypeError: no module, or another kind of output.
+        TypeError: not a module, or another kind of output.
         ValueError: the model is adapted already.
 
     Example:
@@ -102,8 +102,8 @@ def adapt(model: nn.Module, *, output: Output) -> Adapted:
     return Adapted(model, output)
 
 
-def way_out(answer: object, count: int) -> str:
-    """What an answer of ``count`` samples that is no tensor is, and how to adapt the model to it."""
+def adapt_hint(answer: object, count: int) -> str:
+    """Describe an answer of ``count`` samples that is not a tensor, and how to adapt the model."""
     fit = [
         place
         for place, part in _parts(answer).items()

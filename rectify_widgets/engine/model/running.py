@@ -1,9 +1,9 @@
-"""Looking at a model without leaving a trace.  Imports torch, and numpy for its random state.
+"""Running a model without leaving a trace.  Imports torch, and numpy for its random state.
 
-`eval_mode` puts a model into evaluation mode and takes every flag back afterwards; `capturing`
+`eval_mode` puts a model into evaluation mode and restores every flag afterwards; `capturing`
 holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
-answers.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
-fewer inputs at a time where a device is short of memory.
+returns.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
+fewer inputs at a time where a device runs out of memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_module
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.outputs import Adapted, way_out
+from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
 
 CHUNK = 500_000
 """Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
-how late a request to stop is granted; accelerators take sixteen times as much."""
+how long a request to stop may take; accelerators take sixteen times as much."""
 
 MOST = 256
 """Inputs in one forward pass at most."""
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module, by whose names layers go.
+    """The user's own module, whose dotted names layers have.
 
     It lies behind ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and `adapt`.
     """
@@ -64,17 +64,17 @@ def _inside(model: nn.Module) -> nn.Module | None:
 
 
 _CHANNELS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model is run with the channels of a pixel side by side, as long as it is looked at."""
+"""Whether a model is run in channels-last format while it is in `eval_mode`."""
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
 @contextmanager
 def only_here(model: nn.Module) -> Iterator[None]:
-    """Keep other threads from looking at this model meanwhile, however it is wrapped.
+    """Keep other threads from using this model in the block, however it is wrapped.
 
-    Flags and hooks belong to a module, not to a thread: two threads that look at one model at a
-    time would count each other's calls and put back each other's flags.
+    Flags and hooks belong to a module, not to a thread: two threads that use one model at the same
+    time would count each other's calls and restore each other's flags.
     """
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(unwrap(model), threading.RLock())
@@ -83,7 +83,7 @@ def only_here(model: nn.Module) -> Iterator[None]:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of the model as the engine runs it, which shares nothing with it.
+    """A copy of the model, as the engine runs it, that shares nothing with it.
 
     Raises:
         ValueError: it has lazy layers without a shape, or cannot be copied.
@@ -94,7 +94,7 @@ def copied(model: nn.Module) -> nn.Module:
             "model: it has lazy layers without a shape; run it once on an input before this call"
         )
     try:
-        with only_here(model), torch.inference_mode(mode=False):  # else it could not be edited
+        with only_here(model), torch.inference_mode(mode=False):  # otherwise it could not be edited
             return copy.deepcopy(module)
     except Exception as error:
         raise ValueError(
@@ -111,11 +111,10 @@ def _is_compiled(module: nn.Module) -> bool:
 def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
-    On leaving, every module has the training flag that it came with.  Another thread that wants to
-    look at the same model waits; running it from another thread by other means is not safe meanwhile,
-    since a block may hold hooks or try edits.  Autocast and inference mode
-    of the caller do not reach inside, since statistics want full precision and the sweep wants
-    gradients.
+    On leaving, every module has its training flag back.  Another thread that enters `eval_mode` with
+    the same model waits; running it from another thread by other means is not safe meanwhile, since
+    a block may hold hooks or try edits.  Autocast and inference mode of the caller are switched off
+    inside: statistics need full precision and the sweep needs gradients.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -151,7 +150,7 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _arranging(model: nn.Module) -> Iterator[None]:
-    """Forget how the model was arranged when the outermost block ends."""
+    """Forget the memory format of the model when the outermost block ends."""
     own = unwrap(model)
     outermost = own not in _CHANNELS_LAST
     _CHANNELS_LAST.setdefault(own, False)
@@ -187,7 +186,7 @@ def _numpy_state() -> tuple[Any, ...]:
 
 @contextmanager
 def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give the random states of torch, numpy and Python back as they were.
+    """Restore the random states of torch, numpy and Python.
 
     A user's model or data set may draw from any of them.  A state is written only where the block
     has changed it.
@@ -211,37 +210,37 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
 
 
 def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
-    """Have the model run with channels last until `eval_mode` ends, if it gives these scores so.
+    """Run the model with channels last until `eval_mode` ends, if that gives the same scores.
 
-    On a CPU convolutions then take up to a third less time.  Not every model can be run so
-    (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights stay as they are arranged.
+    On a CPU convolutions then take up to a third less time.  Not every model can run so
+    (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights keep their format.
     """
     if not (_rearranged(inputs) and any(isinstance(part, nn.Conv2d) for part in model.modules())):
         return
     _CHANNELS_LAST[unwrap(model)] = True
     try:
-        found = predict(model, inputs)
+        rearranged = predict(model, inputs)
         scale = float(scores.abs().max())
-        same = torch.allclose(found, scores, rtol=0.0, atol=1e-3 * scale, equal_nan=True)
-    except (AssertionError, RuntimeError, ValueError):  # what is wrong otherwise is seen elsewhere
+        same = torch.allclose(rearranged, scores, rtol=0.0, atol=1e-3 * scale, equal_nan=True)
+    except (AssertionError, RuntimeError, ValueError):  # other faults are reported elsewhere
         same = False
     if not same:
         disarrange(model)
 
 
 def disarrange(model: nn.Module) -> None:
-    """Take `arrange` back."""
+    """Undo `arrange`."""
     _CHANNELS_LAST[unwrap(model)] = False
 
 
 def arranged(model: nn.Module, inputs: Tensor) -> Tensor:
-    """A copy of the inputs, arranged in memory as the model is run."""
+    """A copy of the inputs in the memory format that the model is run with."""
     last = _rearranged(inputs) and _CHANNELS_LAST.get(unwrap(model), False)
     return inputs.clone(memory_format=torch.channels_last if last else torch.preserve_format)
 
 
 def _rearranged(inputs: Tensor) -> bool:
-    """Whether such inputs may gain from another arrangement."""
+    """Whether such inputs may gain from channels last."""
     return inputs.ndim == 4 and inputs.device.type == "cpu" and inputs.dtype == torch.float32
 
 
@@ -252,11 +251,11 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     with a note (from Python 3.11 on) of what it was given.
 
     Raises:
-        TypeError: the model answers with something that is not a tensor.
+        TypeError: the model returns something that is not a tensor.
         ValueError: the scores are not ``N × classes`` with two classes or more.
     """
-    # With gradients the caller arranges: that of a weight must not go through channels_last, see
-    # `layers.pad`.
+    # With gradients the caller chooses the format: that of a weight must not go through channels_last, see
+    # `keys.pad`.
     given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
     try:
         with preserving_rng(inputs.device):
@@ -269,7 +268,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
             )
         raise
     if not isinstance(scores, Tensor):
-        raise TypeError(f"model: {way_out(scores, len(inputs))}")
+        raise TypeError(f"model: {adapt_hint(scores, len(inputs))}")
     if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:
         raise ValueError(
             f"model: its output has shape {tuple(scores.shape)} for {inputs.shape[0]} inputs, "
@@ -284,9 +283,9 @@ def predict_all(
     batch_size: int | None = None,
     monitor: Monitor | None = None,
 ) -> Tensor:
-    """Scores of any number of inputs in float32 or better; the monitor is asked between batches.
+    """Scores of any number of inputs in float32 or better; the monitor is checked between batches.
 
-    ``batch_size`` inputs at a time; None takes what `chunk_size` finds prompt.
+    ``batch_size`` inputs at a time; None takes `chunk_size`.
     """
     device, dtype = model_device(model), model_dtype(model)
 
@@ -327,7 +326,7 @@ def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterato
 
 
 def chunk_size(inputs: Tensor, device: torch.device) -> int:
-    """Number of inputs in one forward pass, so that who asks to stop need not wait long."""
+    """Number of inputs in one forward pass, small enough to stop promptly on request."""
     room = CHUNK if device.type == "cpu" else 16 * CHUNK
     return min(max(room // max(inputs[0].numel(), 1), 1), MOST)
 
@@ -348,5 +347,5 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which the engine calculates: float64 for float64 models, else float32."""
+    """The type in which the engine computes: float64 for float64 models, otherwise float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32

@@ -1,8 +1,8 @@
-"""A rectification on disk between two rounds, so that one that was killed goes on.
+"""A rectification on disk between two rounds, so that one that was killed can go on.
 
-Imports torch only.  The file is one of edits, which `load_edits` reads too, with what else the loop
-has to know in its description: trials, figures, references left out, and what the run was asked
-for, so that the checkpoint of another run is refused.  It is replaced as a whole or not at all.
+Imports torch only.  The file is one of edits, which `load_edits` reads too, with the state of the
+loop in its description: trials, figures, references left out, and the options of the run, so that
+the checkpoint of another run is refused.  It is replaced as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rectify_widgets.engine.edit.edits import FORMAT, Edits, digest, pack_edits,
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.repair.options import RectifyOptions
-from rectify_widgets.engine.repair.result import Facts, Step
+from rectify_widgets.engine.repair.result import Evidence, Step
 
 _DATA = ("model", "pairs", "reference", "validation")
-"""What of a run is told by a digest."""
+"""What of a run is described by a digest."""
 _SEALED = ("edits", "run", "state")
-"""The words that the seal is of, besides the tensors."""
+"""The parts of the description that the seal covers, besides the tensors."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class State:
         start, now: what was measured before the first edit and after the last.
         seconds: time by stage.
         stopped: why it ended; None while there are rounds to come.
-        facts: for the diagnosis, once it has ended.
+        evidence: for the diagnosis, once it has ended.
     """
 
     edits: Edits
@@ -55,14 +55,14 @@ class State:
     now: Verdict
     seconds: Mapping[str, float]
     stopped: str | None = None
-    facts: Facts | None = None
+    evidence: Evidence | None = None
 
 
 def check_path(path: object) -> Path:
     """``path`` as the place of a checkpoint.
 
     Raises:
-        TypeError: it is no path.
+        TypeError: it is not a path.
         FileNotFoundError: the folder does not exist.
         ValueError: it is a folder itself.
     """
@@ -77,7 +77,7 @@ def check_path(path: object) -> Path:
 
 
 class Checkpoint:
-    """The file of one run; without a path nothing is kept.
+    """The file of one run; without a path nothing is stored.
 
     Args:
         path: see `check_path`.
@@ -101,9 +101,9 @@ class Checkpoint:
         if self._path is None:
             return
         tensors, edits = pack_edits(state.edits)
-        told = asdict(replace(state, edits=Edits()))
-        del told["edits"]
-        words = {"edits": edits, "run": json.dumps(self._run), "state": json.dumps(told)}
+        described = asdict(replace(state, edits=Edits()))
+        del described["edits"]
+        words = {"edits": edits, "run": json.dumps(self._run), "state": json.dumps(described)}
         write_tensors(self._path, FORMAT, tensors, {**words, "seal": _seal(words, tensors)})
 
     def load(self) -> State | None:
@@ -139,7 +139,7 @@ def _refused(path: Path, why: str) -> ValueError:
 def _describe(
     problem: Problem, validation: tuple[Tensor, Tensor] | None, options: RectifyOptions
 ) -> dict[str, str]:
-    """What makes a run what it is: digests of the model as given and the data, and the options."""
+    """What identifies a run: digests of the model as given and the data, and the options."""
     pairs, module = problem.pairs, problem.model
     data = {
         "model": [*module.named_parameters(), *module.named_buffers()],
@@ -161,7 +161,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _seal(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """A digest of all that a file says: safetensors itself does not notice a flipped bit."""
+    """A digest of a file's content: safetensors itself does not detect a flipped bit."""
     whole = hashlib.blake2b(digest_size=16)
     for name in _SEALED:
         whole.update(f"{name} {words.get(name)} ".encode())
@@ -169,21 +169,21 @@ def _seal(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _state(told: Mapping[str, Any], edits: Edits) -> State:
-    """The state from what JSON makes of it."""
-    facts = told["facts"]
-    if facts is not None:
-        pairs = {k: tuple(v) for k, v in facts.items() if isinstance(v, list)}
-        facts = Facts(**{**facts, **pairs})
+def _state(described: Mapping[str, Any], edits: Edits) -> State:
+    """The state from its JSON form."""
+    evidence = described["evidence"]
+    if evidence is not None:
+        pairs = {k: tuple(v) for k, v in evidence.items() if isinstance(v, list)}
+        evidence = Evidence(**{**evidence, **pairs})
     return State(
         edits=edits,
-        steps=tuple(Step(**step) for step in told["steps"]),
-        rounds=told["rounds"],
-        flagged=tuple(told["flagged"]),
-        suspected=told["suspected"],
-        start=Verdict(**told["start"]),
-        now=Verdict(**told["now"]),
-        seconds=told["seconds"],
-        stopped=told["stopped"],
-        facts=facts,
+        steps=tuple(Step(**step) for step in described["steps"]),
+        rounds=described["rounds"],
+        flagged=tuple(described["flagged"]),
+        suspected=described["suspected"],
+        start=Verdict(**described["start"]),
+        now=Verdict(**described["now"]),
+        seconds=described["seconds"],
+        stopped=described["stopped"],
+        evidence=evidence,
     )

@@ -1,9 +1,8 @@
 """Why a behaviour is still there after `rectify`, in sentences with figures.  Imports torch only.
 
-`Facts` are what the loop saw of pairs and references besides its trials; `diagnose` reads them
-together with the trials.  A sentence says what was measured and, only where the toolkit knows a way
-out, what to try.  Nothing is said of what was not measured: a Trojan at another place, say, is
-unknown to the references, which carry the corruption where the pairs have it.
+`ClassChanges` collects the `Evidence` on pairs and references; `diagnose` reads it together with the
+trials.  A sentence says what was measured and, where there is a remedy, what to try.  Nothing is said
+about what was not measured, such as a Trojan at another place than that of the pairs.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.find.problem import SPLIT, Problem
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
 from rectify_widgets.engine.model.running import predict_all
-from rectify_widgets.engine.repair.result import Facts, Rectification, Step
+from rectify_widgets.engine.repair.result import Evidence, Rectification, Step
 
-LOOKED_AT = 512
+COUNTED = 512
 """References on which the behaviour is counted, before the first edit and after the last."""
 LITTLE = 0.5
-"""The corruption carries over badly where it shows on less than this share of what it does on the
+"""The corruption transfers badly where it shows on less than this share of what it does on the
 pairs."""
 HALF = 0.5
-"""Of the classes, so many at least should be among the references."""
+"""Least share of the classes that should be among the references."""
 STANDS_OUT = 2.0
 """A class is named where what is left in it is this many times the mean."""
 FALLING = 0.9
-"""Where the last round left no more than this of the gap, further rounds are worth while."""
+"""Where the last round left no more than this share of the gap, further rounds are worthwhile."""
 NOTABLE = 0.1
 """Shares under this are not worth a sentence."""
 SPREAD = 0.5
@@ -40,17 +39,17 @@ OVER_BUDGET = "over the degradation budget"
 
 
 class ClassChanges:
-    """Looks at a problem before the first edit and after the last, at the same references.
+    """Predicted classes before the first edit and after the last, on the same references.
 
     Args:
         problem: with the model as given.
-        monitor: asked between batches, before the first edit.
+        monitor: checked between batches, before the first edit.
     """
 
     def __init__(self, problem: Problem, monitor: Monitor | None = None) -> None:
         self._problem = problem
         count = len(problem.references)
-        self._rows = torch.linspace(0, count - 1, min(count, LOOKED_AT)).round().long()
+        self._rows = torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
         self._before = self._classes(problem.carriers, monitor)
         scores = predict_all(problem.model, problem.pairs.clean)
         self._classes_known = scores.shape[1]
@@ -60,31 +59,31 @@ class ClassChanges:
         )
 
     def _classes(self, inputs: Tensor, monitor: Monitor | None = None) -> Tensor:
-        """What the model says now of those rows of ``inputs``, ``N`` classes."""
+        """Classes that the model now predicts for those rows of ``inputs``, ``N``."""
         return predict_all(self._problem.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
 
-    def facts(self, flagged: Tensor, suspected: float, *, shared: bool) -> Facts:
-        """What is known when the loop has ended; see `Facts`."""
+    def evidence(self, flagged: Tensor, suspected: float, *, shared: bool) -> Evidence:
+        """The evidence when the loop has ended."""
         problem = self._problem
         answers = problem.answers[self._rows]
-        looked = ~torch.isin(self._rows.to(answers.device), flagged.to(answers.device))
-        led = (self._before != answers) & looked
-        wrong = (self._classes(problem.carriers) != answers)[looked]
-        other = (self._classes(problem.references) != answers)[looked]
-        return Facts(
+        included = ~torch.isin(self._rows.to(answers.device), flagged.to(answers.device))
+        led = (self._before != answers) & included
+        wrong = (self._classes(problem.carriers) != answers)[included]
+        other = (self._classes(problem.references) != answers)[included]
+        return Evidence(
             pairs=len(problem.pairs),
             references=len(problem.references) if problem.given else 0,
             shared=shared,
-            shown=_share(led[looked]),
+            shown=_share(led[included]),
             shown_pairs=_share(self._moved),
             unlike=int((self._clean != problem.labels).sum()),
             classes=self._classes_known,
             classes_seen=len(problem.answers.unique()),
             suspected=suspected,
             left=_share(wrong),
-            worst_left=_worst(wrong, answers[looked]),
+            worst_left=_worst(wrong, answers[included]),
             changed=_share(other),
-            worst_changed=_worst(other, answers[looked]),
+            worst_changed=_worst(other, answers[included]),
         )
 
 
@@ -105,40 +104,39 @@ def _share(hits: Tensor) -> float:
 def diagnose(result: Rectification) -> tuple[str, ...]:
     """Short sentences on why the behaviour is still there; none where it is not.
 
-    Without references a met target proves little, and it is said so.
-
-    A rectification that was cancelled, or that nothing is known of, gets none either.
+    Without references a met target proves little, and a sentence says so.  A rectification that was
+    cancelled gets none.
     """
-    facts = result.facts
-    if facts is None:
+    evidence = result.evidence
+    if evidence is None:
         return ()
     if result.stopped == "target":
-        if result.edits and facts.references:
+        if result.edits and evidence.references:
             return ()
-        return (*_about_the_pairs(facts), *_about_the_references(result, facts))
+        return (*_about_the_pairs(evidence), *_about_the_references(result, evidence))
     return (
-        *_what_is_left(facts),
-        *(() if _one_sided(facts) else _why_it_ended(result)),
-        *_who_pays(facts),
-        *_about_the_pairs(facts),
-        *_about_the_references(result, facts),
+        *_what_is_left(evidence),
+        *(() if _one_sided(evidence) else _why_it_ended(result)),
+        *_who_pays(evidence),
+        *_about_the_pairs(evidence),
+        *_about_the_references(result, evidence),
     )
 
 
-def _what_is_left(facts: Facts) -> Iterator[str]:
-    inputs = "references" if facts.references else "pairs"
-    if not facts.left:
+def _what_is_left(evidence: Evidence) -> Iterator[str]:
+    inputs = "references" if evidence.references else "pairs"
+    if not evidence.left:
         yield (
             f"The corruption changes the class of none of the {inputs} any more (before the edits, "
-            f"of {_percent(facts.shown)}): the gap that is left is one of probabilities."
+            f"of {_percent(evidence.shown)}): the gap that is left is one of probabilities."
         )
         return
     where = ""
-    if worst := _outstanding(facts.worst_left, facts.left):
+    if worst := _outstanding(evidence.worst_left, evidence.left):
         where = f", most of all in class {worst[0]} ({_percent(worst[1])})"
     yield (
-        f"The corruption still changes the class of {_percent(facts.left)} of the {inputs}{where}; "
-        f"before the edits, of {_percent(facts.shown)}."
+        f"The corruption still changes the class of {_percent(evidence.left)} of the {inputs}{where}; "
+        f"before the edits, of {_percent(evidence.shown)}."
     )
 
 
@@ -158,43 +156,43 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
         kept = next((step for step in last if step.accepted), None)
         if kept is not None and (kept.gap_after or 0.0) < FALLING * kept.gap_before:
             yield (
-                f"The last round of max_rounds={rounds} still brought the gap from "
-                f"{_percent(kept.gap_before)} to {_percent(kept.gap_after)}: allow more."
+                f"The last round of max_rounds={rounds} still lowered the gap from "
+                f"{_percent(kept.gap_before)} to {_percent(kept.gap_after)}: allow more rounds."
             )
     if result.strategy == "static" and result.edits:
-        yield "One layer was edited once: strategy='dynamic' goes on with others."
+        yield "One layer was edited once: strategy='dynamic' continues with others."
     if not last:
         yield "The corruption reaches no layer that can be edited."
     elif not any(step.accepted for step in last) and not blocked:
         yield (
             f"Of {len(last)} edits tried in the last round, none lowers the gap by more than "
-            f"{WEIGHT:g} times what it disturbs on clean inputs."
+            f"{WEIGHT:g} times the disturbance on clean inputs."
         )
     gaps = [step.gap_after for step in result.steps if step.round == 1]
     least = min((gap for gap in gaps if gap is not None), default=result.gap_before)
     closed = 1 - least / max(result.gap_before, 1e-9)
     if result.strategy == "dynamic" and NOTABLE < closed < SPREAD:
         yield (
-            "No layer holds it alone: of the edits tried first, the best one closes "
+            "The behaviour is spread over layers: of the edits tried first, the best one closes "
             f"{_percent(closed)} of the gap."
         )
 
 
-def _who_pays(facts: Facts) -> Iterator[str]:
-    if worst := _outstanding(facts.worst_changed, facts.changed):
+def _who_pays(evidence: Evidence) -> Iterator[str]:
+    if worst := _outstanding(evidence.worst_changed, evidence.changed):
         yield (
             f"The edits change the class of {_percent(worst[1])} of the clean references of class "
-            f"{worst[0]} ({_percent(facts.changed)} of all)."
+            f"{worst[0]} ({_percent(evidence.changed)} of all)."
         )
 
 
-def _one_sided(facts: Facts) -> bool:
-    """Whether most classes are not among the references, so that no figure of theirs can be trusted."""
-    return bool(facts.references) and facts.classes_seen < HALF * facts.classes
+def _one_sided(evidence: Evidence) -> bool:
+    """Whether most classes are missing among the references, so that no figure is reliable."""
+    return bool(evidence.references) and evidence.classes_seen < HALF * evidence.classes
 
 
 def _outstanding(worst: tuple[int, float] | None, mean: float) -> tuple[int, float] | None:
-    """The class and its share where that is notable; else None."""
+    """The class and its share where that is notable, otherwise None."""
     return worst if worst and worst[1] > max(STANDS_OUT * mean, NOTABLE) else None
 
 
@@ -205,7 +203,9 @@ def _over_budget(step: Step, result: Rectification) -> str:
     needed = math.ceil(1000 * max(loss, worst / CLASS_FACTOR)) / 1000
     price = f"a degradation of {_percent(loss, 2)}"
     if worst > CLASS_FACTOR * budget:
-        price += f", and of {_percent(worst, 2)} in class {step.sufferer}, which suffers most"
+        price += (
+            f", and of {_percent(worst, 2)} in class {step.sufferer}, the one that suffers most"
+        )
     return (
         f"The budget ruled out an edit of {step.layer} that brings the gap from "
         f"{_percent(step.gap_before)} to {_percent(step.gap_after)} for {price} (budget "
@@ -214,44 +214,44 @@ def _over_budget(step: Step, result: Rectification) -> str:
     )
 
 
-def _about_the_pairs(facts: Facts) -> Iterator[str]:
-    if facts.unlike:
+def _about_the_pairs(evidence: Evidence) -> Iterator[str]:
+    if evidence.unlike:
         yield (
-            f"The model gives the clean input of {facts.unlike} of {facts.pairs} pairs another "
+            f"The model gives the clean input of {evidence.unlike} of {evidence.pairs} pairs another "
             "class than its label: the label is wrong, the input is not as clean as it should be, "
             "or the model does not know the class without the corruption."
         )
-    if facts.shown_pairs == 0:
+    if evidence.shown_pairs == 0:
         yield (
-            "The corruption changes the class of none of the pairs: look whether corrupted and "
-            "clean differ in what leads the model astray."
+            "The corruption changes the class of none of the pairs: check whether the difference "
+            "between corrupted and clean is what the model responds to."
         )
-    elif facts.references and facts.shown < LITTLE * facts.shown_pairs:
+    elif evidence.references and evidence.shown < LITTLE * evidence.shown_pairs:
         yield (
-            f"The corruption changes the class of {_percent(facts.shown_pairs)} of the pairs but, "
-            f"put onto the references, of {_percent(facts.shown)} of them: either it leads few "
-            "inputs astray, or it does not carry over as it was cut from the pairs (see opacity)."
+            f"The corruption changes the class of {_percent(evidence.shown_pairs)} of the pairs but, "
+            f"put onto the references, of {_percent(evidence.shown)} of them: either it affects few "
+            "inputs, or it does not transfer from the pairs to other inputs (see opacity)."
         )
 
 
-def _about_the_references(result: Rectification, facts: Facts) -> Iterator[str]:
-    if facts.suspected:
+def _about_the_references(result: Rectification, evidence: Evidence) -> Iterator[str]:
+    if evidence.suspected:
         yield (
-            f"{_percent(facts.suspected)} of the references look as if they carried the corruption, "
-            "too many to leave them out: if they do, give references most of which are clean."
+            f"{_percent(evidence.suspected)} of the references seem to carry the corruption, too "
+            "many to leave them out: if they do, give references that are mostly clean."
         )
-    if not facts.references:
+    if not evidence.references:
         yield "No references were given: a few dozen unlabelled inputs make edits more precise."
-    elif _one_sided(facts):
+    elif _one_sided(evidence):
         yield (
-            f"The model gives the references {facts.classes_seen} of its {facts.classes} classes: "
-            "what an edit costs the others is not seen; give references like the inputs of "
-            "training."
+            f"The model gives the references {evidence.classes_seen} of its {evidence.classes} classes: "
+            "what an edit costs the others is not measured; give references like the training "
+            "inputs."
         )
-    if facts.references and facts.shared and result.steps:
+    if evidence.references and evidence.shared and result.steps:
         yield (
-            f"With {facts.references} references, edits were solved and judged on the same ones; "
-            f"from {SPLIT} on they are divided."
+            f"With {evidence.references} references, edits were solved and judged on the same ones; "
+            f"{SPLIT} or more are divided."
         )
 
 

@@ -1,7 +1,7 @@
-"""Removing a behaviour: one edit of a named layer, or edit after edit until it is gone.
+"""`rectify`: removing a behaviour by one edit of a named layer, or by edit after edit.
 
-Imports torch only.  This is the call; the loop behind it is in ``rounds.py``, and what makes it
-survive being killed in ``checkpoint.py``.
+Imports torch only.  The loop is in ``rounds.py``; ``checkpoint.py`` lets it resume after the process
+was killed.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def rectify(
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts; one is enough.
         reference: unlabelled inputs like those of training (tensor, data set or loader); up to
-            768 are used.  Some may carry the corruption, unmarked: they are found and left out.
-            None works with a warning, from the pairs alone.
+            768 are used.  Some may carry the corruption: they are detected and left out.  None
+            works with a warning, from the pairs alone.
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
             one layer once.
@@ -66,28 +66,28 @@ def rectify(
         max_degradation: budget for the loss of accuracy on uncorrupted inputs, a fraction; the
             class that suffers most may lose five times as much.
         target_gap: gap at which the behaviour counts as removed, a fraction.
-        directions, ridges: what edits are chosen from, see `localize`.
+        directions, ridges: the grid that edits are chosen from, see `localize`.
         refine_steps: gradient steps, see `rectify_widgets.engine.repair.refining`, on the best edits of a
             round in which no closed form closes half of the gap that is left, or comes within
-            twice the target; 0 leaves all edits in closed form, as the paper has them.  None means
+            twice the target; 0 leaves all edits in closed form, as in the paper.  None means
             100 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
             from some and judge on others; a step costs as much as training on 128 inputs, and a
             round makes up to six times as many.
         opacity: of the corruption when it is transplanted, see `transplant`.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
-            are then looked at in parts, with the same result.
+            are then taken in parts, with the same result.
         seed: of every random choice.
-        checkpoint: name of a file that is written anew after each round (safetensors).  Where it
-            exists already, the run goes on from its last kept edit and ends, on the same kind of
-            machine, with the very edits of one that was never interrupted; one that has ended
-            gives its result again.  The call must be the same: `ValueError` else.
+        checkpoint: name of a file that is replaced after each round (safetensors).  If it exists
+            already, the run continues after its last kept edit and ends, on the same kind of
+            machine, with exactly the edits of an uninterrupted run; one that has ended returns its
+            result again.  The call must be the same, otherwise it is a `ValueError`.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.  On cancel the edits kept so
             far are returned.
 
     Raises:
         TypeError, ValueError: bad input, before anything is touched; a named layer that cannot be
             edited or that the corruption does not reach.
-        Cancelled: ``cancel`` said so before the gap was measured for the first time.
+        Cancelled: ``cancel`` returned True before the gap was measured for the first time.
     """
     check_module("model", model)
     options = RectifyOptions(
@@ -112,16 +112,16 @@ def rectify(
         labelled = None if validation is None else check_validation(module, validation, like)
         file = Checkpoint(path, problem, labelled, options)
         state = file.load()
-        witness = ClassChanges(problem, monitor.silent())
+        changes = ClassChanges(problem, monitor.silent())
         loop = Rounds(problem, labelled, options, monitor)
         if state is not None:
             loop.restore(state)
-        stopped, facts = (state.stopped, state.facts) if state else (None, None)
+        stopped, evidence = (state.stopped, state.evidence) if state else (None, None)
         if stopped is None:
             stopped = loop.run(monitor, lambda: file.save(loop.state()))
-            if stopped != "cancelled":  # who cancels does not want to wait
-                facts = witness.facts(loop.flagged, loop.suspected, shared=loop.shared)
-                file.save(loop.state(stopped, facts))
+            if stopped != "cancelled":  # cancelling should not take longer
+                evidence = changes.evidence(loop.flagged, loop.suspected, shared=loop.shared)
+                file.save(loop.state(stopped, evidence))
     result = Rectification(
         model=work,
         edits=loop.edits,
@@ -135,7 +135,7 @@ def rectify(
         seconds=loop.seconds,
         max_degradation=options.max_degradation,
         target_gap=options.target_gap,
-        facts=facts,
+        evidence=evidence,
     )
     return replace(result, diagnosis=diagnose(result))
 

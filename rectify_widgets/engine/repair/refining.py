@@ -1,14 +1,14 @@
-"""Refining a rank-one edit by gradient steps on what it is judged by.  Imports torch only.
+"""Refining a rank-one edit by gradient steps on the measure it is judged by.  Imports torch only.
 
-The closed form is the optimum of a stand-in: the layer's outputs on corrupted inputs shall be those
-on clean ones.  What a rectification wants is that the *model's answers* be those, and that nothing
-else change.  Starting from the closed form, both factors of ``Λ dᵀ`` are moved by Adam (Kingma and
-Ba 2015) along the gradient of just that, on the references that edits are solved from:
+The closed form is the optimum of a surrogate: the layer's outputs on corrupted inputs should be those
+on clean ones.  The goal of a rectification is that the *model's predictions* are those, and that all
+others stay.  Starting from the closed form, Adam (Kingma and Ba 2015) optimises both factors of
+``Λ dᵀ`` for this goal, on the references that edits are solved from:
 
     mean TV(p'(x̃), p(x)) + keep · mean TV(p'(x), p(x))
 
 where ``p`` are the original model's probabilities, ``p'`` the edited one's, ``x`` references, ``x̃``
-the same with the transplanted corruption, and TV the total variation distance.  The edit stays of
+the same with the transplanted corruption, and TV the total variation distance.  The edit keeps
 rank one and needs no label; whether it is better is judged on other references.
 """
 
@@ -33,28 +33,28 @@ from rectify_widgets.engine.model.running import (
 )
 
 REFINE_STEPS = 100
-"""Gradient steps: a third as many leave more of the gap, three times as many little less."""
+"""Gradient steps: a third as many leave more of the gap, three times as many hardly less."""
 BATCH = 64
 """References in one step, each with and without the corruption."""
 RATE = 0.1
 """First learning rate, in units of the root mean square of each factor; it falls to 0 (cosine)."""
 KEEP = 4.0
-"""What a point of disturbance weighs against one of gap at first: more than where edits are judged, so
-that what is found is within the budget more often."""
+"""Weight of a point of disturbance relative to one of gap at first: more than where edits are judged,
+so that the result is within the budget more often."""
 STRICTER = 2.0
-"""An edit that is over the budget is refined again, with this many times the weight and one such
-part of the rate."""
+"""An edit that is over the budget is refined again, with the weight multiplied and the learning rate
+divided by this."""
 TURNS = 3
-"""Times that one edit is refined at most."""
+"""Most times that one edit is refined."""
 WEAKER = 0.5
-"""What is tried of an edit that is over the budget still."""
+"""Factor by which an edit that is still over the budget is scaled for a last trial."""
 LAYERS = 2
 """Layers whose best edit is refined in one round."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the edited model is to answer."""
+    """What the edited model should predict."""
 
     carriers: Tensor
     """References with the corruption, ``M × C × H × W``."""
@@ -78,10 +78,10 @@ def starts(
         shortlist: all edits that were tried, as they were ranked.
     """
     measured = [candidate for _, candidate in sorted(tried, key=lambda one: one[0])]
-    found: dict[str, Candidate] = {}
+    best: dict[str, Candidate] = {}
     for candidate in (*measured, *shortlist):
-        found.setdefault(candidate.layer.name, candidate)
-    return list(found.values())[:LAYERS]
+        best.setdefault(candidate.layer.name, candidate)
+    return list(best.values())[:LAYERS]
 
 
 def refine(
@@ -98,8 +98,8 @@ def refine(
 
     Args:
         model: in evaluation mode, with the weights that the edit would be added to.
-        start: the edit to begin from; its prediction is kept.
-        goal: what to answer.
+        start: the edit to begin from; its predicted effect is kept.
+        goal: what the model should predict.
         steps: how many steps, at least one.
         seed: draws the references of each step.
         monitor: progress and cancellation.
@@ -164,5 +164,5 @@ def _set_gradients(
 ) -> None:
     """The gradient of a loss that adds up over ``count`` rows, ``size`` of them at a time."""
     parts = in_chunks(count, size, lambda part: torch.autograd.grad(loss(part), factors))
-    for factor, found in zip(factors, zip(*parts, strict=True), strict=True):
-        factor.grad = torch.stack(found).sum(dim=0)
+    for factor, gradients in zip(factors, zip(*parts, strict=True), strict=True):
+        factor.grad = torch.stack(gradients).sum(dim=0)

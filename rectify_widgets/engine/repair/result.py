@@ -1,4 +1,4 @@
-"""`Rectification`: a repaired copy of a model with the whole history of how it came about.
+"""`Rectification`: a repaired copy of a model with the history of its edits.
 
 Imports torch; pandas only where a frame is asked for.
 """
@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int
-from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, how_found, save_edits
+from rectify_widgets.engine.base.tables import frame, html_table
+from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, save_edits, solver_settings
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the loop saw, besides its trials; shares are fractions.
+class Evidence:
+    """What the diagnosis rests on besides the trials; shares are fractions.
 
     Attributes:
         pairs: how many.
-        references: how many were looked at one by one; 0 where none were given.
+        references: how many were used individually; 0 where none were given.
         shared: whether edits were solved and judged on the same references.
         shown: share of the references whose class the corruption changes, before any edit.
         shown_pairs: share of the pairs whose class it changes.
@@ -33,7 +34,7 @@ class Facts:
         classes: how many the model has.
         classes_seen: how many of them it gives at least one of the references.
         suspected: share of the references that looked corrupted, where they were too many to leave
-            out; else 0.
+            out; otherwise 0.
         left: share of the references whose class the corruption still changes.
         worst_left: class of which most is left, and that share; None where no class is large enough.
         changed: share of the references whose class the edits changed without the corruption.
@@ -92,9 +93,9 @@ class Step:
     refined: bool = False
 
     @property
-    def found(self) -> str:
-        """How the edit was solved, for people: ``"contrast 0.01, refined"``."""
-        return how_found(self.direction, self.ridge, self.refined)
+    def settings(self) -> str:
+        """How the edit was solved, in short: ``"contrast 0.01, refined"``."""
+        return solver_settings(self.direction, self.ridge, self.refined)
 
 
 STEP_COLUMNS = tuple(item.name for item in fields(Step))
@@ -102,7 +103,7 @@ STEP_COLUMNS = tuple(item.name for item in fields(Step))
 
 @dataclass(frozen=True, eq=False)
 class Rectification:
-    """What `rectify` made.
+    """Result of `rectify`.
 
     Attributes:
         model: the repaired copy; the model that was passed in is unchanged.
@@ -113,10 +114,10 @@ class Rectification:
             ``"cancelled"``.
         gap_before, gap_after: see `Step`.
         degradation: see `Step`, after the last kept edit.
-        flagged: rows of the references that were found to carry the corruption and left out.
+        flagged: rows of the references that carry the corruption and were left out.
         seconds: time by stage: statistics, sweep, solving, evaluation, refining.
-        max_degradation, target_gap: as they were asked for; None where that is not known.
-        facts: what the diagnosis rests on besides the steps; None where it was cancelled.
+        max_degradation, target_gap: as requested; None where that is not known.
+        evidence: what the diagnosis rests on besides the steps; None where it was cancelled.
         diagnosis: short sentences on why the behaviour is still there, with figures and what to try;
             empty where the target was met, unless there was nothing to do.
     """
@@ -133,7 +134,7 @@ class Rectification:
     seconds: Mapping[str, float] = field(default_factory=dict)
     max_degradation: float | None = None
     target_gap: float | None = None
-    facts: Facts | None = None
+    evidence: Evidence | None = None
     diagnosis: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -151,7 +152,7 @@ class Rectification:
             after = "     –" if step.gap_after is None else f"{step.gap_after:6.3f}"
             loss = "     –" if step.degradation_after is None else f"{step.degradation_after:6.3f}"
             lines.append(
-                f"{step.round:>5}  {step.layer:<{width}}  {step.found:<23}  "
+                f"{step.round:>5}  {step.layer:<{width}}  {step.settings:<23}  "
                 f"{step.gap_before:6.3f} →{after}       {loss}  "
                 f"{'yes' if step.accepted else 'no'}: {step.reason}"
             )
@@ -163,29 +164,22 @@ class Rectification:
         return "\n".join([*lines, *(f"- {sentence}" for sentence in self.diagnosis)])
 
     def _repr_html_(self) -> str:
-        body = ""
+        rows = []
         for step in self.steps:
-            weight = "bold" if step.accepted else "normal"
             after = "–" if step.gap_after is None else f"{step.gap_after:.3f}"
-            loss = "–" if step.degradation_after is None else f"{step.degradation_after:.3f}"
             cells = (
                 str(step.round),
                 f"<code>{escape(step.layer)}</code>",
-                escape(step.found),
+                escape(step.settings),
                 f"{step.gap_before:.3f} → {after}",
-                loss,
+                "–" if step.degradation_after is None else f"{step.degradation_after:.3f}",
                 ("✓ " if step.accepted else "✗ ") + escape(step.reason),
             )
-            columns = "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells)
-            body += f"<tr style='font-weight:{weight}'>{columns}</tr>"
-        heads = "".join(
-            f"<th style='text-align:left'>{head}</th>"
-            for head in ("round", "layer", "edit", "gap", "degradation", "kept")
-        )
+            rows.append([f"<b>{cell}</b>" if step.accepted else cell for cell in cells])
         why = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.diagnosis)
         return (
-            f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-            f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
+            html_table(rows, ("round", "layer", "edit", "gap", "degradation", "kept"))
+            + f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
             f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
             + (f"<ul>{why}</ul>" if why else "")
         )
@@ -211,11 +205,7 @@ class Rectification:
 
     def to_frame(self) -> Any:
         """The steps as a pandas ``DataFrame`` (needs pandas)."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install pandas") from error
-        return pd.DataFrame([asdict(step) for step in self.steps], columns=list(STEP_COLUMNS))
+        return frame([asdict(step) for step in self.steps], STEP_COLUMNS)
 
     def save(self, path: str | Path) -> None:
         """Write the kept edits, a few kilobytes of safetensors, for `load_edits`."""

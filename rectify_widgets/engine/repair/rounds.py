@@ -33,41 +33,41 @@ from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.refining import TURNS, WEAKER, Goal, refine, starts
-from rectify_widgets.engine.repair.result import Facts, Step
+from rectify_widgets.engine.repair.result import Evidence, Step
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
-"""What time is told of."""
+"""Stages whose time is recorded."""
 TRIALS = 10
 """Edits tried in one round, before any is refined."""
 ENOUGH = 0.5
 """A closed form that closes this share of the gap that is left is not refined."""
 NEAR = 2.0
-"""Nor is anything within this many times the target: there is little to gain for the time.  Both were
-settled with test figures of the comparison in view, one pair each."""
+"""Nor is one within this many times the target: there is little to gain for the time.  Both were chosen
+with test figures of the comparison in view, one pair each."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
-"""Should more references than this look corrupted, the detection has failed and is not used."""
+"""If more references than this look corrupted, the detection has failed and is not used."""
 SAME = 1e-3
 """Two measurements of one gap, perhaps on two machines, differ by less."""
 
 
 @dataclass
 class _Trials:
-    """What one round has tried."""
+    """The trials of one round."""
 
     number: int
-    """That of the round."""
+    """Number of the round."""
     scores: Mapping[str, float]
     """Editability of the layers in it."""
     measured: list[tuple[float, Candidate]] = field(default_factory=list)
-    """Objective and edit of what was worth finishing."""
+    """Objective and edit of each trial that was measured to the end."""
     best: tuple[Candidate, Verdict, int] | None = None
-    """The edit to keep, what was measured of it, and its row among all steps."""
+    """The edit to keep, its verdict, and its row among all steps."""
 
 
 class Rounds:
-    """One rectification under way: the problem, what is known of it, and what has been done."""
+    """A rectification in progress: the problem, its options, and the edits and trials so far."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Rounds:
         self.now: Verdict
         self._split(torch.arange(len(problem.references)), monitor)
 
-    def state(self, stopped: str | None = None, facts: Facts | None = None) -> State:
+    def state(self, stopped: str | None = None, evidence: Evidence | None = None) -> State:
         """All that `restore` needs, between two rounds."""
         return State(
             edits=Edits(self.edits),
@@ -103,14 +103,14 @@ class Rounds:
             now=self.now,
             seconds=dict(self.seconds),
             stopped=stopped,
-            facts=facts,
+            evidence=evidence,
         )
 
     def restore(self, state: State) -> None:
-        """Go on from there: the same references, edits and figures.
+        """Continue from a state: the same references, edits and figures.
 
         Raises:
-            ValueError: the model does not answer as it did when the state was written.
+            ValueError: the model does not predict as it did when the state was written.
         """
         if state.flagged:
             rows = torch.arange(len(self.problem.references))
@@ -129,10 +129,10 @@ class Rounds:
         for stage, seconds in state.seconds.items():
             self.seconds[stage] += seconds
 
-    def run(self, monitor: Monitor, kept: Callable[[], None]) -> str:
-        """Go round after round, calling ``kept`` before the first and after each; why it ended."""
+    def run(self, monitor: Monitor, save: Callable[[], None]) -> str:
+        """Run the rounds, calling ``save`` before the first and after each; returns why it ended."""
         stopped, max_rounds = "round limit", self._options.rounds
-        kept()
+        save()
         try:
             for number in range(self.rounds + 1, max_rounds + 1):
                 if self.now.gap <= self._options.target_gap:
@@ -142,9 +142,9 @@ class Rounds:
                     stopped = "no layer helps"
                     break
                 self.rounds = number
-                kept()
+                save()
         except Cancelled:
-            # The best edit of the round that was under way has not been applied.
+            # The best edit of the round that was interrupted has not been applied.
             for row, step in enumerate(self.steps):
                 if step.accepted and step.round == number:
                     self.steps[row] = replace(step, accepted=False, reason="cancelled")
@@ -168,33 +168,31 @@ class Rounds:
             )
             self.now = self.start = self._judge.measure(self.problem.model, monitor.silent())
         self._goal: Goal | None = None
-        if (
-            self._refine_steps and not self.shared
-        ):  # else nothing would tell what was learnt by heart
+        if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
                 scores = predict_all(self.problem.model, self.solving.references, monitor=monitor)
             self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
 
     def _round(self, number: int, monitor: Monitor) -> bool:
-        """One round; whether an edit was kept."""
+        """One round; returns whether an edit was kept."""
         message = f"round {number}"
-        monitor.report(0.0, f"{message}: looking at the layers")
-        looked = self._look(number, monitor.part(0.0, 0.25))
-        if number == 1 and self._leave_out_corrupted(looked.options, monitor):
-            looked = self._look(number, monitor.part(0.25, 0.5))
-        options, required = looked.options, self._options.layer
+        monitor.report(0.0, f"{message}: proposing edits")
+        proposals = self._propose(number, monitor.part(0.0, 0.25))
+        if number == 1 and self._leave_out_corrupted(proposals.options, monitor):
+            proposals = self._propose(number, monitor.part(0.25, 0.5))
+        options, required = proposals.options, self._options.layer
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
         monitor.report(0.5, f"{message}: ranking layers")
         with self._clock("sweep"):
             part = monitor.part(0.5, 0.6)
-            scores = layer_scores(self._options.method, self.solving, looked, 0, part)
+            scores = layer_scores(self._options.method, self.solving, proposals, 0, part)
         shortlist = _shortlist(options, scores, self._options.method)
         with self._clock("evaluation"):
             return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
 
-    def _look(self, number: int, monitor: Monitor) -> Proposals:
-        """Collect what is stale, look, and solve for every layer."""
+    def _propose(self, number: int, monitor: Monitor) -> Proposals:
+        """Collect what is stale, sweep, and solve for every layer."""
         problem = self.solving
         options, seed = self._options, self._options.seed + number
         with self._clock("sweep"):
@@ -208,7 +206,7 @@ class Rounds:
     def _leave_out_corrupted(
         self, options: Mapping[str, list[Candidate]], monitor: Monitor
     ) -> bool:
-        """Drop references that carry the corruption already; whether there were any."""
+        """Drop references that carry the corruption already; returns whether there were any."""
         voters = pick_voters(options)
         if not self.problem.given or not voters:
             return False
@@ -233,13 +231,13 @@ class Rounds:
         scores: Mapping[str, float],
         monitor: Monitor,
     ) -> bool:
-        """Try the shortlist on the judging references and keep the best edit, if one is good.
+        """Try the shortlist on the judging references; returns whether an edit was kept.
 
-        Where none closes much of the gap, the best ones of some layers are refined and tried again.
+        Where none closes much of the gap, the best edits of some layers are refined and tried again.
         """
         model = self.problem.model
         trials = _Trials(number, scores)
-        # What is shared takes memory, which a limit may not leave.
+        # What is cached takes memory, which a limit may not allow.
         layers = [] if self.problem.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
             share = monitor.part(0.0, 0.5 if self._goal else 1.0)
@@ -265,9 +263,9 @@ class Rounds:
     def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
         """Refine an edit and try it.
 
-        Over the budget, again with more weight on what is to stay, and at last with less of it.
+        Over the budget, again with more weight on disturbance, and finally scaled down.
         """
-        assert self._goal is not None  # noqa: S101 - asked before
+        assert self._goal is not None  # noqa: S101 - checked before
         for turn in range(TURNS):
             with self._clock("refining"):
                 candidate = refine(
@@ -281,14 +279,14 @@ class Rounds:
         self._try(weaker, trials, monitor)
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
-        """Whether the best closed form of a round leaves much, of the gap it found and at all."""
+        """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
         left = self.now.gap if best is None else best[1].gap
         return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.now.gap
 
     def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
-        """Measure an edit, note what came of it, and remember it if it is the best so far.
+        """Measure an edit, record the step, and remember the edit if it is the best so far.
 
-        Answers why it is not kept, see `_objection`.
+        Returns why it is not kept, see `_objection`.
         """
         best = trials.best
         bar = (best[1] if best else self.now).objective
@@ -351,7 +349,7 @@ class Rounds:
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
-        """Count the block's time as that stage's, but for what is another's within it."""
+        """Count the block's time as that stage's, without that of stages nested in it."""
         began, around, self._nested = time.perf_counter(), self._nested, 0.0
         try:
             yield
@@ -365,9 +363,9 @@ def _shortlist(
     options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
 ) -> list[Candidate]:
     """The edits to try: by prediction, or the best of each layer in the order of another method."""
-    few = {name: different(found) for name, found in options.items()}
+    few = {name: different(each) for name, each in options.items()}
     if method == "edit-attribution":
-        mixed = [candidate for found in few.values() for candidate in found]
+        mixed = [candidate for each in few.values() for candidate in each]
         return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
     ranked = sorted(few, key=lambda name: -scores[name])
     return [candidate for name in ranked for candidate in few[name]][:TRIALS]

@@ -1,4 +1,4 @@
-"""`solve_edit`: the edit of one layer as a user asks for it.  Imports torch only."""
+"""`solve_edit`: the best edit of one layer, or of the best layer.  Imports torch only."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def solve_edit(
         key_space: ``"patch"``, or ``"channel"`` for per-pixel channel vectors (Bau et al. 2020).
         solver: ``"dense"``, or ``"matrix-free"`` to solve from the references' layer inputs without
             forming the second moment.
-        seed: which references are looked at.
+        seed: which references are used.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
     Raises:
         TypeError, ValueError: bad input; stale statistics; a layer that cannot be edited or that
             the corruption does not reach.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
     """
     check_choice("key_space", key_space, KEY_SPACES)
     check_choice("solver", solver, SOLVERS)

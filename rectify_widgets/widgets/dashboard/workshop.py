@@ -20,10 +20,10 @@ from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
+from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.solving import solve_edit
-from rectify_widgets.engine.repair.yardstick import Yardstick
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.jobs import Job
 
@@ -71,7 +71,7 @@ class Workshop:
         self._pairs, self._reference = pairs, reference
         self._seed, self._validation = seed, validation
         self._flagged: Tensor | None = None
-        self._yardstick: Yardstick | None = None
+        self._measure: EditMeasure | None = None
         self._verdicts: dict[tuple[int, ...], Verdict] = {}
 
     def edited(self, edits: Sequence[RankOneEdit]) -> nn.Module:
@@ -155,8 +155,8 @@ class Workshop:
         Short jobs have their turn in between; nothing is cancelled, since the edits are there.
         """
         cancel = None if job is None else lambda: job.cancelled() and False
-        if self._yardstick is None:
-            self._yardstick = Yardstick(
+        if self._measure is None:
+            self._measure = EditMeasure(
                 self._model,
                 self._pairs,
                 self._reference,
@@ -170,13 +170,13 @@ class Workshop:
             known = tuple(map(id, edits[:count]))
             if known not in self._verdicts:
                 model = self.edited(edits[:count])
-                self._verdicts[known] = self._yardstick.measure(model, cancel=cancel)
+                self._verdicts[known] = self._measure.measure(model, cancel=cancel)
             verdicts.append(self._verdicts[known])
         return verdicts
 
     def forget(self) -> None:
         """Let go of the references that are measured on."""
-        self._yardstick = self._reference = None
+        self._measure = self._reference = None
         self._verdicts.clear()
 
     def _measured(
@@ -191,5 +191,5 @@ class Workshop:
     def _look_again(self, flagged: Tensor) -> None:
         """Leave these references out of every measurement from now on."""
         if self._flagged is None or not torch.equal(self._flagged, flagged):
-            self._flagged, self._yardstick = flagged, None
+            self._flagged, self._measure = flagged, None
             self._verdicts.clear()

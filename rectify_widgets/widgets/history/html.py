@@ -63,7 +63,7 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
     body = ""
     for step, version in enumerate(timeline.path):
         trial = next((one for one in version.trials if one.accepted), None)
-        found = "" if version.edit is None else version.edit.found
+        found = "" if version.edit is None else version.edit.settings
         title = escape(version.title)
         body += (
             f'<tr{to_set(key=f"step {version.number}", step=step)}><td class="rw-right">'
@@ -107,7 +107,7 @@ def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
     rows = "".join(
         f'<tr class="{"rw-pick" if trial.accepted else "rw-off"}">'
         f"<td><code>{escape(trial.layer)}</code></td>"
-        f"<td>{escape(trial.found)}</td>"
+        f"<td>{escape(trial.settings)}</td>"
         f'<td class="rw-right">{percent(trial.gap_after)}</td>'
         f'<td class="rw-right">{percent(trial.degradation_after)}</td>'
         f"<td>{'✓ kept:' if trial.accepted else '↺'} {escape(trial.reason)}</td></tr>"

@@ -143,7 +143,7 @@ class HistoryViewer(Panel):
 
         Args:
             edits: in order, one version each; none, where a rectification kept none of its trials.
-            verdicts: what was measured after each edit, see `rectify_widgets.engine.repair.yardstick`;
+            verdicts: what was measured after each edit, see `rectify_widgets.engine.repair.measuring`;
                 None takes gap and degradation from the trials that were kept.
             trials: all trials of a rectification, see `Timeline.extend`.
             parent: number of the version that the edits were made from (``timeline.here.number``

@@ -1,8 +1,8 @@
-"""`Yardstick`: gap and degradation of any edited copy of a model, on one scale.  Imports torch only.
+"""`EditMeasure`: gap and degradation of any edited copy of a model, on one scale.  Imports torch only.
 
-`rectify` measures as it goes, against the model that it was given.  Where edits are made one by one
-or in several goes, or are taken back in between, their figures can be compared only if all of them
-are measured against the same original on the same references: that is what this is for.
+`rectify` measures against the model that it was given.  Where edits are made one by one, in several
+runs, or are reverted in between, their figures are comparable only if all of them are measured
+against the same original on the same references.
 """
 
 from __future__ import annotations
@@ -22,24 +22,22 @@ from rectify_widgets.engine.model.running import eval_mode, model_device, model_
 from rectify_widgets.engine.repair.rectification import check_validation
 
 
-class Yardstick:
+class EditMeasure:
     """Measures edited copies of a model against that model, on fixed references.
 
-    With the arguments of a `rectify` call, and what it found corrupted as ``exclude``, the figures
-    are those of its steps.  The yardstick keeps references and the original's answers to them, no
-    model.
+    With the arguments of a `rectify` call, and its ``flagged`` as ``exclude``, the figures are those
+    of its steps.  It keeps the references and the original's predictions for them, no model.
 
     Args:
         model: the original; left as it was.
         pairs: corrupted inputs and their clean counterparts.
-        reference: unlabelled inputs like those of training; up to 768 are looked at, and where they
-            are 64 or more, half of those are measured on: the half that `rectify` does not solve
-            with.  None measures on the pairs.
+        reference: unlabelled inputs like those of training; up to 768 are used.  Of 64 or more, the
+            half is measured on that `rectify` does not solve with.  None measures on the pairs.
         seed: which references, and which pair's corruption goes onto which; that of `rectify`.
         opacity: of the corruption when it is transplanted, see `transplant`.
         exclude: references that carry the corruption themselves, as ``Rectification.flagged``:
-            numbers that count the references that are looked at.  Those are all of them in their
-            own order, unless a tensor has more than 768 rows: then it is ``seed`` that picks them.
+            row numbers of the references that are used.  Those are all of them in their own order,
+            unless a tensor has more than 768 rows: then ``seed`` picks them.
         validation: labelled inputs ``(x, y)`` on which the loss of accuracy is measured instead.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
@@ -48,11 +46,11 @@ class Yardstick:
 
     Raises:
         TypeError, ValueError: bad input, before anything is touched.
-        Cancelled: ``cancel`` said so.
+        Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> yardstick = Yardstick(model, pairs, reference, exclude=result.flagged)
-        >>> yardstick.measure(result.at(1)).gap
+        >>> measure = EditMeasure(model, pairs, reference, exclude=result.flagged)
+        >>> measure.measure(result.at(1)).gap
         0.31
     """
 
@@ -76,7 +74,7 @@ class Yardstick:
             check_number("opacity", opacity, low=0.0, high=1.0)
         monitor = Monitor(progress, cancel)
         with eval_mode(model) as module:
-            monitor.report(0.0, "looking at the references")
+            monitor.report(0.0, "taking the references")
             if reference is None:
                 on_device = pairs.to(model_device(module), model_dtype(module))
                 references, carriers = on_device.clean, on_device.corrupted
@@ -90,14 +88,14 @@ class Yardstick:
             labelled = (
                 None if validation is None else check_validation(module, validation, references)
             )
-            monitor.report(0.5, "asking the original model")
+            monitor.report(0.5, "measuring the original model")
             self._judge = Judge(module, references, carriers, labelled, monitor)
             self._sample = references[:1]
             self._classes = predict(module, self._sample).shape[1]
         self.count = len(references)
 
     def __repr__(self) -> str:
-        return f"Yardstick({self.count} references)"
+        return f"EditMeasure({self.count} references)"
 
     def measure(
         self, model: nn.Module, *, progress: Progress | None = None, cancel: Cancel | None = None
@@ -111,7 +109,7 @@ class Yardstick:
         Raises:
             TypeError: ``model`` is not a module.
             ValueError: it has another number of classes than the original.
-            Cancelled: ``cancel`` said so.
+            Cancelled: ``cancel`` returned True.
         """
         monitor = Monitor(progress, cancel)
         with eval_mode(model) as module:
