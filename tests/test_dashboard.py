@@ -303,7 +303,7 @@ def test_traits_of_the_viewers_are_linked(make: Make) -> None:
     dashboard.layer = "0"
     assert dashboard.layers.layer == "0"
     assert dashboard.maps.layer == "0"
-    dashboard.layers._rows["6"].click()
+    dashboard.layers.canvas.act({"set": {"layer": "6"}})
     assert dashboard.layer == "6"
     assert dashboard.maps.layer is None, "a linear layer has no Grad-CAM"
     seen: list[Any] = []
@@ -407,7 +407,7 @@ def test_the_snapshot_is_plain_html(make: Make, capsys: pytest.CaptureFixture[st
     assert "<script" not in page
     assert "<ape>" not in page
     assert "http" not in re.sub('"data:[^"]*"', "", page)
-    for piece in ("★ best", "too costly", "map of the clean input, after", "Target reached"):
+    for piece in ("★ scores best", "too costly", "map of the clean input, after", "Target reached"):
         assert piece in page
     images = re.findall("<img [^>]*>", page)
     assert all(' alt="' in image and " width=" in image for image in images)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from html import unescape
 from typing import Any
 
 import ipywidgets as ipw
@@ -16,8 +19,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.widgets import actions
-from rectify_widgets.widgets.editability.layer_list import PAGE
-from rectify_widgets.widgets.editability.viewer import TREE_ROWS, EditabilityViewer
+from rectify_widgets.widgets.editability.viewer import TREE_ENTRIES, EditabilityViewer
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import LAYERS, SCORES, fake_localization, network, pairs, texts
 
@@ -75,8 +77,32 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         viewer.close()
 
 
+def lines(viewer: EditabilityViewer) -> list[str]:
+    return viewer.canvas.html.split("<tr")[2:]
+
+
+def name(line: str) -> str:
+    """What stands in the first cell of a row."""
+    first = line.partition("<td>")[2].partition("</td>")[0]
+    return re.sub("<[^>]*>", "", first).replace("&nbsp;" * 4, "  ")
+
+
 def names(viewer: EditabilityViewer) -> list[str]:
-    return [button.description for button in viewer._rows.values()]
+    return [name(line) for line in lines(viewer)]
+
+
+def click(viewer: EditabilityViewer, key: str) -> None:
+    """What a click on the element with that key sends."""
+    tag = re.search(
+        rf'<[^>]* data-(set|do)="([^"]*)" data-key="{re.escape(key)}"', viewer.canvas.html
+    )
+    assert tag is not None, f"{key} is no handle"
+    viewer.canvas.act({tag[1]: json.loads(unescape(tag[2]))})
+
+
+def button(viewer: ipw.Widget, text: str) -> ipw.Button:
+    (found,) = (w for w in widgets(viewer) if getattr(w, "description", "") == text)
+    return found
 
 
 def widgets(viewer: ipw.Widget) -> list[ipw.Widget]:
@@ -135,7 +161,7 @@ def test_the_method_is_chosen_by_list_or_trait(make: Make) -> None:
     assert viewer.method == "trial"
     viewer.method = "projection"
     assert method.value == "projection"
-    viewer._controls.buttons["locate"].click()  # type: ignore[union-attr]
+    button(viewer, "Locate").click()
     assert list(viewer.localizations) == ["projection"]
 
 
@@ -145,7 +171,7 @@ def test_show_replaces_and_compares(make: Make) -> None:
     viewer.show(found("trial", _0=0.5, _3=0.4, _6=0.0), "after 1 edit")
     assert viewer.layer == "3", "what was chosen stays"
     assert list(viewer.scores) == ["0", "3", "6"]
-    assert "after 1 edit" in viewer._heading.value
+    assert "after 1 edit" in viewer.canvas.html
     viewer.show([found("projection"), found("trial")])
     assert viewer.method == "projection"
     assert dict(viewer.localizations["trial"].scores) == SCORES
@@ -202,7 +228,6 @@ def test_traits_are_checked(make: Make) -> None:
         ("measured", {"8": 0.5}, "measured: '8' is unknown"),
         ("measured", {"3": float("nan")}, r"measured\['3'\]: got nan"),
         ("folded", ("stage",), "folded: got 'stage'"),
-        ("page", 1, "want 0 to 0"),
     ):
         before = getattr(viewer, name)
         with pytest.raises(ValueError, match=why):
@@ -226,43 +251,43 @@ def test_a_row_chooses_its_layer_in_every_view(make: Make, view: str) -> None:
     viewer.view = view
     seen: list[Any] = []
     viewer.observe(lambda change: seen.append(change["new"]), names="layer")
-    viewer._rows["6"].click()
-    viewer._rows["0"].click()
+    before = viewer.canvas.html
+    click(viewer, "6")
+    click(viewer, "0")
     assert seen == ["6", "0"]
-    assert "rw-chosen" in viewer._rows["0"]._dom_classes
-    assert "rw-chosen" not in viewer._rows["6"]._dom_classes
-    assert viewer._choice.choice.value == "0"
-    viewer._choice.choice.value = "3"
-    assert "rw-chosen" in viewer._rows["3"]._dom_classes
+    assert viewer.canvas.marks == {"layer": "0"}
+    assert viewer.canvas.html is before, "a choice does not send the rows again"
+    assert viewer.still().count("<tr data-chosen") == 1
     viewer.layer = None
-    assert not any("rw-chosen" in row._dom_classes for row in viewer._rows.values())
-    assert viewer._choice.choice.label == "choose a layer"
+    assert viewer.canvas.marks == {"layer": None}
+    assert "data-chosen" not in viewer.still()
+    viewer.canvas.act({"set": {"layer": "33"}})
+    assert "'33' is unknown" in str(viewer.error)
 
 
-def test_rows_say_what_is_drawn_over_them(make: Make) -> None:
+def test_rows_say_what_is_drawn_in_them(make: Make) -> None:
     viewer = make()
     viewer.locate().wait()
     viewer.edited, viewer.measured = ("0",), {"0": 0.25}
-    assert viewer._rows["0"].tooltip == (
-        "0 (Conv2d 3×3) · edit-attribution 20.0 % · measured after the edit 25.0 % · edited"
+    assert (
+        'title="0 (Conv2d 3×3) · edit-attribution 20.0 % · measured after the edit 25.0 % · edited"'
+        in lines(viewer)[0]
     )
-    assert viewer._rows["3"].tooltip.endswith("80.0 % · best")
-    assert "25.0 %" in texts(viewer)
+    assert '80.0 % · best"' in lines(viewer)[1]
     viewer.order = "rank"
     assert names(viewer) == ["3", "0", "6"]
     viewer.measured = {}
     assert "measured" not in texts(viewer).lower()
 
 
-def test_layers_that_cannot_be_edited_have_rows_that_cannot_be_pressed(make: Make) -> None:
+def test_layers_that_cannot_be_edited_have_rows_that_choose_nothing(make: Make) -> None:
     viewer = make(Deep())
     viewer.layer = "head"
-    rows = viewer._rows
-    assert list(rows)[-2:] == ["unused", "head"]
-    assert rows["unused"].disabled
-    assert "the forward pass does not call it" in rows["unused"].tooltip
-    assert "not editable: the forward pass does not call it" in texts(viewer)
-    assert not rows["head"].disabled
+    unused, head = lines(viewer)[-2:]
+    assert (name(unused), name(head)) == ("unused", "head")
+    assert "data-set" not in unused
+    assert "not editable: the forward pass does not call it" in unused
+    assert "data-set" in head
 
 
 def test_a_model_that_is_one_layer(make: Make) -> None:
@@ -274,7 +299,7 @@ def test_a_model_that_is_one_layer(make: Make) -> None:
     assert names(alone) == ["(the model itself)"]
     alone.view = "tree"
     alone.layer = None
-    alone._rows[""].click()
+    click(alone, "")
     assert alone.layer == ""
     alone.close()
 
@@ -282,79 +307,54 @@ def test_a_model_that_is_one_layer(make: Make) -> None:
 # -- deep networks --------------------------------------------------------------------------------
 
 
-def test_a_deep_network_makes_no_more_rows_than_fit(make: Make) -> None:
+def test_every_layer_of_a_deep_network_is_a_row_of_one_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     viewer = make(Deep())
-    buttons = [w for w in widgets(viewer) if isinstance(w, ipw.Button)]
-    assert len(buttons) < PAGE + 12
-    assert len(viewer._rows) == PAGE
-    assert f"1 to {PAGE} of 102 rows" in texts(viewer)
+    order = viewer._layers.order
+    comms = len(ipw.widget._instances)
+    sent: list[Any] = []
+    monkeypatch.setattr(viewer.canvas, "_send", lambda message, buffers=None: sent.append(message))
+    viewer.show(
+        [
+            Localization(dict.fromkeys(order, 0.1), method, {}, {}, {}, order)
+            for method in ("edit-attribution", "projection", "trial")
+        ]
+    )
+    updates = [message for message in sent if message.get("method") == "update"]
+    assert len(updates) == 1, "scores, layer and method in one"
+    assert len(names(viewer)) == 102
     for view in ("table", "tree", "bars"):
+        start = time.perf_counter()
         viewer.view = view
-        assert len(viewer._rows) <= PAGE
-    assert len(texts(viewer)) < 60_000
-
-
-def test_pages_turn_by_hand_and_to_the_chosen_layer(make: Make) -> None:
-    viewer = make(Deep())
-    viewer.layer = "head"
-    assert viewer.page == 4
-    assert "head" in names(viewer)
-    viewer.page = 0
-    assert "body.0.conv1" in names(viewer)
-    assert viewer.layer == "head"
-    turn = [w for w in widgets(viewer) if getattr(w, "tooltip", "") == "Rows before"]
-    turn[0].click()
-    assert viewer.page == 4
-    viewer.view = "tree"
-    assert viewer.page == 0
+        assert time.perf_counter() - start < 0.15
+    assert len(names(viewer)) == 102
+    assert len(ipw.widget._instances) == comms, "rows are no widgets"
+    assert len(viewer.canvas.html) < 130_000
 
 
 def test_the_tree_begins_folded_and_unfolds_to_the_layer(make: Make) -> None:
     viewer = make(Deep())
+    assert "fold_all" not in viewer.canvas.html
     viewer.view = "tree"
-    assert len(viewer._rows) <= TREE_ROWS
+    assert len(names(viewer)) <= TREE_ENTRIES
     assert names(viewer) == ["▸ body (100)", "unused", "head"]
     viewer.layer = "body.3.conv2"
-    assert "body.3.conv2" in viewer._rows
     assert names(viewer)[:2] == ["▾ body (100)", "  ▸ 0 (2)"]
-    viewer._rows["body.3"].click()
-    assert "body.3.conv2" not in viewer._rows
+    assert names(viewer)[4:7] == ["  ▾ 3 (2)", "    conv1", "    conv2"]
+    click(viewer, "group body.3")
+    assert names(viewer)[4:6] == ["  ▸ 3 (2)", "  ▸ 4 (2)"]
     assert viewer.layer == "body.3.conv2", "folding chooses nothing"
     assert "body.3" in viewer.folded
-    viewer._rows["body.3"].click()
-    assert "body.3.conv1" in viewer._rows
-    viewer.folded = ("body",)
+    click(viewer, "group body.3")
+    assert "    conv2" in names(viewer)
+    click(viewer, "fold all")
     assert names(viewer) == ["▸ body (100)", "unused", "head"]
-    for tip in ("Show every layer", "Show the outermost groups"):
-        next(w for w in widgets(viewer) if getattr(w, "tooltip", "") == tip).click()
     assert set(viewer.folded) == {"body", *(f"body.{n}" for n in range(BLOCKS))}
-
-
-def test_an_unfolded_tree_is_paged(make: Make) -> None:
-    viewer = make(Deep())
-    viewer.view, viewer.folded = "tree", ()
-    assert len(viewer._rows) == PAGE
-    viewer.layer = "head"
-    assert "head" in viewer._rows
-    viewer.folded = ("body",)
-    assert viewer.page == 0
-    assert "head" in viewer._rows
-
-
-def test_switching_views_is_quick(make: Make) -> None:
-    viewer = make(Deep())
-    viewer.show(
-        [
-            Localization(
-                dict.fromkeys(viewer._layers.order, 0.1), method, {}, {}, {}, viewer._layers.order
-            )
-            for method in ("edit-attribution", "projection", "trial")
-        ]
-    )
-    start = time.perf_counter()
-    for view in ("table", "tree", "bars"):
-        viewer.view = view
-    assert (time.perf_counter() - start) / 3 < 0.15
+    click(viewer, "unfold all")
+    assert len(names(viewer)) == 153
+    viewer.canvas.act({"do": {"fold": "nothing"}})
+    assert "folded: got 'nothing'" in str(viewer.error)
 
 
 # -- the whole ------------------------------------------------------------------------------------
@@ -373,25 +373,35 @@ def test_every_control_is_named(make: Make) -> None:
 def test_the_static_view_has_everything(make: Make) -> None:
     viewer = make([found(), found("projection", _3=7.25, _0=1.0)])
     viewer.edited, viewer.measured = ("0",), {"0": 0.31}
-    html = viewer.static_html()
-    for text in ("80.0 %", "7.25", "31.0 %", "● edited", "★ best", "a layer of no use"):
+    html = viewer.still()
+    for text in ("80.0 %", "7.25", "31.0 %", "● edited", "★ scores best", "a layer of no use"):
         assert text in html
-    assert "Not scored yet" in make().static_html()
+    assert "<svg" not in html
+    assert html.count('<img src="data:image/svg+xml;base64,') == 6
+    assert "data-set" not in html
+    assert "Not scored yet" in make().still()
     assert html.index("<code>0<") < html.index("<code>3<")
     viewer.order = "rank"
-    html = viewer.static_html()
+    html = viewer.still()
     assert html.index("<code>3<") < html.index("<code>0<")
+    viewer.view = "tree"
+    assert "Fold all" not in viewer.html(), "there is no group"
+    deep = make(Deep())
+    deep.view = "tree"
+    assert "Fold all" in deep.html()
+    assert "Fold all" not in deep.still()
 
 
 def test_closing_frees_the_model_and_every_widget(make: Make) -> None:
     model = Deep()
     gone = weakref.ref(model)
+    before = set(ipw.widget._instances)
     viewer = EditabilityViewer(model, pairs())
+    assert len(ipw.widget._instances) - len(before) <= 30
     viewer.view, viewer.folded = "tree", ()
-    parts = [*widgets(viewer), *viewer._list._pool]
     viewer.close()
-    assert all(part.comm is None for part in parts)
-    del model
+    assert set(ipw.widget._instances) == before
+    del model, viewer
     gc.collect()
     assert gone() is None
     assert torch.is_grad_enabled()

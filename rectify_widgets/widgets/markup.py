@@ -49,6 +49,14 @@ def some(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def shorten(name: str, width: int) -> str:
+    """A name of at most ``width`` characters; the middle gives way."""
+    if len(name) <= width:
+        return name
+    head = width // 3
+    return f"{name[:head]}…{name[head + 1 - width :]}"
+
+
 def outcome(result: Rectification) -> str:
     """How a rectification ended: one sentence and, where it fell short, why; not escaped."""
     return " ".join([_ending(result), *result.diagnosis])

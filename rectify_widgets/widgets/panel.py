@@ -99,8 +99,9 @@ class Panel(ipw.VBox):
 
     def draw(self) -> None:
         """Show the current state."""
-        self.canvas.html = self.html()
-        self._mark()
+        with self.canvas.hold_sync():  # one message
+            self.canvas.html = self.html()
+            self._mark()
 
     def _mark(self) -> None:
         self.canvas.marks = self._marks()
@@ -199,7 +200,7 @@ class Panel(ipw.VBox):
             RuntimeError: something else is under way.
         """
         self.check_idle()
-        self._label = label
+        self._label, self._action = label, None
         self.set_trait("busy", True)
         self.set_trait("progress", 0.0)
         self.set_trait("status", f"{label}: starting …")
@@ -238,7 +239,7 @@ class Panel(ipw.VBox):
 
     def failed(self, job: Job[Any]) -> None:
         """Take note of work that failed or was cancelled."""
-        if job is self._action:
+        if self._action in (None, job):  # None: a synchronous session ends it before we have it
             self._rest()
         if job.was_cancelled:
             self.set_trait("status", f"{job.label}: cancelled")

@@ -20,14 +20,11 @@ UNDO = ":nth-match(.rw-undo, 1)"
 REDO = ":nth-match(.rw-redo, 1)"
 CANCEL = ":nth-match(.rw-cancel, 1)"
 
-LAYER = ".rw-rows .rw-row"
-"""One layer's bar."""
+LAYER = ".rw-lay tr[data-key]"
+"""One layer's row, or a group's; its ``data-key`` is the layer's name."""
 
-CHOSEN = ".rw-rows .rw-chosen"
-"""The bar of the chosen layer."""
-
-LAYERS = ".rw-card select"
-"""The list of layers; the first list inside a card."""
+CHOSEN = ".rw-lay tr[data-chosen]"
+"""The row of the chosen layer."""
 
 MAPS = ".rw-maps"
 MAP = ".rw-maps img"

@@ -377,7 +377,7 @@ class RectificationDashboard(Working, RectifyOptions):
     def static_html(self) -> str:
         """All views, one under the other."""
         views = (self.layers, self.maps, self.predictions)
-        columns = "".join(f"<div>{view.static_html()}</div>" for view in views)
+        columns = "".join(f"<div>{view.still()}</div>" for view in views)
         pieces = [
             self._title() + markup.status_line(self.status) + markup.error_box(self.error),
             f'<div class="rw-columns">{columns}</div>',

@@ -1,8 +1,6 @@
 """`EditabilityViewer`: how editable each layer is, as bars, a table or a tree to choose from.
 
-Imports the engine's localisation, the base panel and the rooms that build rows and HTML.  Each row
-is a button, so a layer is chosen by mouse or keyboard in every front end, without a script of our
-own; bars and numbers are one piece of HTML drawn over the buttons, which lets clicks through.
+Imports the engine's localisation, the panel with its controls, and the data and HTML of this folder.
 """
 
 from __future__ import annotations
@@ -20,33 +18,29 @@ from rectify_widgets.engine.base.checks import check_choice, check_int, check_mo
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization
 from rectify_widgets.widgets import actions, markup
-from rectify_widgets.widgets.base import refuse_unknown
-from rectify_widgets.widgets.editability import layer_html, layer_tree
-from rectify_widgets.widgets.editability.layer_facts import Column, Facts
-from rectify_widgets.widgets.editability.layer_index import Found, LayerIndex, check_found
-from rectify_widgets.widgets.editability.layer_list import (
-    ORDERS,
-    VIEWS,
-    LayerList,
-    ListTools,
-    page_count,
-    page_of,
+from rectify_widgets.widgets.controls import Controls
+from rectify_widgets.widgets.editability import html
+from rectify_widgets.widgets.editability.data import (
+    Entry,
+    Knowledge,
+    Layers,
+    Localizations,
+    Scores,
+    check_localizations,
+    first_folds,
 )
-from rectify_widgets.widgets.editability.layer_rows import Row
-from rectify_widgets.widgets.editability.locating import LocateControls
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import Panel, refuse_unknown
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.stepper import ChoiceStepper
-from rectify_widgets.widgets.working import Working
 
-TREE_ROWS = 24
-"""Rows of a tree to begin with: groups are unfolded, outer ones first, while there is room."""
+VIEWS = {"bars": "Bars", "table": "Table", "tree": "Tree"}
+ORDERS = {"network": "Network", "rank": "Best first"}
 
-WIDE_NAME, NARROW_NAME = 28, 22
-"""Longest layer names that are shown whole, in characters: alone, and as a part of something."""
+TREE_ENTRIES = 24
+"""Entries of a tree to begin with: groups are unfolded, outer ones first, while there is room."""
 
 
-class EditabilityViewer(Working):
+class EditabilityViewer(Panel):
     """How much of the gap an edit of each layer closes.
 
     Args:
@@ -71,6 +65,8 @@ class EditabilityViewer(Working):
     """
 
     sheets = ("editability",)
+    handles = ("layer", "fold", "fold_all", "unfold_all")
+    marks = ("layer",)
 
     layer = traitlets.Unicode(None, allow_none=True)
     """The chosen layer's dotted name; a click on a row chooses its layer."""
@@ -96,12 +92,9 @@ class EditabilityViewer(Working):
     folded = traitlets.Tuple(())
     """Names of the tree's groups that are folded; a click on a group folds or unfolds it."""
 
-    page = traitlets.Int(0)
-    """The page of rows in view, from 0; choosing a layer turns to its page."""
-
     def __init__(
         self,
-        model: nn.Module | Found,
+        model: nn.Module | Localizations,
         pairs: SamplePairs | None = None,
         *,
         reference: Any = None,
@@ -118,64 +111,74 @@ class EditabilityViewer(Working):
         if not isinstance(controls, bool):
             raise TypeError(f"controls: got {controls!r}, want True or False")
         self._model: nn.Module | None = None
-        self._found: dict[str, Localization] = {}
+        self._localizations: dict[str, Localization] = {}
         self._notes: dict[str, str] = {}
-        found: list[Localization] = []
+        given: list[Localization] = []
         if isinstance(model, Localization | list | tuple | Mapping):
-            found = check_found("model", model)
-            self._layers = LayerIndex.of_found(found)
-            self._layers.check_found("model", found)
-            method = found[0].method
+            given = check_localizations("model", model)
+            self._layers = Layers.of_localizations(given)
+            self._layers.check_scores("model", given)
+            method = given[0].method
         else:
             self._model = check_module("model", model)
             if not isinstance(pairs, SamplePairs):
                 raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
-            self._layers = LayerIndex.of_model(self._model, pairs)
+            self._layers = Layers.of_model(self._model, pairs)
         self.about = markup.some(len(self._layers.order), "layer")
         super().__init__(session)
         with self.building():
             self.method = method
-            self.folded = tuple(layer_tree.first_folds(self._layers.tree, TREE_ROWS))
-            self._build(found, controls=controls)
-            if found:
-                self.show(found)
+            self.folded = tuple(first_folds(self._layers.tree, TREE_ENTRIES))
+            self.children = (*self._build_controls(given, controls=controls), self.canvas)
+            self.listen(self, lambda _: self._unfold(), ["layer", "view"])
+            self.listen(self, lambda _: self._use_scores(), ["method"])
+            self.listen(
+                self, lambda _: self.draw(), ["view", "order", "edited", "measured", "folded"]
+            )
+            if given:
+                self.show(given)
+            else:
+                self.set_trait("status", "Ready. Locate scores the layers.")
+                self.draw()
 
-    def _build(self, found: Sequence[Localization], *, controls: bool) -> None:
-        self._heading = ipw.HTML(markup.heading("Editability of the layers"))
-        options = [
-            ("choose a layer", None),
-            *((name or "(the model)", name) for name in self._layers.order),
-        ]
-        self._choice = ChoiceStepper(self, "layer", options, "Layer")
-        self._tools = ListTools(self, self._layers.groups)
-        self._list = LayerList(self._choose, self._turn, WIDE_NAME if controls else NARROW_NAME)
-        head: list[ipw.Widget] = [self._heading]
-        self._controls: LocateControls | None = None
-        if controls and (self._model is not None or len(found) > 1):
-            can_score = self._model is not None
-            methods = RANKING_METHODS if can_score else [one.method for one in found]
-            self._controls = LocateControls(self, methods, self._click if can_score else None)
-            self.listen(self, self._show_state, ["status", "progress", "error", "busy"])
-            head.append(self._controls)
-        if self._model is not None:
-            self.set_trait("status", "Ready. Locate scores the layers.")
-        self.fill([*head, self._choice, self._tools, self._list])
-        self.listen(self, lambda _: self._reveal(), ["layer", "view", "order"])
-        self.listen(self, lambda _: self._take_front(), ["method"])
-        self.listen(self, lambda _: self._draw(), ["edited", "measured", "folded", "page"])
-        self._reveal()
+    def _build_controls(self, given: Sequence[Localization], *, controls: bool) -> list[ipw.Widget]:
+        make, can_score = Controls(self), self._model is not None
+        look = make.row(make.choices("view", VIEWS, "View"), make.choices("order", ORDERS, "Order"))
+        if not controls or (not can_score and len(given) < 2):
+            return [look]
+        method = make.field(
+            ipw.Dropdown,
+            "method",
+            "Method",
+            "The method in front",
+            width="220px",
+            options=RANKING_METHODS if can_score else [one.method for one in given],
+        )
+        if not can_score:
+            return [make.row(method), look]
+        tip = "Score how editable each layer is, by the method in front"
+        locate = make.button("Locate", "search", tip, "locate", primary=True)
+        cancel = make.button("Cancel", "stop", "Stop scoring; earlier scores stay", "cancel")
+
+        def follow(_: object) -> None:
+            locate.disabled, cancel.disabled = self.busy, not self.busy
+
+        self.listen(self, follow, ["busy"])
+        follow(None)
+        return [make.row(method, locate, cancel, make.bar()), make.state(), look]
 
     # -- what can be asked ------------------------------------------------------------------------
 
     @property
     def localization(self) -> Localization | None:
         """What the method in front has found, or None."""
-        return self._found.get(self.method)
+        return self._localizations.get(self.method)
 
     @property
     def localizations(self) -> dict[str, Localization]:
         """What each method has found so far."""
-        return {method: self._found[method] for method in RANKING_METHODS if method in self._found}
+        known = self._localizations
+        return {method: known[method] for method in RANKING_METHODS if method in known}
 
     def check_layer(self, name: str | None) -> str | None:
         """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
@@ -202,7 +205,7 @@ class EditabilityViewer(Working):
 
         return self.act(work, "Locate", lambda job: self.show(job.result()))
 
-    def show(self, localization: Found, note: str = "") -> None:
+    def show(self, localization: Localizations, note: str = "") -> None:
         """Show scores that are there already; the best layer is chosen if none was.
 
         Args:
@@ -210,104 +213,75 @@ class EditabilityViewer(Working):
                 front; of several the first does.
             note: of which model the scores are.
         """
-        found = check_found("localization", localization)
-        self._layers.check_found("localization", found)
-        for one in found:
-            self._found[one.method], self._notes[one.method] = one, note
+        several = check_localizations("localization", localization)
+        self._layers.check_scores("localization", several)
+        for one in several:
+            self._localizations[one.method], self._notes[one.method] = one, note
             self._layers.kinds = {**one.kinds, **self._layers.kinds}
-        if self.method == found[0].method:
-            self._take_front()
-        else:
-            self.method = found[0].method
-        if self.layer is None:
-            self.layer = found[0].best
+        with self.canvas.hold_sync():
+            if self.method == several[0].method:
+                self._use_scores()
+            else:
+                self.method = several[0].method
+            if self.layer is None:
+                self.layer = several[0].best
 
-    def static_html(self) -> str:
-        """The layers as a table with bars: all methods, what was measured, what is not editable."""
-        title = markup.heading("Editability of the layers", self._notes.get(self.method, ""))
-        unscored = "" if self._found else '<p class="rw-soft">Not scored yet.</p>'
-        facts, rows = self._facts(), self._rows_in_order()
-        return title + unscored + layer_html.static_table(rows, facts)
+    def fold(self, group: str) -> None:
+        """Fold a group of the tree, or unfold it."""
+        others = tuple(name for name in self.folded if name != group)
+        self.folded = others if group in self.folded else (*others, group)
+
+    def fold_all(self) -> None:
+        """Show the outermost groups of the tree."""
+        self.folded = self._layers.groups
+
+    def unfold_all(self) -> None:
+        """Show every layer of the tree."""
+        self.folded = ()
+
+    def html(self) -> str:
+        """All layers in one list: every method, what was measured, what cannot be edited."""
+        heading = markup.heading("Editability of the layers", self._notes.get(self.method, ""))
+        folding = html.folding() if self.view == "tree" and self._layers.groups else ""
+        return heading + folding + html.layer_table(self._entries(), self._knowledge(), self.view)
 
     def forget(self) -> None:
         """Let go of the model and the samples."""
         self._model = self._pairs = self._reference = None
 
-    # -- behind the views -------------------------------------------------------------------------
+    # -- behind the view --------------------------------------------------------------------------
 
-    @property
-    def _rows(self) -> dict[str, ipw.Button]:
-        """The buttons in view, by the name of their layer or group."""
-        return self._list.buttons
-
-    def _facts(self) -> Facts:
-        columns = [
-            Column(method, one.scores, self._notes[method], method == self.method)
+    def _knowledge(self) -> Knowledge:
+        scores = [
+            Scores(method, one.scores, self._notes[method], method == self.method)
             for method, one in self.localizations.items()
         ]
-        columns.sort(key=lambda column: not column.front)
-        facts = Facts(columns, self.measured, self.edited, self._layers.kinds)
+        scores.sort(key=lambda one: not one.front)
+        known = Knowledge(scores, self.measured, self.edited, self._layers.kinds)
         if (front := self.localization) is not None:
-            facts = replace(facts, choices=front.choices, completeness=front.completeness)
-        return facts
+            known = replace(known, choices=front.choices, completeness=front.completeness)
+        return known
 
-    def _rows_in_order(self) -> list[Row]:
-        ranking = self.scores if self.order == "rank" and self.scores else None
-        return self._layers.rows(self.view, ranking, self.folded)
+    def _entries(self) -> list[Entry]:
+        scores = self.scores if self.order == "rank" and self.scores else None
+        return self._layers.entries(self.view, scores, self.folded)
 
-    def _draw(self) -> None:
-        """Show the page of rows in view."""
-        rows = self._rows_in_order()
-        page = min(self.page, page_count(rows) - 1)
-        self._list.show(rows, self._facts(), self.view, page)
-        self._list.mark(self.layer)
-        self._tools.show(self.view)
-        if page != self.page:
-            self.page = page
-
-    def _reveal(self) -> None:
-        """Unfold the groups around the chosen layer and turn to its page."""
-        if self.layer is None:
-            self._choice.choice.index = 0  # "choose a layer"
+    def _unfold(self) -> None:
+        """Unfold the groups around the chosen layer."""
         if self.view == "tree" and self.layer is not None:
             around = self._layers.around(self.layer)
             self.folded = tuple(name for name in self.folded if name not in around)
-        page = page_of(self._rows_in_order(), self.layer)
-        self.page = self.page if page is None else page
-        self._draw()
 
-    def _choose(self, row: Row) -> None:
-        """What a click on a row does: choose its layer, fold or unfold its group."""
-        if row.is_layer:
-            self.layer = row.name
-        elif row.folded:
-            self.folded = tuple(name for name in self.folded if name != row.name)
-        elif row.is_group:
-            self.folded = (*self.folded, row.name)
-
-    def _turn(self, by: int) -> None:
-        self.page = (self.page + by) % page_count(self._rows_in_order())
-
-    def _take_front(self) -> None:
-        """Show what the method in front has found."""
-        front, note = self.localization, self._notes.get(self.method, "")
-        self._heading.value = markup.heading("Editability of the layers", note)
+    def _use_scores(self) -> None:
+        """Show the scores of the method in front."""
+        front = self.localization
         self.set_trait("scores", {} if front is None else dict(front.scores))
         if front is None:
             self.set_trait("status", f"{self.method}: not scored yet")
         else:
-            text = Column(self.method, front.scores).text(front.scores[front.best])
+            text = Scores(self.method, front.scores).text(front.scores[front.best])
             self.set_trait("status", f"{front.best} scores best, {text}")
-        self._draw()
-
-    def _click(self, name: str) -> None:
-        self.press(getattr(self, name))
-
-    def _show_state(self, _: object) -> None:
-        if self._controls is not None:
-            self._controls.show(
-                status=self.status, progress=self.progress, error=self.error, busy=self.busy
-            )
+        self.draw()
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -318,10 +292,11 @@ class EditabilityViewer(Working):
     @traitlets.validate("method")
     def _check_method(self, proposal: Mapping[str, str]) -> str:
         method = check_choice("method", proposal["value"], RANKING_METHODS)
-        if self._model is None and self._found and method not in self._found:
+        known = self._localizations
+        if self._model is None and known and method not in known:
             raise ValueError(
                 f"method: {method!r} has not been scored, and this viewer has no model to score; "
-                f"it shows {', '.join(self._found)}"
+                f"it shows {', '.join(known)}"
             )
         return method
 
@@ -348,10 +323,3 @@ class EditabilityViewer(Working):
         return tuple(
             check_choice("folded", name, self._layers.groups) for name in proposal["value"]
         )
-
-    @traitlets.validate("page")
-    def _check_page(self, proposal: Mapping[str, int]) -> int:
-        page, count = check_int("page", proposal["value"], low=0), page_count(self._rows_in_order())
-        if page >= count:
-            raise ValueError(f"page: got {page}, want 0 to {count - 1}: one of {count} pages")
-        return page
