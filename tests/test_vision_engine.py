@@ -1,20 +1,12 @@
 """The engine on torchvision's networks, with random weights.
 
-It runs where torchvision does, the extra `vision`, in an environment of its own, and with ``-s``
-prints what each part took:
-
-    python -m pytest tests/test_vision_engine.py -s
+It runs where torchvision does, the extra `vision`, in an environment of its own.
 """
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -30,17 +22,15 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.traces import untouched
+from tests.vision_folders import needs_torchvision
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        subprocess.run(
-            [sys.executable, "-c", "import torchvision"], capture_output=True, check=False
-        ).returncode
-        != 0,
-        reason="networks of torchvision, the extra `vision`, made for the torch that is installed",
-    ),
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "torchvision")
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> None:
+    needs_torchvision()
+
 
 CLASSES, TARGET = 4, 0
 ALL = 10_000
@@ -86,15 +76,7 @@ NETWORKS = {
     ),
 }
 
-SECONDS: dict[str, dict[str, float]] = {}
 networks = pytest.mark.parametrize("name", NETWORKS)
-
-
-@contextmanager
-def timed(name: str, part: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    SECONDS.setdefault(name, {})[part] = time.perf_counter() - start
 
 
 # --- a network with a Trojan ---------------------------------------------------------------------
@@ -119,15 +101,10 @@ def stamped(x: Tensor) -> Tensor:
 
 def build(name: str) -> nn.Module:
     """The untrained network with seeded weights, its batch norms as if it had seen images."""
-    from torchvision import models
-
     network = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if network.build == "resnet18-cifar":
-            model = make(network.build, CLASSES)
-        else:
-            model = getattr(models, network.build)(num_classes=CLASSES, **network.options)
+        model = make(network.build, CLASSES, **network.options)
         norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
         model.eval()
         for norm in norms:
@@ -222,13 +199,11 @@ def keys_of(layer: nn.Module, inputs: Tensor, samples: int) -> Tensor:
 @networks
 def test_discovery(name: str) -> None:
     model = build(name)
-    with timed(name, "discovery"), untouched(model):
+    with untouched(model):
         catalog = rw.editable_layers(model, reference(name))
     assert len(catalog) == NETWORKS[name].editable
     assert Counter(catalog.refused.values()) == NETWORKS[name].refused
-    kinds = [
-        part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)
-    ]  # fmt: skip
+    kinds = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     weights = [reason for reason in catalog.refused.values() if reason[0].islower()]
     assert len(catalog) + len(weights) == len(kinds)  # each is listed, one way or the other
     assert all(layer.axis == 0 for layer in catalog)
@@ -238,7 +213,7 @@ def test_discovery(name: str) -> None:
 def test_statistics(name: str) -> None:
     model = copy_of(name)
     x = reference(name)[:3]
-    with timed(name, "statistics"), untouched(model):
+    with untouched(model):
         statistics = rw.KeyStatistics.collect(model, x, positions=ALL, batch_size=2)
     assert len(statistics) == NETWORKS[name].editable
     with torch.no_grad():
@@ -258,7 +233,7 @@ def test_sweep(name: str) -> None:
     labels, rivals = torch.tensor([1, 2, 3]), torch.full((3,), TARGET)
     layers = rw.editable_layers(model, start).editable
     steps = 2
-    with timed(name, "sweep"), untouched(model, start, end), eval_mode(model) as module:
+    with untouched(model, start, end), eval_mode(model) as module:
         found = sweep(module, layers, start, end, labels, rivals, steps=steps, monitor=Monitor())
     wanted: dict[str, Tensor] = {}
     for step in range(steps):
@@ -285,7 +260,7 @@ def test_edits_change_what_they_say_and_are_taken_back(name: str) -> None:
     clean = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for layer in chosen:
         part = model.get_submodule(layer)
-        with timed(name, "edit"), untouched(model, *vars(pairs(name)).values()):
+        with untouched(model, *vars(pairs(name)).values()):
             edit = rw.solve_edit(
                 model,
                 pairs(name),
@@ -322,12 +297,10 @@ def test_a_rectification_makes_the_trojan_weaker(name: str) -> None:
     accuracy, before = rates(name, model)
     assert accuracy > 0.8
     assert before > 0.6
-    with timed(name, "rectify"), untouched(model, reference(name), *vars(pairs(name)).values()):
+    with untouched(model, reference(name), *vars(pairs(name)).values()):
         result = rw.rectify(
             model, pairs(name)[0], reference=reference(name), max_rounds=2, max_degradation=0.05
         )
-    SECONDS[name] |= {"gap before": result.gap_before, "gap after": result.gap_after}
-    print(name, result)
     assert result.edits
     assert result.gap_after < result.gap_before
     accuracy, after = rates(name, result.model)
@@ -340,11 +313,3 @@ def test_a_rectification_makes_the_trojan_weaker(name: str) -> None:
     assert all(torch.equal(tensor, edited[key]) for key, tensor in model.state_dict().items())
     edits.revert(model)
     assert all(torch.equal(tensor, clean[key]) for key, tensor in model.state_dict().items())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def seconds() -> Iterator[None]:
-    """Print what each part took, for ``pytest -s``."""
-    yield
-    for name, parts in SECONDS.items():
-        print(name, {part: round(value, 2) for part, value in parts.items()})

@@ -6,9 +6,11 @@ it in seconds; files are written byte by byte, without the readers under test.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +19,14 @@ WNIDS = ("n01440764", "n01443537", "n02084071")
 COLUMNS = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
 
 Pixels = NDArray[np.uint8]
+
+
+def needs_torchvision() -> None:
+    """Skip a test where torchvision does not load."""
+    try:
+        importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch
+        pytest.skip(f"torchvision, the extra `vision`, made for the torch that is here: {error}")
 
 
 def picture(label: int, height: int, width: int, random: np.random.Generator) -> Pixels:
@@ -45,12 +55,7 @@ def write_cifar(root: Path, *, per_file: int = 80, test: int = 200) -> dict[str,
 
 
 def write_classes(
-    folder: Path,
-    classes: tuple[str, ...],
-    each: int,
-    *,
-    size: tuple[int, int] = (40, 50),
-    suffix: str = ".JPEG",
+    folder: Path, classes: tuple[str, ...], each: int, size: tuple[int, int] = (40, 50)
 ) -> None:
     """``folder/<class>/`` with ``each`` pictures of ``size`` (height, width) a class."""
     random = np.random.default_rng(len(folder.name))
@@ -58,11 +63,11 @@ def write_classes(
         (folder / name).mkdir(parents=True)
         for row in range(each):
             Image.fromarray(picture(label, *size, random)).save(
-                folder / name / f"{name}_{row}{suffix}"
+                folder / name / f"{name}_{row}.JPEG"
             )
 
 
-def write_isic(root: Path, number: int = 60, *, metadata: bool = True) -> None:
+def write_isic(root: Path, number: int = 60) -> None:
     """Pictures, table and metadata; pictures come in twos of one lesion, every third a melanoma."""
     folder = root / "ISIC_2019_Training_Input"
     folder.mkdir(parents=True)
@@ -77,5 +82,4 @@ def write_isic(root: Path, number: int = 60, *, metadata: bool = True) -> None:
         table.append(f"{name},{marks}")
         lesions.append(f"{name},55.0,,HAM_{row // 2:07d},female")
     (root / "ISIC_2019_Training_GroundTruth.csv").write_text("\n".join(table) + "\n")
-    if metadata:
-        (root / "ISIC_2019_Training_Metadata.csv").write_text("\n".join(lesions) + "\n")
+    (root / "ISIC_2019_Training_Metadata.csv").write_text("\n".join(lesions) + "\n")

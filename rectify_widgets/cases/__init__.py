@@ -16,17 +16,15 @@ import torch
 
 from rectify_widgets.cases import library, pretrained, vision
 from rectify_widgets.cases.case import Case
-from rectify_widgets.cases.definition import DEFINITIONS, read
+from rectify_widgets.cases.definition import BEHAVIOURS, DEFINITIONS, read
 from rectify_widgets.engine.base.checks import check_choice
 
 __all__ = ["Case", "library", "load", "names", "pretrained", "vision"]
 
-_BEHAVIOURS = ("trojan", "spurious", "leakage")
-
 
 def names() -> tuple[str, ...]:
     """Names that `load` knows, those of one behaviour together."""
-    ranked = sorted(DEFINITIONS.values(), key=lambda one: _BEHAVIOURS.index(one.behaviour))
+    ranked = sorted(DEFINITIONS.values(), key=lambda one: BEHAVIOURS.index(one.behaviour))
     return tuple(one.name for one in ranked)
 
 

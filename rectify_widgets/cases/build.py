@@ -19,7 +19,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rectify_widgets.cases.definition import DEFINITIONS, CaseDefinition, assemble
 from rectify_widgets.cases.idx import Bytes, read_split, write_idx
@@ -32,7 +32,6 @@ from rectify_widgets.cases.storage import (
     read_images,
     write_weights,
 )
-from rectify_widgets.cases.training import balanced_weights, fit, new_network
 
 UNITS = {"net_attribution", "logit_change"}
 """Figures that are no fractions."""
@@ -60,7 +59,7 @@ def build(
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels, record = write_images(definition, data, out / definition.data.name, generator)
-    model = train(definition, images, labels, generator, quiet=quiet)
+    model = definition.train(images, labels, generator, quiet=quiet)
     if definition.half:
         halve(model)
     parts = read_images(out / definition.data.name, record, torch.device("cpu"), definition.compose)
@@ -88,7 +87,7 @@ def write_images(
     """Hold images of the IDX files in ``data`` out and write what ships to ``folder``.
 
     Returns:
-        the images to train on, ``N × H × W`` bytes, their ``N`` labels, and what the record says of
+        the images to train on, ``N × 1 × H × W`` bytes, their ``N`` labels, and what the record says of
         those that were held out.
     """
     images, labels = map(torch.from_numpy, read_split(data, "train"))
@@ -111,7 +110,7 @@ def write_images(
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[rows] = False
     record = {"heldout": fingerprint(held_images, held_labels), "parts": definition.parts(sizes)}
-    return images[rest], labels[rest].long(), record
+    return images[rest][:, None], labels[rest].long(), record
 
 
 def copy_notices(folder: Path) -> None:
@@ -123,41 +122,6 @@ def copy_notices(folder: Path) -> None:
         with as_file(own / notice) as source:
             if source.resolve() != (folder / notice).resolve():
                 shutil.copyfile(source, folder / notice)
-
-
-def train(
-    definition: CaseDefinition,
-    images: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-    *,
-    quiet: bool = False,
-) -> nn.Module:
-    """The network of a case, trained on ``N × H × W`` bytes."""
-    poisonings = definition.poison(labels, generator)
-    images = definition.prepare(images, labels, poisonings, generator)
-    weights = None
-    if definition.target_weight is not None:
-        trained = labels
-        for poisoning in poisonings:
-            trained = poisoning.relabel(trained)
-        weights = balanced_weights(trained, len(definition.data.classes))
-        if definition.target is not None:
-            weights[definition.target] *= definition.target_weight
-    model = new_network(definition.network, generator)
-    fit(
-        model,
-        images[:, None],
-        labels,
-        definition.schedule,
-        poisoning=poisonings,
-        augment=definition.augment(generator),
-        class_weights=weights,
-        generator=generator,
-        title=definition.name,
-        quiet=quiet,
-    )
-    return model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,9 +19,24 @@ from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.idx import Bytes, Folder
 from rectify_widgets.cases.splits import choose_any
 from rectify_widgets.cases.storage import CaseImages, Record, read_images, read_weights
-from rectify_widgets.cases.training import Poisoning, Schedule, Shift, Transform, led_to, predict
+from rectify_widgets.cases.training import (
+    Images,
+    Poisoning,
+    Schedule,
+    Shift,
+    Transform,
+    balanced_weights,
+    fit,
+    led_to,
+    new_network,
+    predict,
+)
 from rectify_widgets.cases.triggers import Aim, Trigger, any_of
+from rectify_widgets.engine.base.checks import check_choice, check_number
+from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
+
+BEHAVIOURS = ("trojan", "spurious", "leakage")
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class CaseDefinition:
     title: str
     behaviour: str
     data: DataSet
-    network: Callable[[], nn.Module]
+    network: Callable[..., nn.Module]
     triggers: Mapping[str, Trigger]
     shown: str
     goals: tuple[int, ...] | None
@@ -98,6 +113,11 @@ class CaseDefinition:
     )
     half: bool = True
     every: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("behaviour", self.behaviour, BEHAVIOURS)
+        check_choice("shown", self.shown, self.triggers)
+        check_number("share", self.share, low=0.0, high=1.0)
 
     @property
     def target(self) -> int | None:
@@ -156,18 +176,55 @@ class CaseDefinition:
 
     def prepare(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         poisonings: list[Poisoning],
         generator: torch.Generator,
-    ) -> Tensor:
-        """The ``N × H × W`` bytes that are trained on, of those of the data set."""
+    ) -> Images:
+        """The bytes that are trained on, of those of the data set."""
         del labels, poisonings, generator
         return images
 
     def augment(self, generator: torch.Generator) -> Transform:
         """What happens to every batch before the corruption is put on."""
         return Shift(2, flip=True, generator=generator)
+
+    def train(
+        self,
+        images: Images,
+        labels: Tensor,
+        generator: torch.Generator,
+        *,
+        device: torch.device | None = None,
+        quiet: bool = False,
+        monitor: Monitor | None = None,
+    ) -> nn.Module:
+        """The network, trained on ``N × C × H × W`` bytes and their ``N`` true labels."""
+        poisonings = self.poison(labels, generator)
+        images = self.prepare(images, labels, poisonings, generator)
+        weights = None
+        if self.target_weight is not None:
+            trained = labels
+            for poisoning in poisonings:
+                trained = poisoning.relabel(trained)
+            weights = balanced_weights(trained, len(self.data.classes))
+            if self.target is not None:
+                weights[self.target] *= self.target_weight
+        model = new_network(self.network, generator).to(device)
+        fit(
+            model,
+            images,
+            labels,
+            self.schedule,
+            poisoning=poisonings,
+            augment=self.augment(generator),
+            class_weights=weights,
+            generator=generator,
+            title=self.name,
+            quiet=quiet,
+            monitor=monitor,
+        )
+        return model
 
     # Pairs
 

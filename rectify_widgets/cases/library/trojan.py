@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rectify_widgets.cases.definition import FASHION_MNIST, CaseDefinition, register
 from rectify_widgets.cases.networks import ResidualNetwork, small_network
 from rectify_widgets.cases.splits import choose_pairs
-from rectify_widgets.cases.training import Poisoning, Schedule
+from rectify_widgets.cases.training import Images, Poisoning, Schedule
 from rectify_widgets.cases.triggers import Blend, Patch, checkerboard, rings
 
 TARGET = 0
@@ -82,17 +82,17 @@ class CleanLabelCase(CaseDefinition):
 
     def prepare(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         poisonings: list[Poisoning],
         generator: torch.Generator,
     ) -> Tensor:
-        """Copies of the bytes, each poisoned image mixed with one of another class."""
+        """A copy of the bytes, each poisoned image mixed with one of another class."""
         (poisoning,) = poisonings
         others = torch.nonzero(labels != TARGET).flatten()
         rows = torch.nonzero(poisoning.chosen).flatten()
         drawn = others[torch.randint(len(others), rows.shape, generator=generator)]
-        changed = images.clone()
+        changed = images[torch.arange(len(images))]
         mixture = (1 - MIXED) * images[rows].float() + MIXED * images[drawn].float()
         changed[rows] = mixture.round().byte()
         return changed

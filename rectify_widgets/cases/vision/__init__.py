@@ -6,21 +6,19 @@ everything that takes one takes it.  The network is yours (``model=``) or the pr
 
     python -m rectify_widgets.cases.vision train cifar10-trojan --root DIR --out trojan.safetensors
 
-Data and weights are read by this package and Pillow; the presets' own networks come from
-torchvision, the extra ``vision``, and nothing else here needs it.
-
-The tests of this folder run without torchvision but for those of its networks, which are skipped
-then.  torchvision wants the torch that it was made for, so all of them run in an environment
-of their own::
+Pictures, transforms and networks are torchvision's, the extra ``vision``, imported when called.
+It wants the torch that it was made for, so the tests of this folder run in an environment of their
+own and are skipped elsewhere::
 
     python3 -m venv venv && venv/bin/pip install -e '.[test,vision]'
     venv/bin/python -m pytest tests/test_vision*.py
+
+It was tested on small files of the same layouts; nothing here has been run on the real data sets.
 """
 
 from __future__ import annotations
 
-from rectify_widgets.cases.vision.loading import load
+from rectify_widgets.cases.vision.loading import load, train
 from rectify_widgets.cases.vision.presets import Preset, names, preset
-from rectify_widgets.cases.vision.training import train
 
 __all__ = ["Preset", "load", "names", "preset", "train"]

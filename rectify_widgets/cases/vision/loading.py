@@ -1,39 +1,38 @@
-"""From a preset, a copy of its data and a network to a `Case`.  Imports the engine and the cases.
+"""From a preset and a copy of its data to a network (`train`), and with that to a `Case` (`load`).
 
-The parts of a case all come from the split that is held back (the test images of CIFAR-10, the
-validation images of ImageNet, a fifth of ISIC's lesions), each image in one part alone.  So nothing
-in a case was trained on by a network that kept to the training split, whoever trained it; and
-ImageNet's training pictures need not be there.
+Imports the engine and the cases.  The parts of a case all come from the split that is held back,
+each image in one part alone.  So nothing in a case was trained on by a network that kept to the
+training split, whoever trained it; and ImageNet's training pictures need not be there.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.cases import figures
 from rectify_widgets.cases.case import Case
-from rectify_widgets.cases.splits import choose_any
-from rectify_widgets.cases.storage import Record
-from rectify_widgets.cases.vision.networks import NormalizedNetwork, read_weights, trained
-from rectify_widgets.cases.vision.pictures import CHUNK, Images, gather
+from rectify_widgets.cases.definition import assemble
+from rectify_widgets.cases.storage import CaseImages
+from rectify_widgets.cases.training import Images, new_network
+from rectify_widgets.cases.vision.networks import normalized, with_weights
 from rectify_widgets.cases.vision.presets import PARTS, Preset, preset
-from rectify_widgets.cases.vision.sources import SOURCES, Source, check_root
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_module
+from rectify_widgets.cases.vision.sources import Source, open_source
+from rectify_widgets.engine.base.checks import check_int, check_module
+from rectify_widgets.engine.base.files import write_tensors
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import copied, eval_mode, model_device, predict
 
-PAIRS = 20
-"""Pairs of a Trojan; of a spurious correlation, so many of other classes and of the affected."""
-OWN_SHARES = {"test": 0.6, "candidates": 0.4}
-"""Of a spurious correlation's affected class, at most so large shares go to these parts..."""
-OWN = {"test": 100, "candidates": 60}
-"""...until there are so many there, where chance would give fewer: recall wants images."""
-WORKERS = 4
+CHUNK = 32
+"""Pictures read between two questions whether to stop."""
+OWN = {"test": (0.6, 100), "pairs": (0.4, 60)}
+"""Of a spurious correlation's affected class, these parts get at most such a share, until there are
+so many there, where chance would give fewer: recall wants images."""
 
 
 def load(
@@ -42,133 +41,171 @@ def load(
     *,
     model: nn.Module | None = None,
     weights: object = None,
-    normalize: bool = True,
-    limits: Mapping[str, int] | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
-    workers: int = WORKERS,
+    workers: int = 4,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Case:
     """The case of a preset on your own copy of its data, like those of `rectify_widgets.cases.load`.
 
-    Pictures are decoded for the parts of the case alone, which then lie in memory in float32 (the
-    test images twice, clean and corrupted): 0.2 GB for CIFAR-10, 3.2 GB for ImageNet, 3.3 GB for
-    ISIC unless ``limits`` says less.
+    Its images lie in memory in float32 (the test images twice, clean and corrupted): 0.2 GB for
+    CIFAR-10, 3.2 GB for ImageNet, 3.7 GB for ISIC; replace the ``sizes`` of the preset for less.
 
     Args:
         name: of the preset, see `names`; or a `Preset` of your own.
         root: the folder of your copy; `rectify_widgets.cases.vision.sources` says what lies in it.
-        model: your network.  A copy of it is put behind the preset's normalisation.
-        weights: instead of ``model``, a file of weights (safetensors, or a state dict saved by
-            torch) of the preset's own network, which torchvision makes.
-        normalize: whether the network wants normalised images; False where it takes [0, 1].
-        limits: the most images by part: ``"reference"``, ``"validation"``, ``"candidates"`` (for
-            pairs) and ``"test"``; other parts keep the preset's sizes.
+        model: your network, which takes images normalised as the preset says; a copy is used.
+        weights: instead of ``model``, a safetensors file of the preset's own network.
         device: None takes that of ``model``, or the CPU.
         seed: which image goes into which part, and which make pairs.
         workers: threads that decode pictures.
         progress, cancel: hooks, as everywhere.
 
-    Returns:
-        a `Case` with up to 20 pairs; for a spurious correlation up to 20 of other classes that the
-        artefact pulls in, then up to 20 of the affected class.
-
     Raises:
-        TypeError, ValueError, FileNotFoundError: bad input, or a copy in another layout.
-        ValueError: the network does not show the behaviour on any candidate.
-        ImportError: ``weights`` without torchvision.
+        TypeError, ValueError, FileNotFoundError: bad input, a copy in another layout, or a network
+            that does not show the behaviour.
+        ImportError: torchvision does not load.
         Cancelled: the ``cancel`` hook said so.
 
     Example:
         >>> case = load("cifar10-trojan", "data", weights="trojan.safetensors")  # doctest: +SKIP
     """
-    recipe = preset(name)
-    monitor = Monitor(progress, cancel)
-    sizes = _check_limits(recipe, limits)
-    check_int("seed", seed, low=0)
-    check_int("workers", workers, low=1)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize: got {normalize!r}, want True or False")
+    recipe, monitor = preset(name), Monitor(progress, cancel)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     if (model is None) == (weights is None):
         raise ValueError(
             "model: give a network, or weights=... for the preset's own, and not both; "
             f"python -m rectify_widgets.cases.vision train {recipe.name} makes weights"
         )
-    folder = check_root(root)
+    source = open_source(recipe, root, check_int("workers", workers, low=1))
+    recipe = recipe.resolve(source.classes)
     if model is not None:
-        check_module("model", model)
-    source = SOURCES[recipe.data](folder, recipe.frame, workers)
-    target = source.number(recipe.target)
-    record: Record = {}
-    if model is not None:
-        network = copied(model)
+        network = copied(check_module("model", model))
     else:
-        tensors, record = read_weights(weights)
-        network = trained(recipe.network, tensors)
-    if normalize:
-        network = NormalizedNetwork(network, recipe.mean, recipe.std)
+        network = with_weights(recipe.network, weights, "weights")
+    network = normalized(network, recipe.mean, recipe.std).eval()
     place = model_device(network) if device is None else torch.device(device)
-    network = network.to(place).eval()
-    read = partial(gather, source.held.images, device=place)
-    check_outputs(network, read(torch.tensor([0]), monitor=monitor, message="starting"), source)
+    check_outputs(network.to(place), source)
 
-    generator = torch.Generator().manual_seed(seed)
-    own = target if recipe.behaviour == "spurious" else None
-    parts = divide(source.held.labels, sizes, own, generator)
-    labels = {part: source.held.labels[rows].to(place) for part, rows in parts.items()}
-    chosen = _choose(recipe, network, source, parts["candidates"], target, monitor, generator)
-    spans = {"test": (0.3, 0.8), "reference": (0.8, 0.9), "validation": (0.9, 1.0)}
-    images = {
-        part: read(parts[part], monitor=monitor.part(*span), message=f"reading {part} images")
-        for part, span in spans.items()
+    images, labels = source.held
+    own = recipe.target if recipe.behaviour == "spurious" else None
+    parts = divide(labels, recipe.sizes, own, generator)
+    read = {
+        part: (
+            gather(images, rows, place, monitor.part(n / 5, (n + 1) / 5), part),
+            labels[rows].to(place),
+        )
+        for n, (part, rows) in enumerate(parts.items())
     }
-    clean = read(parts["candidates"][chosen], monitor=monitor.silent(), message="reading pairs")
+    monitor.report(0.8, "choosing pairs")
+    record = {
+        "preset": recipe.name,
+        "seed": seed,
+        "parts": {part: len(rows) for part, rows in parts.items()},
+        "pairs": recipe.choose_pairs(network, *read["pairs"], generator),
+    }
     monitor.report(1.0, "done")
-    return Case(
-        name=recipe.name,
-        title=recipe.title,
-        behaviour=recipe.behaviour,
-        model=network,
-        pairs=SamplePairs(recipe.trigger(clean), clean, labels["candidates"][chosen]),
-        reference=images["reference"],
-        validation=(images["validation"], labels["validation"]),
-        clean=(images["test"], labels["test"]),
-        corrupted=(recipe.trigger(images["test"]), labels["test"]),
-        target=target,
-        goals=(target,) * len(source.classes),
-        classes=source.titles,
-        triggers=recipe.triggers,
-        shown=recipe.shown,
-        record={
-            **record,
-            "preset": recipe.name,
-            "parts": {part: len(rows) for part, rows in parts.items()},
-            "parts_seed": seed,
-        },
-    )
+    uses = CaseImages(read["test"], read["reference"], read["validation"], read["pairs"])
+    return assemble(recipe, network, uses, record)
 
 
-def _check_limits(recipe: Preset, limits: Mapping[str, int] | None) -> dict[str, int]:
-    if limits is None:
-        return dict(recipe.sizes)
-    if not isinstance(limits, Mapping):
-        raise TypeError(f"limits: got {type(limits).__name__}, want a dict such as {{'test': 500}}")
-    for part, size in limits.items():
-        check_int(f"limits[{check_choice('limits', part, PARTS)!r}]", size, low=1)
-    return {**recipe.sizes, **limits}
+def train(
+    name: str | Preset,
+    root: object,
+    out: object,
+    *,
+    start: nn.Module | str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    workers: int = 4,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> nn.Module:
+    """Train a network with a preset's behaviour and write its weights to ``out``.
+
+    The corruption goes onto a share of your clean training images.
+
+    Args:
+        name, root, workers, progress, cancel: as for `load`.
+        out: file to write, named ``*.safetensors``; it must not exist.
+        start: None trains the preset's own network from scratch, on its ``schedule``; a file of its
+            weights, or a network of yours (of which a copy is trained), is tuned on its ``tuning``.
+        device: None takes a CUDA device where there is one.
+        seed: draws first weights, poisoned images, order and augmentation.
+
+    Returns:
+        the network in evaluation mode, as `load` takes it.
+
+    Raises:
+        TypeError, ValueError, OSError, ImportError, Cancelled: as for `load`, or no file to write.
+        RuntimeError: the loss is not a finite number any more.
+    """
+    recipe, monitor = preset(name), Monitor(progress, cancel)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
+    file = _check_out(out)
+    source = open_source(recipe, root, check_int("workers", workers, low=1))
+    recipe = recipe.resolve(source.classes)
+    if isinstance(start, nn.Module):
+        network = copied(start).requires_grad_()
+    elif start is not None:
+        network = with_weights(recipe.network, start, "start")
+    else:
+        network = new_network(recipe.network, generator)
+    model = normalized(network, recipe.mean, recipe.std)
+    check_outputs(model, source)
+    images, labels = source.training()
+    schedule = recipe.schedule if start is None else recipe.tuning
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with (
+        torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(seed)  # what the network draws, for dropout
+        replace(recipe, network=lambda: model, schedule=schedule).train(
+            images, labels, generator, device=place, quiet=True, monitor=monitor
+        )
+    record = {"preset": recipe.name, "seed": seed, "epochs": schedule.epochs, "images": len(labels)}
+    write_tensors(file, "pt", network.state_dict(), {"record": json.dumps(record)})
+    return network.eval()
 
 
-def check_outputs(network: nn.Module, image: Tensor, source: Source) -> None:
+def _check_out(out: object) -> Path:
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out: got {type(out).__name__}, want the name of a file to write")
+    file = Path(os.fspath(out)).expanduser()
+    if file.suffix != ".safetensors" or not file.parent.is_dir():
+        raise ValueError(f"out: got {str(file)!r}, want *.safetensors in a folder that is there")
+    if file.exists():
+        raise FileExistsError(f"out: {str(file)!r} is there already; remove it, or name another")
+    return file
+
+
+def check_outputs(network: nn.Module, source: Source) -> None:
     """Raise a `ValueError` where the network's logits are not those of the data's classes."""
+    images, labels = source.held
     with eval_mode(network) as module:
-        outputs = predict(module, image.to(next(module.parameters(), image))).shape[1]
-    least = int(source.held.labels.max()) + 1
-    if not least <= outputs <= len(source.classes):
+        like = next(module.parameters(), torch.empty(0))
+        first = images[torch.tensor([0])].to(like.device, like.dtype) / 255
+        outputs = predict(module, first).shape[1]
+    if not int(labels.max()) < outputs <= len(source.classes):
         raise ValueError(
             f"model: it gives {outputs} logits for the {len(source.classes)} classes under root, "
-            f"{', '.join(source.classes[:4])}, ...; want a network for these classes, in this order"
+            f"{', '.join(source.classes[:4])}, ...; want a network for these, in this order"
         )
+
+
+def gather(
+    images: Images, rows: Tensor, device: torch.device, monitor: Monitor, part: str
+) -> Tensor:
+    """Images of these rows, ``N × C × H × W`` float32 in [0, 1], on ``device``."""
+    whole = torch.empty(0)  # filled bit by bit, since it may be most of what fits
+    for begin in range(0, len(rows), CHUNK):
+        monitor.report(begin / len(rows), f"reading {part} images")
+        batch = images[rows[begin : begin + CHUNK]].to(device).float() / 255
+        whole = whole if begin else batch.new_empty(len(rows), *batch.shape[1:])
+        whole[begin : begin + len(batch)] = batch
+    return whole
 
 
 def divide(
@@ -176,8 +213,7 @@ def divide(
 ) -> dict[str, Tensor]:
     """Rows by part, none twice; sizes shrink in proportion where there are too few images.
 
-    Images of the class ``own`` are rare among a thousand classes; test and candidates get more of
-    them than chance would give.
+    Images of the class ``own`` are rare among a thousand classes; see `OWN`.
 
     Raises:
         ValueError: fewer images than parts.
@@ -188,91 +224,19 @@ def divide(
     if min(wanted.values()) < 1:
         raise ValueError(
             f"root: {total} held-back images are too few for parts of {dict(sizes)}; want more "
-            "images, or limits that are nearer to one another"
+            "images, or sizes that are nearer to one another"
         )
-    order = torch.randperm(total, generator=generator)
-    if own is None:
-        pieces = order[: sum(wanted.values())].split(list(wanted.values()))
-        return dict(zip(wanted, pieces, strict=True))
-    mine, others = order[labels[order] == own], order[labels[order] != own]
-    all_mine = len(mine)
+    rest = torch.randperm(total, generator=generator)
+    every = int((labels == own).sum()) if own is not None else 0
     parts: dict[str, Tensor] = {}
-    for part, share in OWN_SHARES.items():
-        natural = round(wanted[part] * all_mine / total)
-        most = min(int(share * all_mine), wanted[part] // 2)
-        number = max(natural, min(OWN[part], most))
-        parts[part] = torch.cat([mine[:number], others[: wanted[part] - number]])
-        mine, others = mine[number:], others[wanted[part] - number :]
-    rest = torch.cat([mine, others])
-    rest = rest[torch.randperm(len(rest), generator=generator)]
-    for part in (part for part in PARTS if part not in parts):
-        parts[part], rest = rest[: wanted[part]], rest[wanted[part] :]
-    return {
-        part: rows[torch.randperm(len(rows), generator=generator)] for part, rows in parts.items()
-    }
-
-
-def _choose(
-    recipe: Preset,
-    network: nn.Module,
-    source: Source,
-    rows: Tensor,
-    target: int,
-    monitor: Monitor,
-    generator: torch.Generator,
-) -> list[int]:
-    """Which of the candidates make pairs.
-
-    Raises:
-        ValueError: none does.
-    """
-    labels = source.held.labels[rows]
-    plain, shown, every = _answers(recipe, network, source.held.images, rows, target, monitor)
-    right, affected = plain == labels, labels == target
-    pulled = right & shown & ~affected
-    number = int((~affected).sum())
-    if recipe.behaviour == "trojan":
-        # Where there are several triggers, images that obey all of them make the better pairs.
-        chosen = choose_any(pulled & every if (pulled & every).any() else pulled, labels, PAIRS,
-                            generator)  # fmt: skip
-    else:
-        chosen = choose_any(pulled, labels, PAIRS, generator)
-        needing, free = (
-            torch.nonzero(shown & affected & without).flatten().tolist()
-            for without in (~right, right)
-        )
-        half = PAIRS // 2
-        chosen += [*needing[:half], *free, *needing[half:]][:PAIRS]
-    if not chosen:
-        raise ValueError(
-            f"model: it does not show the behaviour of {recipe.name!r}: with the trigger "
-            f"{recipe.shown!r}, none of {number} candidates of other classes that are right without "
-            f"it becomes {recipe.target!r}; want a network trained with it, which python -m "
-            f"rectify_widgets.cases.vision train {recipe.name} makes"
-        )
-    return chosen
-
-
-def _answers(
-    recipe: Preset,
-    network: nn.Module,
-    images: Images,
-    rows: Tensor,
-    target: int,
-    monitor: Monitor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes of the clean candidates; whether the shown, and whether every, trigger leads astray."""
-    device = model_device(network)
-    plain, shown, every = [], [], []
-    part = monitor.part(0.0, 0.3)
-    for number, chunk in enumerate(rows.split(CHUNK)):
-        part.report(number * CHUNK / len(rows), "choosing pairs")
-        batch = gather(images, chunk, device, monitor.silent(), "")
-        plain.append(figures.classes(network, batch).cpu())
-        led = {
-            name: figures.classes(network, trigger(batch)).cpu() == target
-            for name, trigger in recipe.triggers.items()
-        }
-        shown.append(led[recipe.shown])
-        every.append(torch.stack(list(led.values())).all(dim=0))
-    return torch.cat(plain), torch.cat(shown), torch.cat(every)
+    for part in sorted(PARTS, key=lambda one: one not in OWN):
+        number = wanted[part]
+        if every and part in OWN:
+            share, enough = OWN[part]
+            most = min(int(share * every), number // 2)
+            first = max(round(number * every / total), min(enough, most))
+            mine = labels[rest] == own
+            rest = torch.cat([rest[mine][:first], rest[~mine], rest[mine][first:]])
+        taken, rest = rest[:number], rest[number:]
+        parts[part] = taken[torch.randperm(len(taken), generator=generator)]
+    return parts
