@@ -146,37 +146,30 @@ class NetworkClock:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._local = threading.local()
-        real = explain.attribute
-
-        @wraps(real)
-        def timed(*arguments: Any, **options: Any) -> Tensor:
-            self._enter()
-            try:
-                return real(*arguments, **options)
-            finally:
-                self._leave()
-
+        real, timed = explain.attribute, self._timed(explain.attribute)
         for module in list(sys.modules.values()):
             if getattr(module, "attribute", None) is real and module is not explain:
                 module.attribute = timed  # type: ignore[attr-defined]
-        nn.modules.module.register_module_forward_pre_hook(lambda *_: self._enter())
-        nn.modules.module.register_module_forward_hook(lambda *_: self._leave(), always_call=True)
+        ResidualNetwork.forward = self._timed(ResidualNetwork.forward)  # type: ignore[method-assign]
 
     def read(self) -> float:
         """Seconds since the last reading."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
-    def _enter(self) -> None:
-        depth = getattr(self._local, "depth", 0)
-        if depth == 0:
-            self._local.began = time.perf_counter()
-        self._local.depth = depth + 1
+    def _timed(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Tensor:
+            if getattr(self._local, "running", False):  # the outer one counts
+                return function(*arguments, **options)
+            self._local.running, began = True, time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._local.running = False
+                self.seconds += time.perf_counter() - began
 
-    def _leave(self) -> None:
-        self._local.depth -= 1
-        if self._local.depth == 0:
-            self.seconds += time.perf_counter() - self._local.began
+        return timed
 
 
 def wait_for(job: Any) -> None:

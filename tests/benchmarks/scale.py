@@ -5,15 +5,14 @@ references go in; multiply-adds, bytes and seconds come out, for statistics, a r
 and an evaluation, shared out over GPUs as ``distributed=True`` does.
 
     python -m tests.benchmarks scale
-    python -m tests.benchmarks.scale --gpus 64 --references 14000000 --pictures 400
+    python -c "from tests.benchmarks.scale import *; print(calculate(gpus=64).markdown())"
 
-Other networks and machines are one line each, see `NETWORKS` and `MACHINES`.
+Other networks and machines are one line each, see `VIT_L` and `H100`.
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rectify_widgets.engine.edit.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
@@ -125,18 +124,15 @@ class Machine:
     moving: float = 0.7
 
 
-NETWORKS = {
-    "vit-b": Transformer("ViT-B/16", blocks=12, width=768, hidden=3072, patch=16),
-    "vit-l": Transformer("ViT-L/16", blocks=24, width=1024, hidden=4096, patch=16),
-    "vit-h": Transformer("ViT-H/14", blocks=32, width=1280, hidden=5120, patch=14),
-}
+VIT_B = Transformer("ViT-B/16", blocks=12, width=768, hidden=3072, patch=16)
+VIT_L = Transformer("ViT-L/16", blocks=24, width=1024, hidden=4096, patch=16)
+VIT_H = Transformer("ViT-H/14", blocks=32, width=1280, hidden=5120, patch=14)
 """Dosovitskiy et al. 2021, table 1."""
 H100 = Machine(
     "H100 SXM", tera={"fp32": 67.0, "tf32": 494.7, "bf16": 989.4}, memory=3.35e12, host=64e9,
     link=450e9,
 )  # fmt: skip
 """NVIDIA H100 Tensor Core GPU data sheet: its figures with sparsity halved, and links one way."""
-MACHINES = {"h100": H100}
 MODES = {"fp32": ("fp32", "fp32"), "tf32": ("tf32", "tf32"), "bf16": ("bf16", "tf32")}
 """Precision of the model's passes, and of the moments and factors, which stay in float32."""
 
@@ -202,7 +198,7 @@ def terms(
 
 
 def calculate(
-    network: Transformer = NETWORKS["vit-l"],
+    network: Transformer = VIT_L,
     machine: Machine = H100,
     gpus: int = 8,
     references: int = 1_281_167,
@@ -230,26 +226,3 @@ def calculate(
             sums[f"{mode}, s"] = f"{sum(own.values()):.3g}; {max(own, key=lambda what: own[what])}"
         table.add(call=call, what="sum; longest", work="", **sums)
     return table
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table for numbers of one's own."""
-    parser = argparse.ArgumentParser(description="What a large job should cost, on paper.")
-    add = parser.add_argument
-    add("--network", choices=NETWORKS, default="vit-l", help="default: %(default)s")
-    add("--machine", choices=MACHINES, default="h100", help="default: %(default)s")
-    add("--gpus", type=int, default=8, help="default: %(default)s")
-    add("--references", type=int, default=1_281_167, help="default: ImageNet's training set")
-    add("--tests", type=int, default=100_000, help="clean and corrupted (default: %(default)s)")
-    for name in ("cores", "pictures", "products", "solving", "moving"):
-        value = getattr(H100, name)
-        add(f"--{name}", type=type(value), help=f"see `Machine` (H100: {value})")
-    options = vars(parser.parse_args(arguments))
-    network, machine = NETWORKS[options.pop("network")], MACHINES[options.pop("machine")]
-    own = {name: options.pop(name) for name in ("gpus", "references", "tests")}
-    machine = replace(machine, **{k: v for k, v in options.items() if v is not None})
-    print(calculate(network, machine, **own).markdown())
-
-
-if __name__ == "__main__":
-    main()
