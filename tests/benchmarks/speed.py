@@ -28,6 +28,7 @@ from rectify_widgets.engine.model.gradients import sweep
 from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
+from tests.benchmarks import speed_timing as timing
 from tests.benchmarks.memory import MEGA, Job, Spent, in_process, keep_rows
 from tests.benchmarks.speed_tasks import (
     Measurements,
@@ -36,23 +37,6 @@ from tests.benchmarks.speed_tasks import (
     measure_edit,
     measure_statistics,
     measure_sweep,
-)
-from tests.benchmarks.speed_timing import (
-    BATCH,
-    TRACE_PASSES,
-    Comparison,
-    Cost,
-    Ratio,
-    Span,
-    Work,
-    best_rates,
-    describe,
-    forward_work,
-    moment_work,
-    take_turns,
-    three_digits,
-    time_once,
-    undisturbed_seconds,
 )
 from tests.benchmarks.tables import Cell, Table
 from tests.benchmarks.training import TARGET, Trojan, default_cache, speed_trigger
@@ -99,7 +83,7 @@ def measure_rectify(options: SpeedOptions) -> Measurements:
         generator = torch.Generator().manual_seed(0)
         fit(copy.deepcopy(trojan.model), images, labels, epoch, generator=generator, quiet=True)
 
-    tuning, repairing = take_turns([tune, repair], options.repeats, warm=False)
+    tuning, repairing = timing.take_turns([tune, repair], options.repeats, warm=False)
     result, what = results[-1], f"dynamic rectification, one pair, {references} references"
     before, after = (
         measure(model, *trojan.test, trigger=speed_trigger(), target=TARGET)
@@ -107,46 +91,46 @@ def measure_rectify(options: SpeedOptions) -> Measurements:
     )
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     estimated = "" if timed == options.tuned else f", estimated from {timed:,}"
-    yield Comparison(
+    yield timing.Comparison(
         what, f"one epoch of fine-tuning on {options.tuned:,} images{estimated}",
-        Ratio.of(repairing, tuning, timed / options.tuned), 0.5, faster=False,
+        timing.Ratio.of(repairing, tuning, timed / options.tuned), 0.5, faster=False,
         note=f"ASR {100 * before.attack_success:.1f} to {100 * after.attack_success:.1f} %, OA "
         f"{100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} %, "
         f"{len(result.edits)} edits in {len(result.steps)} trials; {stages}",
     )  # fmt: skip
-    seconds = undisturbed_seconds(repairing, options.device)
-    yield Cost(what, seconds, rectify_work(trojan, references, result))
+    seconds = timing.undisturbed_seconds(repairing, options.device)
+    yield timing.Cost(what, seconds, rectify_work(trojan, references, result))
 
 
-def rectify_work(trojan: Trojan, references: int, result: Rectification) -> Work:
+def rectify_work(trojan: Trojan, references: int, result: Rectification) -> timing.Work:
     """What the loop asks of the model: answers, moments, sweeps, and trials on the judging half.
 
     Statistics after the first round, which are partial, are left out.
     """
-    one = forward_work(trojan.model, trojan.references[:BATCH]) * (1 / BATCH)
+    one = timing.forward_work(trojan.model, trojan.references[: timing.BATCH]) * (1 / timing.BATCH)
     half, trials = references / 2, len(result.steps)
     rounds = max([1, *(step.round for step in result.steps)])
     finished = sum(step.gap_after is not None for step in result.steps)
     passes = 2 * references + half  # answers, the first measure, the statistics
-    passes += (trials + finished) * half + rounds * min(half, PROBE) * TRACE_PASSES
+    passes += (trials + finished) * half + rounds * min(half, PROBE) * timing.TRACE_PASSES
     statistics = KeyStatistics.collect(trojan.model, trojan.references[: int(half)])
-    return one * passes + moment_work(trojan.model, statistics)
+    return one * passes + timing.moment_work(trojan.model, statistics)
 
 
 class RoundTimes:
     """A progress hook that notes when each round of a rectification ended."""
 
     def __init__(self) -> None:
-        self._marks: list[Span] = []
+        self._marks: list[timing.Span] = []
 
     def __call__(self, _: float, message: str) -> None:
         """Called by the loop with what it is about to do."""
         began = not self._marks and message.startswith("collecting")
         if began or re.fullmatch(r"round \d+: done", message):
-            self._marks.append(Span.now())
+            self._marks.append(timing.Span.now())
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[timing.Span]:
         """What each round took, from the first word of the statistics of round one."""
         return [after - before for before, after in pairwise(self._marks)]
 
@@ -154,8 +138,8 @@ class RoundTimes:
 def measure_rounds(options: SpeedOptions) -> Measurements:
     """Rounds after the first against the first, of rectifications that go on to the end."""
     trojan = options.trojan()
-    first: list[Span] = []
-    later: list[Span] = []
+    first: list[timing.Span] = []
+    later: list[timing.Span] = []
     notes = []
     for seed in range(options.repeats):
         times = RoundTimes()
@@ -166,14 +150,14 @@ def measure_rounds(options: SpeedOptions) -> Measurements:
         start, *rest = times.spans
         first += [start] * len(rest)
         later += rest
-        seconds = ", ".join(three_digits(span.seconds) for span in times.spans)
+        seconds = ", ".join(timing.three_digits(span.seconds) for span in times.spans)
         where = ", ".join(edit.layer for edit in result.edits) or "nothing"
         notes.append(f"pair {seed}: {seconds} s, edited {where}")
     if not later:
         raise RuntimeError("no rectification had a second round")
-    ratio = Ratio.of(later, first)
+    ratio = timing.Ratio.of(later, first)
     note = "; ".join(notes)
-    yield Comparison(
+    yield timing.Comparison(
         "a round after the first", "the first round", ratio, 0.5, faster=False, note=note
     )
 
@@ -208,7 +192,7 @@ def measure_speed(arguments: argparse.Namespace, monitor: Monitor) -> list[Table
         whole_epoch=arguments.whole,
     )
     names = [check_choice("only", name, NAMES) for name in arguments.only or NAMES]
-    where = describe(options.device)
+    where = timing.describe(options.device)
     tables = {name: Table(name, f"{where}.  {note}") for name, note in NOTES.items()}
 
     def keep(table: str, rows: Rows) -> None:
@@ -228,10 +212,10 @@ def measure_speed(arguments: argparse.Namespace, monitor: Monitor) -> list[Table
         elif name == "references":
             keep("speed references", measure_references(options))
         else:
-            found, rates = list(TASKS[name](options)), best_rates(options.device)
-            ratios = [one.cells(name) for one in found if isinstance(one, Comparison)]
+            found, rates = list(TASKS[name](options)), timing.best_rates(options.device)
+            ratios = [one.cells(name) for one in found if isinstance(one, timing.Comparison)]
             keep("speed", ratios)
-            costs = [one.cells(name, rates) for one in found if isinstance(one, Cost)]
+            costs = [one.cells(name, rates) for one in found if isinstance(one, timing.Cost)]
             if costs:
                 keep("speed limits", costs)
     return [table for table in tables.values() if table.rows]
@@ -253,12 +237,14 @@ def measure_references(options: SpeedOptions, run: Callable[[Job], Spent] = in_p
                 "row": "references",
                 "references": count,
                 "times": f"{times}×",
-                "seconds": three_digits(spent.span.seconds),
-                "processor seconds": three_digits(spent.span.processor),
-                "processor, times": f"{three_digits(spent.span.processor / base.span.processor)}×",
-                "processor ms a reference": three_digits(1000 * spent.span.processor / count),
-                "peak MB": three_digits(spent.bytes / MEGA),
-                "peak, times": f"{three_digits(spent.bytes / base.bytes)}×",
+                "seconds": timing.three_digits(spent.span.seconds),
+                "processor seconds": timing.three_digits(spent.span.processor),
+                "processor, times": f"{timing.three_digits(spent.span.processor / base.span.processor)}×",
+                "processor ms a reference": timing.three_digits(
+                    1000 * spent.span.processor / count
+                ),
+                "peak MB": timing.three_digits(spent.bytes / MEGA),
+                "peak, times": f"{timing.three_digits(spent.bytes / base.bytes)}×",
             }
         )
     return rows
@@ -266,7 +252,7 @@ def measure_references(options: SpeedOptions, run: Callable[[Job], Spent] = in_p
 
 def _profile_statistics(options: SpeedOptions) -> Callable[[], object]:
     model, images = options.network(), options.images(options.collected)
-    return lambda: KeyStatistics.collect(model, images, batch_size=BATCH)
+    return lambda: KeyStatistics.collect(model, images, batch_size=timing.BATCH)
 
 
 def _profile_sweep(options: SpeedOptions) -> Callable[[], object]:
@@ -283,7 +269,7 @@ def _profile_sweep(options: SpeedOptions) -> Callable[[], object]:
 
 def _profile_solving(options: SpeedOptions) -> Callable[[], object]:
     """Two directions of every layer at every ridge, from the second moments."""
-    known = KeyStatistics.collect(options.network(), options.images(BATCH))
+    known = KeyStatistics.collect(options.network(), options.images(timing.BATCH))
 
     def run() -> None:
         for name in known:
@@ -317,7 +303,7 @@ def profile(name: str, options: SpeedOptions) -> Rows:
     cuda = options.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        whole = time_once(task).seconds
+        whole = timing.time_once(task).seconds
     field = "self_device_time_total" if cuda else "self_cpu_time_total"
     own = [(e.key, e.count, getattr(e, field) / 1e6) for e in profiler.key_averages()]
     own.sort(key=lambda event: event[2], reverse=True)
@@ -334,8 +320,8 @@ def profile(name: str, options: SpeedOptions) -> Rows:
             "task": name,
             "operator": operator.removeprefix("aten::"),
             "calls": count,
-            "own seconds": three_digits(part),
-            "share, %": three_digits(100 * part / base) if base else "",
+            "own seconds": timing.three_digits(part),
+            "share, %": timing.three_digits(100 * part / base) if base else "",
         }
         for operator, count, part, base in shown
     ]

@@ -28,21 +28,8 @@ from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.keys import EditableLayer, pad
 from rectify_widgets.engine.model.running import capturing, eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
+from tests.benchmarks import speed_timing as timing
 from tests.benchmarks.networks import resnet
-from tests.benchmarks.speed_timing import (
-    BATCH,
-    Comparison,
-    Cost,
-    Ratio,
-    Work,
-    executed,
-    factor_work,
-    forward_work,
-    moment_work,
-    take_turns,
-    three_digits,
-    undisturbed_seconds,
-)
 from tests.benchmarks.training import Trojan, speed_trojan
 
 SIDE = 32
@@ -121,13 +108,13 @@ class SpeedOptions:
         return speed_trojan(self.cache, self.device, quiet=self.quiet)
 
 
-Measurements = Iterator[Comparison | Cost]
+Measurements = Iterator[timing.Comparison | timing.Cost]
 
 
 def forward(model: nn.Module, images: Tensor) -> None:
     """The plain forward pass that others are measured against."""
     with torch.no_grad():
-        for batch in images.split(BATCH):
+        for batch in images.split(timing.BATCH):
             model(batch)
 
 
@@ -156,8 +143,8 @@ def measure_sweep(options: SpeedOptions) -> Measurements:
 
     with eval_mode(model):
         with torch.enable_grad():
-            mine, other = take_turns([at_once, layer_by_layer], options.repeats)
-        ours, done = at_once(), executed(at_once)
+            mine, other = timing.take_turns([at_once, layer_by_layer], options.repeats)
+        ours, done = at_once(), timing.executed(at_once)
     largest = max(
         float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in layers
     )
@@ -166,13 +153,13 @@ def measure_sweep(options: SpeedOptions) -> Measurements:
             f"the sweep is not what captum finds: largest relative difference {largest:.1e}"
         )
     what = f"sweep of all {len(layers)} layers"
-    yield Comparison(
-        what, "captum InternalInfluence, layer by layer", Ratio.of(other, mine), 14.0, faster=True,
+    yield timing.Comparison(
+        what, "captum InternalInfluence, layer by layer", timing.Ratio.of(other, mine), 14.0, faster=True,
         note=f"{count} inputs, {steps} steps; largest relative difference {largest:.0e}",
     )  # fmt: skip
     # A pass back to the inputs of the layers has as many products as the one before it.
-    least = forward_work(model, start) * (2 * steps)
-    yield Cost(what, undisturbed_seconds(mine, options.device), least, done)
+    least = timing.forward_work(model, start) * (2 * steps)
+    yield timing.Cost(what, timing.undisturbed_seconds(mine, options.device), least, done)
 
 
 def measure_statistics(options: SpeedOptions) -> Measurements:
@@ -181,40 +168,44 @@ def measure_statistics(options: SpeedOptions) -> Measurements:
     found: list[KeyStatistics] = []
 
     def collect() -> None:
-        found.append(KeyStatistics.collect(model, images, batch_size=BATCH))
+        found.append(KeyStatistics.collect(model, images, batch_size=timing.BATCH))
 
-    mine, plain = take_turns([collect, lambda: forward(model, images)], options.repeats, warm=False)
+    mine, plain = timing.take_turns(
+        [collect, lambda: forward(model, images)], options.repeats, warm=False
+    )
     one, done, against = (
-        forward_work(model, images),
-        executed(collect),
+        timing.forward_work(model, images),
+        timing.executed(collect),
         "plain forward pass of the same images",
     )
     what = f"statistics of all {len(found[-1])} layers, {len(images)} references"
-    ratio, note = Ratio.of(mine, plain), f"batches of {BATCH}"
-    yield Comparison(what, against, ratio, 3.0, faster=False, note=note)
-    least = one + moment_work(model, found[-1])
-    yield Cost(what, undisturbed_seconds(mine, options.device), least, done)
-    yield Cost(against, undisturbed_seconds(plain, options.device), one, one.multiply_adds)
+    ratio, note = timing.Ratio.of(mine, plain), f"batches of {timing.BATCH}"
+    yield timing.Comparison(what, against, ratio, 3.0, faster=False, note=note)
+    least = one + timing.moment_work(model, found[-1])
+    yield timing.Cost(what, timing.undisturbed_seconds(mine, options.device), least, done)
+    yield timing.Cost(
+        against, timing.undisturbed_seconds(plain, options.device), one, one.multiply_adds
+    )
 
 
 def measure_depth(options: SpeedOptions) -> Measurements:
     """Localisation on growing depth against the forward pass of the same images."""
-    ratios: dict[int, Ratio] = {}
+    ratios: dict[int, timing.Ratio] = {}
     pair, images = options.pair(), options.images(options.localized)
     for depth in options.depths:
         model = options.network(depth)
         tasks = (lambda: localize(model, pair, reference=images), lambda: forward(model, images))  # noqa: B023 - run at once
         tasks[1]()  # loads and plans; a localisation is too long to be run for that alone
-        mine, plain = take_turns(tasks, options.repeats, warm=False)
-        ratios[depth] = Ratio.of(mine, plain)
-        yield Comparison(
+        mine, plain = timing.take_turns(tasks, options.repeats, warm=False)
+        ratios[depth] = timing.Ratio.of(mine, plain)
+        yield timing.Comparison(
             f"localisation, {depth} layers deep",
             f"forward pass of the same {len(images)} references", ratios[depth], None, faster=False,
-            note=f"{three_digits(mine[0].seconds)} s and {three_digits(plain[0].seconds)} s",
+            note=f"{timing.three_digits(mine[0].seconds)} s and {timing.three_digits(plain[0].seconds)} s",
         )  # fmt: skip
     first, *deeper = options.depths
     for depth in deeper:
-        yield Comparison(
+        yield timing.Comparison(
             f"growth of localisation from {first} to {depth} layers", "growth of the forward pass",
             ratios[depth] / ratios[first], 1.0, faster=False,
         )  # fmt: skip
@@ -327,18 +318,18 @@ class EditProblem:
         rows = F.unfold(pad(conv, image), conv.kernel_size, conv.dilation, 0, conv.stride)
         descend(rows.mT, missing.values()[0].mT, steps, LEARNING_RATE, Monitor())
 
-    def least_work(self, space: str) -> Work:
+    def least_work(self, space: str) -> timing.Work:
         """The factorisation, and once each the values and the keys' sums."""
         moment, positions = self.moments[space], self.corrupted[0, 0].numel()
         size, weights = moment.shape[1], self.weight.numel()
         moved = 4.0 * (2 * positions * self.weight.shape[1] + weights)
-        return factor_work(size) + Work(float(weights * positions), moved)
+        return timing.factor_work(size) + timing.Work(float(weights * positions), moved)
 
 
 def measure_edit(options: SpeedOptions) -> Measurements:
     """The closed form against an iterative optimiser, which is given the edit direction, by layer."""
     model, pair, steps = options.network(), options.pair(), options.optimiser_steps
-    references = options.images(BATCH)
+    references = options.images(timing.BATCH)
     statistics = {
         space: KeyStatistics.collect(model, references, options.edited, key_space=space)
         for space in ("patch", "channel")
@@ -348,14 +339,14 @@ def measure_edit(options: SpeedOptions) -> Measurements:
         yield from _measure_layer(options, problem, lambda: solve_edit(
             model, pair, layer=name, statistics=statistics["channel"], direction="key",  # noqa: B023 - run at once
             ridge=RIDGE, key_space="channel",
-        ), forward_work(model, pair.clean) * 2, steps)  # fmt: skip
+        ), timing.forward_work(model, pair.clean) * 2, steps)  # fmt: skip
 
 
 def _measure_layer(
     options: SpeedOptions,
     problem: EditProblem,
     whole_call: Callable[[], object],
-    passes: Work,
+    passes: timing.Work,
     steps: int,
 ) -> Measurements:
     """Both key spaces and the whole call; ``passes`` are those of the model in the latter."""
@@ -370,7 +361,7 @@ def _measure_layer(
         lambda: problem.descend_reduced(start["channel"], steps),
         whole_call,
     ]
-    patch, patch_steps, channel, channel_steps, reduced, call = take_turns(
+    patch, patch_steps, channel, channel_steps, reduced, call = timing.take_turns(
         tasks, options.repeats, warm=False
     )
     residuals = {
@@ -378,7 +369,7 @@ def _measure_layer(
         f"{problem.residual(problem.descend(edit, steps)):.5f}"
         for space, edit in start.items()
     }
-    times = three_digits(median(Ratio.of(reduced, channel).seconds))
+    times = timing.three_digits(median(timing.Ratio.of(reduced, channel).seconds))
     notes = (
         residuals["patch"],
         f"{residuals['channel']}; {times}× where the optimiser takes products of keys once",
@@ -391,6 +382,8 @@ def _measure_layer(
         ("the whole call", call, channel_steps, None, notes[2], least["channel"] + passes, tasks[5]),
     ):  # fmt: skip
         what = f"edit of {problem.layer.name}, {kind}"
-        against, ratio = f"iterative optimiser, {steps:,} steps", Ratio.of(other, own)
-        yield Comparison(what, against, ratio, target, faster=True, note=note)
-        yield Cost(what, undisturbed_seconds(own, options.device), needed, executed(task))
+        against, ratio = f"iterative optimiser, {steps:,} steps", timing.Ratio.of(other, own)
+        yield timing.Comparison(what, against, ratio, target, faster=True, note=note)
+        yield timing.Cost(
+            what, timing.undisturbed_seconds(own, options.device), needed, timing.executed(task)
+        )

@@ -75,7 +75,7 @@ class Formed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("references", [3, 110])
+@pytest.mark.parametrize("references", [3, 130])
 def test_moments_against_what_is_formed(network: Network, references: int) -> None:
     """With few references all positions are taken, with many a sample; above `BLOCK` blocks."""
     mode = Formed()  # type: ignore[no-untyped-call]

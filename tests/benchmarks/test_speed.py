@@ -16,6 +16,7 @@ from rectify_widgets.cases.training import Figures
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import speed, speed_tasks
+from tests.benchmarks import speed_timing as timing
 from tests.benchmarks.memory import Job, Spent
 from tests.benchmarks.speed_fakes import Ticking, options, spans
 from tests.benchmarks.speed_tasks import Measurements, SpeedOptions
@@ -45,7 +46,7 @@ def run(*arguments: str) -> list[Table]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up rows, and no measurement of the machine."""
     monkeypatch.setattr(speed, "TASKS", {"sweep": measured("s", 1.0), "edit": measured("e", 2.0)})
-    monkeypatch.setattr(speed, "best_rates", lambda _: Work(1.0, 1.0))
+    monkeypatch.setattr(timing, "best_rates", lambda _: Work(1.0, 1.0))
 
 
 @pytest.mark.usefixtures("quick")
@@ -62,7 +63,7 @@ def test_rows_are_measured_by_name_and_others_stay(
     monkeypatch.setattr(speed, "TASKS", {"edit": measured("e", 7.0)})
     assert ratios("edit") == ["s 1 × faster", "e 7 × faster"]
     assert "7 × faster" in (tmp_path / "speed.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(speed, "describe", lambda _: "another machine")
+    monkeypatch.setattr(timing, "describe", lambda _: "another machine")
     assert ratios("edit") == ["e 7 × faster"]
 
 
