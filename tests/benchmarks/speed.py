@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 from torch.profiler import ProfilerActivity
 
-from rectify_widgets.cases.training import Schedule, fit, measure
+from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.training import Schedule, fit
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.edit.solver import DenseSolver
@@ -39,7 +40,7 @@ from tests.benchmarks.speed_tasks import (
     measure_sweep,
 )
 from tests.benchmarks.tables import Cell, Table
-from tests.benchmarks.training import TARGET, Trojan, default_cache, speed_trigger
+from tests.benchmarks.training import default_cache, speed_images
 
 STREAMED = (1, 4, 16)
 """Multiples of the references that are streamed."""
@@ -72,11 +73,11 @@ def measure_rectify(options: SpeedOptions) -> Measurements:
     timed = options.tuned
     if not options.whole_epoch:
         timed = min(options.batches * epoch.batch_size, timed)
-    images, labels = (part[:timed] for part in trojan.tuning)
+    images, labels = (part[:timed].to(options.device) for part in speed_images())
     results: list[Rectification] = []
 
     def repair() -> None:
-        reference = trojan.references[:references]
+        reference = trojan.reference[:references]
         results.append(rectify(trojan.model, trojan.pairs[0], reference=reference))
 
     def tune() -> None:
@@ -85,35 +86,35 @@ def measure_rectify(options: SpeedOptions) -> Measurements:
 
     tuning, repairing = timing.take_turns([tune, repair], options.repeats, warm=False)
     result, what = results[-1], f"dynamic rectification, one pair, {references} references"
-    before, after = (
-        measure(model, *trojan.test, trigger=speed_trigger(), target=TARGET)
-        for model in (trojan.model, result.model)
-    )
+    changes = []
+    for name, figure in (("ASR", "attack_success_rate"), ("OA", "overall_accuracy")):
+        before, after = (
+            100 * trojan.figures(model)[figure] for model in (trojan.model, result.model)
+        )
+        changes.append(f"{name} {before:.1f} to {after:.1f} %")
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     estimated = "" if timed == options.tuned else f", estimated from {timed:,}"
     yield timing.Comparison(
         what, f"one epoch of fine-tuning on {options.tuned:,} images{estimated}",
         timing.Ratio.of(repairing, tuning, timed / options.tuned), 0.5, faster=False,
-        note=f"ASR {100 * before.attack_success:.1f} to {100 * after.attack_success:.1f} %, OA "
-        f"{100 * before.accuracy:.1f} to {100 * after.accuracy:.1f} %, "
-        f"{len(result.edits)} edits in {len(result.steps)} trials; {stages}",
+        note=f"{', '.join(changes)}, {len(result.edits)} edits in {len(result.steps)} trials; {stages}",
     )  # fmt: skip
     seconds = timing.undisturbed_seconds(repairing, options.device)
     yield timing.Cost(what, seconds, rectify_work(trojan, references, result))
 
 
-def rectify_work(trojan: Trojan, references: int, result: Rectification) -> timing.Work:
+def rectify_work(trojan: Case, references: int, result: Rectification) -> timing.Work:
     """What the loop asks of the model: answers, moments, sweeps, and trials on the judging half.
 
     Statistics after the first round, which are partial, are left out.
     """
-    one = timing.forward_work(trojan.model, trojan.references[: timing.BATCH]) * (1 / timing.BATCH)
+    one = timing.forward_work(trojan.model, trojan.reference[: timing.BATCH]) * (1 / timing.BATCH)
     half, trials = references / 2, len(result.steps)
     rounds = max([1, *(step.round for step in result.steps)])
     finished = sum(step.gap_after is not None for step in result.steps)
     passes = 2 * references + half  # answers, the first measure, the statistics
     passes += (trials + finished) * half + rounds * min(half, PROBE) * timing.TRACE_PASSES
-    statistics = KeyStatistics.collect(trojan.model, trojan.references[: int(half)])
+    statistics = KeyStatistics.collect(trojan.model, trojan.reference[: int(half)])
     return one * passes + timing.moment_work(trojan.model, statistics)
 
 
@@ -144,7 +145,7 @@ def measure_rounds(options: SpeedOptions) -> Measurements:
     for seed in range(options.repeats):
         times = RoundTimes()
         result = rectify(
-            trojan.model, trojan.pairs[seed], reference=trojan.references[: options.repaired],
+            trojan.model, trojan.pairs[seed], reference=trojan.reference[: options.repaired],
             target_gap=0.0, max_rounds=options.max_rounds, seed=seed, progress=times,
         )  # fmt: skip
         start, *rest = times.spans
@@ -283,7 +284,7 @@ def _profile_solving(options: SpeedOptions) -> Callable[[], object]:
 
 def _profile_rectify(options: SpeedOptions) -> Callable[[], object]:
     trojan = options.trojan()
-    references = trojan.references[: options.repaired]
+    references = trojan.reference[: options.repaired]
     return lambda: rectify(
         trojan.model, trojan.pairs[0], reference=references, max_rounds=PROFILED_ROUNDS
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.baselines.rewriting import descend
+from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import closed_form, closed_form_channel, key_sums
@@ -30,7 +31,7 @@ from rectify_widgets.engine.model.running import capturing, eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.benchmarks import speed_timing as timing
 from tests.benchmarks.networks import resnet
-from tests.benchmarks.training import Trojan, speed_trojan
+from tests.benchmarks.training import speed_trojan
 
 SIDE = 32
 """Pixels of an edge of the images."""
@@ -103,7 +104,7 @@ class SpeedOptions:
         corrupted[..., -6:-2, -6:-2] = 1.0
         return SamplePairs(corrupted, clean)
 
-    def trojan(self) -> Trojan:
+    def trojan(self) -> Case:
         """The network with a backdoor, trained where it is not in the cache."""
         return speed_trojan(self.cache, self.device, quiet=self.quiet)
 

@@ -154,8 +154,9 @@ def test_the_trojan_of_the_speed_benchmark_is_trained_once(
     assert trainings == [training.SPEED_TRAINED]
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert len(first.tuning[0]) == 10_000
-    assert len(first.test[0]) == training.SPEED_TESTED
+    assert len(training.speed_images()[0]) == 10_000
+    assert len(first.clean[0]) == training.SPEED_TESTED
+    assert torch.equal(first.corrupted[0], training.speed_trigger()(first.clean[0]))
     changed = (first.pairs.corrupted != first.pairs.clean).any(dim=1)
     assert changed[:, 26:30, 26:30].flatten(1).any(dim=1).all()
     changed[:, 26:30, 26:30] = False

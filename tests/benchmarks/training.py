@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets import cases
+from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.idx import Bytes, read_split
 from rectify_widgets.cases.splits import choose_pairs, hold_out
 from rectify_widgets.cases.training import Poisoning, Schedule, fit, measure
@@ -245,28 +246,20 @@ def _enlarge(images: Tensor) -> Tensor:
     return F.pad(images, [2] * 4).expand(-1, 3, -1, -1).contiguous()
 
 
-@dataclass(frozen=True, eq=False)
-class Trojan:
-    """A network with a backdoor, what is needed to repair it, and labelled images.
-
-    ``tuning`` holds uint8 images to fine-tune on, ``test`` float32 ones to judge it by.
-    """
-
-    model: nn.Module
-    pairs: SamplePairs
-    references: Tensor
-    tuning: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+def speed_images() -> tuple[Tensor, Tensor]:
+    """All shipped test images, ``N × 3 × 32 × 32`` uint8, and their labels."""
+    images, labels = cases.load("trojan").clean
+    return _enlarge((255 * images).round().to(torch.uint8)), labels
 
 
-def speed_trojan(cache: Path, device: torch.device, *, quiet: bool = False) -> Trojan:
-    """The Trojaned ResNet-18, from the cache or trained now.
+def speed_trojan(cache: Path, device: torch.device, *, quiet: bool = False) -> Case:
+    """The shipped case with the Trojaned ResNet-18, from the cache or trained now.
 
     Raises:
         RuntimeError: it did not learn the backdoor.
     """
     case, trigger, model = cases.load("trojan"), speed_trigger(), networks.resnet(18)
-    images, labels = _enlarge((255 * case.clean[0]).round().to(torch.uint8)), case.clean[1]
+    images, labels = speed_images()
     judged = slice(SPEED_TRAINED, SPEED_TRAINED + SPEED_TESTED)
     test = images[judged].float() / 255, labels[judged]
 
@@ -285,11 +278,10 @@ def speed_trojan(cache: Path, device: torch.device, *, quiet: bool = False) -> T
             )
 
     load_or_train(model, cache / "speed-resnet18-trojan.safetensors", train)
-    clean = _enlarge(case.pairs.clean)
-    return Trojan(
-        model.to(device),
-        SamplePairs(trigger(clean), clean, case.pairs.labels).to(device, torch.float32),
-        _enlarge(case.reference).to(device),
-        (images.to(device), labels.to(device)),
-        (test[0].to(device), test[1].to(device)),
-    )
+    clean, (inputs, known) = _enlarge(case.pairs.clean), (part.to(device) for part in test)
+    return replace(
+        case, model=model.to(device), reference=_enlarge(case.reference).to(device),
+        pairs=SamplePairs(trigger(clean), clean, case.pairs.labels).to(device, torch.float32),
+        clean=(inputs, known), corrupted=(trigger(inputs.cpu()).to(device), known), shown="patch",
+        triggers={"patch": lambda given: trigger(given.cpu()).to(given.device)},
+    )  # fmt: skip
