@@ -29,7 +29,6 @@ from tests.benchmarks.trojan import (
     measure_detection,
     measure_networks,
     measure_seconds,
-    shipped,
 )
 from tests.benchmarks.widgets import measure_widgets
 
@@ -47,88 +46,49 @@ COMPARED = {
     REPORT: "the tables of what was measured so far; measures nothing",
 }
 BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
-    "ablation": (
-        3,
-        "direction × ridge × method × strategy",
-        lambda options, monitor: measure_ablation(shipped(), options.pairs, monitor),
-    ),
-    "detection": (
-        10,
-        "finding references that carry the trigger",
-        lambda options, monitor: measure_detection(shipped(), options.pairs, monitor),
-    ),
-    "seconds": (
-        5,
-        "time of a rectification by stage",
-        lambda options, monitor: measure_seconds(shipped(), options.pairs, monitor),
-    ),
-    "networks": (
-        3,
-        "other networks and triggers (needs --data with MNIST as IDX files)",
-        lambda options, monitor: measure_networks(
-            options.data,
-            options.cache,
-            options.pairs,
-            options.network_seed,
-            monitor,
-            only=" ".join(options.only) if options.only else None,
-            budget=options.budget,
-        ),
-    ),
-    "several": (
-        SEEDS,
-        "two behaviours in one network, repaired one after the other (--seeds)",
-        lambda options, monitor: measure_several(options.seeds, monitor),
-    ),
-    "failures": (
-        SEEDS,
-        "where rectification fails, what it says then, and what comes of heeding it (--seeds)",
-        lambda options, monitor: measure_failures(options.seeds, monitor),
-    ),
-    "widgets": (
-        5,
-        "time to the new view, payloads and memory of the widgets, in a kernel (repeats, not pairs)",
-        lambda options, monitor: measure_widgets(options.pairs, monitor),
-    ),
-    "speed": (
-        3,
-        "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
-        measure_speed,
-    ),
-    "memory": (
-        1,
-        "peaks of memory against the estimated ones (torchvision's networks where it is installed)",
-        measure_memory,
-    ),
-    "scale": (
-        1,
-        "what ImageNet and a large transformer should cost on eight GPUs, calculated",
-        lambda *_: calculate(),
-    ),
-}
+    "ablation": (3, "direction × ridge × method × strategy", measure_ablation),
+    "detection": (10, "finding references that carry the trigger", measure_detection),
+    "seconds": (5, "time of a rectification by stage", measure_seconds),
+    "networks": (3, "other networks and triggers (needs --data with MNIST as IDX files)",
+                 measure_networks),
+    "several": (SEEDS, "two behaviours in one network, repaired one after the other (--seeds)",
+                measure_several),
+    "failures": (SEEDS, "where rectification fails, what it says, what then helps (--seeds)",
+                 measure_failures),
+    "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
+                lambda options, monitor: measure_widgets(options.pairs, monitor)),
+    "speed": (3, "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
+              measure_speed),
+    "memory": (1, "peaks of memory against the estimated ones", measure_memory),
+    "scale": (1, "what ImageNet and a large transformer should cost on eight GPUs, calculated",
+              lambda *_: calculate()),
+}  # fmt: skip
+"""Pairs to average over, what it measures, and the function."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one benchmark and print its tables; ``--out`` keeps them as Markdown and CSV."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.name in COMPARED:
-        try:
-            _compare(options)
-        except (OSError, TypeError, ValueError, RuntimeError) as error:
-            parser.error(str(error))
+    if options.name not in COMPARED:
+        _measure(options)
         return
-    pairs, _, run = BENCHMARKS[options.name]
+    try:
+        _compare(options)
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+
+
+def _measure(options: Namespace) -> None:
+    pairs, _, measure = BENCHMARKS[options.name]
     options.pairs = options.pairs or pairs
-    if options.name == "networks" and options.data is None:
-        parser.error("networks: --data DIR is missing, the folder of MNIST's four IDX files")
     with tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed} {postfix}", leave=False) as bar:
 
         def show(fraction: float, message: str) -> None:
             bar.n = round(100 * fraction)
             bar.set_postfix_str(message)
 
-        made = run(options, Monitor(show))
+        made = measure(options, Monitor(show))
     for table in made if isinstance(made, list) else [made]:
         print(table.markdown())
         if options.out is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -176,8 +177,9 @@ SITUATIONS: Sequence[Situation] = (
 )  # fmt: skip
 
 
-def measure_failures(seeds: int, progress: Monitor) -> Table:
+def measure_failures(options: Namespace, monitor: Monitor) -> Table:
     """Each situation: figures before and after, what is printed, and what comes of heeding it."""
+    seeds = options.seeds
     table = Table(
         "failures",
         f"Situations in which rectification can be expected to fail; means over {seeds} pairs on "
@@ -191,7 +193,7 @@ def measure_failures(seeds: int, progress: Monitor) -> Table:
         heeded: list[Mapping[str, float]] = []
         said: tuple[str, ...] = ()
         for seed in range(seeds):
-            progress.report((number + seed / seeds) / len(SITUATIONS), situation.what)
+            monitor.report((number + seed / seeds) / len(SITUATIONS), situation.what)
             call = situation.plan(case, seed)
             result = _rectify(call, seed)
             after.append(case.figures(result.model, limit=TEST))

@@ -5,6 +5,7 @@ Imports the cases, the engine, `trojan` and `tables`.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -35,8 +36,9 @@ FIGURES = {
 """Columns and the figures of the cases that they show; a dash where a case has no such figure."""
 
 
-def measure_several(seeds: int, progress: Monitor) -> Table:
+def measure_several(options: Namespace, monitor: Monitor) -> Table:
     """Before, after the first, after the second; both orders, and both at once."""
+    seeds = options.seeds
     table = Table(
         "several",
         f"Two behaviours repaired by dynamic rectification, one pair of each, {seeds} seeds (each "
@@ -51,7 +53,7 @@ def measure_several(seeds: int, progress: Monitor) -> Table:
         rows = [{"order": "–", "when": BEFORE, "edits": 0} | before]
         for seed in range(seeds):
             part = (number + seed / seeds) / len(CASES)
-            progress.report(part, f"{name}, pair {seed + 1} of {seeds}")
+            monitor.report(part, f"{name}, pair {seed + 1} of {seeds}")
             for order, when, model, edits in _repairs(case, seed):
                 figures = case.figures(model, limit=TEST)
                 rows.append({"order": order, "when": when, "edits": edits} | figures)

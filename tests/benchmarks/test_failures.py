@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +16,11 @@ from rectify_widgets import cases
 from rectify_widgets.cases.training import predict
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.corrupted import find_corrupted
+from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
-from tests.benchmarks import failures, several
+from tests.benchmarks import failures, fakes, several, trojan
+from tests.benchmarks.tables import spread
 
 Calls = list[tuple[nn.Module, SamplePairs, dict[str, Any]]]
 
@@ -45,7 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def test_the_second_repair_starts_from_the_first(calls: Calls) -> None:
-    table = several.measure_several(1, Monitor())
+    table = several.measure_several(Namespace(seeds=1), Monitor())
     assert len(calls) == 2 * 5
     first, then, other, last, both = calls[:5]
     given = first[0]
@@ -78,7 +84,7 @@ def test_situations_are_measured_and_what_is_advised_is_done(
 ) -> None:
     few = [one for one in failures.SITUATIONS if one.case in {"trojan-blend", "spurious-mild"}]
     monkeypatch.setattr(failures, "SITUATIONS", few)
-    table = failures.measure_failures(1, Monitor())
+    table = failures.measure_failures(Namespace(seeds=1), Monitor())
     rows = {str(row["situation"]): row for row in table.rows}
     assert list(rows) == [one.what for one in failures.SITUATIONS]
     strict = rows["a blend, max_degradation=0"]
@@ -142,3 +148,56 @@ def test_a_budget_is_only_taken_where_one_is_named() -> None:
     heeded = after("the budget: max_degradation=0.015 allows it.")
     assert heeded is not None
     assert heeded == call | {"max_degradation": 0.015}
+
+
+def test_tables_of_a_trojan_on_a_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is what `rectify` gives, called by hand."""
+    toy = fakes.case()
+    options = Namespace(
+        pairs=2, only=["mlp", "corner"], data=Path(), network_seed=3, cache=None, budget=0.02
+    )
+    made: list[tuple[str, str, int]] = []
+
+    def train(network: str, trigger: str, data: Path, seed: int, cache: None) -> Any:
+        made.append((network, trigger, seed))
+        splits = SimpleNamespace(
+            references=toy.reference, pairs=toy.pairs, clean=toy.clean, corrupted=toy.corrupted,
+            target=toy.target, trigger=toy.trigger,
+        )  # fmt: skip
+        return toy.model, splits
+
+    monkeypatch.setattr(trojan, "train_trojan", train)
+    monkeypatch.setattr(cases, "load", lambda _: toy)
+    monkeypatch.setattr(trojan, "CHOICES", [(("key",), (0.1,))])
+    mixed, marked = trojan.contaminated(toy, 0.1, 3)
+    assert int(marked.sum()) == round(0.1 * len(toy.reference)) > 0
+    assert torch.equal(mixed[~marked], toy.reference[~marked])
+    assert torch.equal(mixed[marked], toy.trigger(toy.reference[marked]))
+
+    def row(**options: Any) -> tuple[list[float], list[float]]:
+        results = [rectify(toy.model, toy.pairs[pair], seed=pair, **options) for pair in range(2)]
+        figures = [toy.figures(result.model) for result in results]
+        lost = [toy.figures()["overall_accuracy"] - one["overall_accuracy"] for one in figures]
+        return [one["attack_success_rate"] for one in figures], lost
+
+    clean, dirty = trojan.measure_networks(options, Monitor()).rows
+    assert made == [("mlp", "corner", 3)]
+    for one, references in ((clean, toy.reference), (dirty, mixed)):
+        attacks, lost = row(reference=references, max_degradation=0.02)
+        assert one["ASR"] == f"{spread(attacks, 100.0)} ({100 * max(attacks):.2f})"
+        assert str(one["OA_lost"]).startswith(spread(lost, 100.0))
+    dynamic, *_, static = trojan.measure_ablation(options, Monitor()).rows
+    attacks, _ = row(reference=toy.reference, strategy="static", directions=("key",), ridges=(0.1,))
+    assert (static["ASR"], static["ridge"]) == (spread(attacks, 100.0), "0.1")
+    assert (dynamic["strategy"], static["method"]) == ("dynamic", "last convolution")
+    none, *_, tenth = trojan.measure_detection(options, Monitor()).rows
+    assert (none["recall"], tenth["corrupted"]) == ("100.00 ± 0.00", "10%")
+    flagged = [
+        find_corrupted(
+            toy.model, toy.pairs[seed], trojan.contaminated(toy, 0.1, seed)[0], seed=seed
+        ).flagged[trojan.contaminated(toy, 0.1, seed)[1]]
+        for seed in range(2)
+    ]
+    assert tenth["recall"] == spread((float(one.float().mean()) for one in flagged), 100.0)
+    with pytest.raises(SystemExit, match="want one of 'plain-cnn"):
+        trojan.measure_networks(Namespace(**vars(options) | {"only": ["mlp"]}), Monitor())
