@@ -9,7 +9,7 @@ from tests.benchmarks.plan import EVERY, GROUPS, METHODS, OWN, PEERS, pools
 from tests.benchmarks.plots import against_loss, against_n
 from tests.benchmarks.summary import Results, tables
 from tests.benchmarks.tables import Cell, Table
-from tests.benchmarks.targets import tally, target_table
+from tests.benchmarks.targets import target_table
 from tests.benchmarks.verdicts import (
     HEADLINES,
     LEAKAGE,
@@ -18,6 +18,7 @@ from tests.benchmarks.verdicts import (
     behaviour,
     headline,
     scale,
+    tally,
 )
 
 MARKS = {
@@ -99,18 +100,13 @@ def page(results: Results, made: list[Table]) -> str:
 def _tally(results: Results) -> str:
     """How often `dynamic` wins over all that was measured."""
     rivals = {OWN[1], *PEERS}
-    compared = [
-        results.compared(block)
-        for cases in GROUPS.values()
-        for case in cases
-        for pool in pools(case)
-        for block in results.blocks(case, pool)
-        if block["method"].iloc[0] in rivals
-    ]
-    verdicts = [one.verdict for one in compared if one is not None]
-    if not verdicts:
+    counts = tally(text for (*_, method), text in results.comparisons.items() if method in rivals)
+    if not counts:
         return ""
-    return f"Against static and the peers, at the same n, over {len(verdicts)} rows: {tally(verdicts)}."
+    parts = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
+    return (
+        f"Against static and the peers, at the same n, over {sum(counts.values())} rows: {parts}."
+    )
 
 
 def _section(results: Results, table: Table) -> str:

@@ -27,7 +27,7 @@ from tests.benchmarks.plan import (
     pools,
 )
 from tests.benchmarks.tables import Table, spread
-from tests.benchmarks.verdicts import SUCCESS, Comparison, Figures, compare, headline, lost
+from tests.benchmarks.verdicts import SUCCESS, Figures, compare, headline, lost
 
 PER_CENT = 100.0
 MB = 1e-6
@@ -138,20 +138,15 @@ class Results:
         return self._blocks.get((case, pool, n, method), self.repairs[:0])
 
     @cached_property
-    def comparisons(self) -> dict[tuple[Any, ...], Comparison]:
-        """How `dynamic` does against each block of the same case, pool and n."""
-        comparisons = {}
+    def comparisons(self) -> dict[tuple[Any, ...], str]:
+        """How `dynamic` does against each block of the same case, pool and n, by `BLOCK`."""
+        comparisons: dict[tuple[Any, ...], str] = {}
         for (case, pool, n, method), block in self._blocks.items():
             own = self.block(case, pool, OWN[0], n).set_index("seed")
             if case in self.before and method != OWN[0]:
-                compared = compare(case, own, block.set_index("seed"), self.before[case])
-                if compared is not None:
-                    comparisons[case, pool, n, method] = compared
+                text = compare(case, own, block.set_index("seed"), self.before[case])
+                comparisons |= {} if text is None else {(case, pool, n, method): text}
         return comparisons
-
-    def compared(self, block: DataFrame) -> Comparison | None:
-        """How `dynamic` does against a block of the same case, pool and n."""
-        return self.comparisons.get(tuple(block.iloc[0][BLOCK]))
 
 
 def _place(run: Run) -> tuple[int, int, int]:
@@ -225,10 +220,8 @@ def _remark(results: Results, block: DataFrame) -> str:
     failures = block["failure"].dropna()
     if len(failures):
         parts.append(f"{len(failures)} of {len(block)} failed: {'; '.join(failures.unique())}")
-    compared = results.compared(block)
-    if compared is not None:
-        parts.append(compared.text)
-    return ". ".join(parts).replace("\n", " ").replace("|", "/")
+    parts.append(results.comparisons.get(tuple(block.iloc[0][BLOCK]), ""))
+    return ". ".join(filter(None, parts)).replace("\n", " ").replace("|", "/")
 
 
 def _spread(values: pd.Series[float], unit: float = 1.0, digits: int = 2) -> str:

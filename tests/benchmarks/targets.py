@@ -25,7 +25,7 @@ from tests.benchmarks.plan import (
 )
 from tests.benchmarks.summary import NONE, Results, successes
 from tests.benchmarks.tables import Table, spread
-from tests.benchmarks.verdicts import SUCCESS, VERDICTS, WINS, Figures
+from tests.benchmarks.verdicts import SUCCESS, WINS, Figures, tally
 
 MOST, LEAST = "≤", "≥"
 YES, NO, UNKNOWN, PARTLY = "yes", "no", "not measured", "partly measured"
@@ -172,26 +172,24 @@ def _add_wins(table: Table, results: Results, case: str) -> None:
     for pool in pools(case):
         for what, methods in (("beats static", OWN[1:2]), ("beats every peer", PEERS)):
             blocks = [one for one in results.blocks(case, pool) if one["method"].iloc[0] in methods]
-            compared = [results.compared(block) for block in blocks]
-            verdicts = [one.verdict for one in compared if one is not None]
-            failed = sum(bool(block["failure"].notna().all()) for block in blocks)
             counts = sorted({int(block["n"].iloc[0]) for block in blocks})
+            failed = sum(bool(block["failure"].notna().all()) for block in blocks)
+            verdicts = tally(
+                text
+                for (*place, _, method), text in results.comparisons.items()
+                if place == [case, pool] and method in methods
+            )
             remark = [] if pool in {EVERY, AFFECTED} else [f"pairs of {pool}"]
             remark += [f"{failed} failed and are not counted"] if failed else []
             table.add(
                 case=case,
                 n=", ".join(map(str, counts)) or NONE,
                 target=what,
-                measured=tally(verdicts) or NONE,
+                measured=", ".join(f"{one}: {count}" for one, count in verdicts.items()) or NONE,
                 seeds=max(map(len, blocks), default=0),
                 met=UNKNOWN if not verdicts else YES if set(verdicts) == {WINS} else NO,
                 remark="; ".join(remark),
             )
-
-
-def tally(verdicts: list[str]) -> str:
-    """How often each verdict was given."""
-    return ", ".join(f"{one}: {verdicts.count(one)}" for one in VERDICTS if one in verdicts)
 
 
 def _add_layers(table: Table, results: Results) -> None:

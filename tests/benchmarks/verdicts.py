@@ -22,8 +22,8 @@ lower and the other higher is a *trade-off*; all else is a tie.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from pandas import DataFrame
@@ -43,18 +43,6 @@ LEAST = {TROJAN: 0.0005, SPURIOUS: 0.002, LEAKAGE: 0.01}
 LEAST_OA = 0.0005
 ERRORS = 2.0
 SUCCESS = "attack_success_rate"
-
-
-class Comparison(NamedTuple):
-    """How `dynamic` compares with another method on the same pairs.
-
-    Attributes:
-        verdict: one of `VERDICTS`.
-        text: the verdict with both differences, for a row of the table.
-    """
-
-    verdict: str
-    text: str
 
 
 def behaviour(case: str) -> str:
@@ -85,8 +73,8 @@ def lost(figures: Figures, before: Figures) -> float:
     return before["overall_accuracy"] - figures["overall_accuracy"]
 
 
-def compare(case: str, own: DataFrame, other: DataFrame, before: Figures) -> Comparison | None:
-    """How `dynamic` does against another method; None where they share no seed.
+def compare(case: str, own: DataFrame, other: DataFrame, before: Figures) -> str | None:
+    """The verdict on `dynamic` with both differences, "VERDICT: …"; None where no seed is shared.
 
     Args:
         case: its name.
@@ -103,7 +91,13 @@ def compare(case: str, own: DataFrame, other: DataFrame, before: Figures) -> Com
     verdict = _verdict(main, cost)
     main_text = _text(main * scale(case), "lower", "higher")
     cost_text = _text(cost * 100.0, "smaller", "larger")
-    return Comparison(verdict, f"{verdict}: {HEADLINES[kind]} {main_text}, OA loss {cost_text}")
+    return f"{verdict}: {HEADLINES[kind]} {main_text}, OA loss {cost_text}"
+
+
+def tally(comparisons: Iterable[str]) -> dict[str, int]:
+    """How often each verdict was given, of what `compare` says."""
+    given = [one.partition(":")[0] for one in comparisons]
+    return {verdict: given.count(verdict) for verdict in VERDICTS if verdict in given}
 
 
 def _verdict(main: float, cost: float) -> str:
