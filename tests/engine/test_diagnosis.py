@@ -244,10 +244,10 @@ def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: in
     """An edit that takes a class away costs its clean references their class."""
     model = copy.deepcopy(trojan.model)
     problem = pose_problem(model, trojan.pairs[0], trojan.reference)
-    witness = ClassChanges(problem)
+    changes = ClassChanges(problem)
     with torch.no_grad():
         model.get_submodule("head").bias[label] -= 1e3  # type: ignore[index,operator]
-    found = witness.evidence(torch.empty(0, dtype=torch.long), 0.0, shared=False)
+    found = changes.evidence([], 0.0, shared=False)
     of_class = float((answers(trojan.model, trojan.reference) == label).float().mean())
     assert found.changed == pytest.approx(of_class)
     assert found.worst_changed == (label, 1.0)

@@ -20,6 +20,7 @@ from rectify_widgets.engine.find.candidates import Candidate
 from rectify_widgets.engine.find.problem import SPLIT
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.refining import LAYERS, REFINE_STEPS, TURNS, WEAKER, Goal, refine
@@ -187,7 +188,7 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: now))
     loop = Rounds.__new__(Rounds)
-    loop.seconds, loop._nested = dict.fromkeys(STAGES, 0.0), 0.0
+    loop._seconds, loop._nested = dict.fromkeys(STAGES, 0.0), 0.0
     with loop._clock("evaluation"):
         wait(1)
         with loop._clock("refining"):
@@ -203,7 +204,7 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with loop._clock("evaluation"):
         wait(128)
     expected = {"evaluation": 169, "refining": 18, "sweep": 4, "solving": 64, "statistics": 0}
-    assert loop.seconds == expected
+    assert loop._seconds == expected
 
 
 # --- when ----------------------------------------------------------------------------------------
@@ -227,7 +228,8 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_falls_short(gap: float | None, target: float, short: bool) -> None:
     loop = Rounds.__new__(Rounds)
-    loop.now, loop._options = Verdict(0.8, 0.0, 0.0, 0.0), RectifyOptions(target_gap=target)
+    start = Verdict(0.8, 0.0, 0.0, 0.0)
+    loop.state, loop._options = State(start, start, {}), RectifyOptions(target_gap=target)
     verdict = None if gap is None else Verdict(gap, 0.0, 0.0, 0.0)
     best = None if verdict is None else (cast("Candidate", None), verdict, 0)
     assert loop._falls_short(best) is short

@@ -132,10 +132,15 @@ def transplant(
     fitting = fitting.gather(1, turn[:, None]).reshape(-1, *(1,) * (inputs.ndim - 1))
     clean, corrupted = pairs.clean[turn], pairs.corrupted[turn]
     alpha = alpha[turn].reshape(-1, *(1,) * (inputs.ndim - 1))
-    carried = inputs + (corrupted - clean) - alpha * (inputs - clean)
-    carried = torch.where(alpha == 1, corrupted, carried)
+    carried = blend(inputs, clean, corrupted, alpha)
     result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
     return torch.minimum(torch.maximum(result, low), high)
+
+
+def blend(inputs: Tensor, clean: Tensor, corrupted: Tensor, opacity: Tensor) -> Tensor:
+    """``r + (x̃ − x) − a (r − x)`` for inputs ``r``, before it is limited to the data range."""
+    carried = inputs + (corrupted - clean) - opacity * (inputs - clean)
+    return torch.where(opacity == 1, corrupted, carried)
 
 
 def fits(pairs: SamplePairs, inputs: Tensor, opacity: Tensor) -> Tensor:

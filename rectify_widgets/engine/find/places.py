@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int, check_module, check_number
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.corruption import opacities, touched
+from rectify_widgets.engine.data.corruption import blend, opacities, touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import Problem, pose_problem
@@ -174,9 +174,8 @@ class _Patches:
         here = (..., slice(top, top + height), slice(left, left + width))
         there = (..., slice(row, row + height), slice(column, column + width))
         clean, corrupted = self._pairs.clean[number][here], self._pairs.corrupted[number][here]
-        under, opacity = inputs[there], self._opacity[number]
-        patch = under + (corrupted - clean) - opacity * (under - clean)
-        patch = torch.where(opacity == 1, corrupted, patch)
+        under = inputs[there]
+        patch = blend(under, clean, corrupted, self._opacity[number])
         result = inputs.clone()
         result[there] = torch.where(self._touched[number][here], patch, under)
         return torch.minimum(torch.maximum(result, self._low), self._high)

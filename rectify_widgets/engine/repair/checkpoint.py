@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rectify_widgets.engine.base.files import read_tensors, write_tensors
-from rectify_widgets.engine.edit.edits import FORMAT, Edits, digest, pack_edits, unpack_edits
+from rectify_widgets.engine.edit.edits import FORMAT, RankOneEdit, digest, pack_edits, unpack_edits
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.repair.options import RectifyOptions
@@ -30,30 +30,30 @@ _SEALED = ("edits", "run", "state")
 """The parts of the description that the seal covers, besides the tensors."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
-    """A rectification between two rounds, or at its end.
+    """How far a rectification is: all that it needs, besides its input, to go on from there.
 
     Attributes:
-        edits: those kept so far, in order.
-        steps: every trial of the rounds that are done.
-        rounds: how many are done.
-        flagged: rows of the references that were found to carry the corruption.
-        suspected: share of them that looked corrupted where they were too many to leave out.
         start, now: what was measured before the first edit and after the last.
         seconds: time by stage.
+        edits: those kept so far, in order.
+        steps: every trial.
+        rounds: how many are done.
+        flagged: rows of the references that carry the corruption and are left out.
+        suspected: share of them that looked corrupted where they were too many to leave out.
         stopped: why it ended; None while there are rounds to come.
         evidence: for the diagnosis, once it has ended.
     """
 
-    edits: Edits
-    steps: tuple[Step, ...]
-    rounds: int
-    flagged: tuple[int, ...]
-    suspected: float
     start: Verdict
     now: Verdict
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
+    edits: list[RankOneEdit] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    rounds: int = 0
+    flagged: list[int] = field(default_factory=list)
+    suspected: float = 0.0
     stopped: str | None = None
     evidence: Evidence | None = None
 
@@ -101,9 +101,9 @@ class Checkpoint:
         if self._path is None:
             return
         tensors, edits = pack_edits(state.edits)
-        described = asdict(replace(state, edits=Edits()))
-        del described["edits"]
-        words = {"edits": edits, "run": json.dumps(self._run), "state": json.dumps(described)}
+        rest = {name: value for name, value in vars(state).items() if name != "edits"}
+        text = json.dumps(rest, default=asdict)
+        words = {"edits": edits, "run": json.dumps(self._run), "state": text}
         write_tensors(self._path, FORMAT, tensors, {**words, "seal": _seal(words, tensors)})
 
     def load(self) -> State | None:
@@ -169,21 +169,13 @@ def _seal(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _state(described: Mapping[str, Any], edits: Edits) -> State:
+def _state(described: dict[str, Any], edits: Sequence[RankOneEdit]) -> State:
     """The state from its JSON form."""
-    evidence = described["evidence"]
-    if evidence is not None:
-        pairs = {k: tuple(v) for k, v in evidence.items() if isinstance(v, list)}
+    steps = [Step(**step) for step in described.pop("steps")]
+    start, now = (Verdict(**described.pop(name)) for name in ("start", "now"))
+    if evidence := described.pop("evidence"):
+        pairs = {name: tuple(value) for name, value in evidence.items() if isinstance(value, list)}
         evidence = Evidence(**{**evidence, **pairs})
     return State(
-        edits=edits,
-        steps=tuple(Step(**step) for step in described["steps"]),
-        rounds=described["rounds"],
-        flagged=tuple(described["flagged"]),
-        suspected=described["suspected"],
-        start=Verdict(**described["start"]),
-        now=Verdict(**described["now"]),
-        seconds=described["seconds"],
-        stopped=described["stopped"],
-        evidence=evidence,
+        edits=list(edits), steps=steps, start=start, now=now, evidence=evidence, **described
     )

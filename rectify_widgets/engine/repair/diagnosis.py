@@ -8,7 +8,7 @@ about what was not measured, such as a Trojan at another place than that of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -62,11 +62,13 @@ class ClassChanges:
         """Classes that the model now predicts for those rows of ``inputs``, ``N``."""
         return predict_all(self._problem.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
 
-    def evidence(self, flagged: Tensor, suspected: float, *, shared: bool) -> Evidence:
+    def evidence(self, flagged: Sequence[int], suspected: float, *, shared: bool) -> Evidence:
         """The evidence when the loop has ended."""
         problem = self._problem
         answers = problem.answers[self._rows]
-        included = ~torch.isin(self._rows.to(answers.device), flagged.to(answers.device))
+        included = ~torch.isin(
+            self._rows.to(answers.device), torch.tensor(flagged, device=answers.device)
+        )
         led = (self._before != answers) & included
         wrong = (self._classes(problem.carriers) != answers)[included]
         other = (self._classes(problem.references) != answers)[included]

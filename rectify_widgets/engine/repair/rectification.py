@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_module
@@ -116,26 +117,28 @@ def rectify(
         loop = Rounds(problem, labelled, options, monitor)
         if state is not None:
             loop.restore(state)
-        stopped, evidence = (state.stopped, state.evidence) if state else (None, None)
-        if stopped is None:
-            stopped = loop.run(monitor, lambda: file.save(loop.state()))
+        if loop.state.stopped is None:
+            stopped = loop.run(monitor, lambda: file.save(loop.state))
+            loop.state.stopped = stopped
             if stopped != "cancelled":  # cancelling should not take longer
-                evidence = changes.evidence(loop.flagged, loop.suspected, shared=loop.shared)
-                file.save(loop.state(stopped, evidence))
+                end = loop.state
+                end.evidence = changes.evidence(end.flagged, end.suspected, shared=loop.shared)
+                file.save(end)
+        end = loop.state
     result = Rectification(
         model=work,
-        edits=loop.edits,
-        steps=loop.steps,
+        edits=end.edits,
+        steps=end.steps,
         strategy=options.strategy,
-        stopped=stopped,
-        gap_before=loop.start.gap,
-        gap_after=loop.now.gap,
-        degradation=loop.now.degradation,
-        flagged=loop.flagged,
-        seconds=loop.seconds,
+        stopped=str(end.stopped),
+        gap_before=end.start.gap,
+        gap_after=end.now.gap,
+        degradation=end.now.degradation,
+        flagged=torch.tensor(end.flagged, dtype=torch.long),
+        seconds=end.seconds,
         max_degradation=options.max_degradation,
         target_gap=options.target_gap,
-        evidence=evidence,
+        evidence=end.evidence,
     )
     return replace(result, diagnosis=diagnose(result))
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.edit.edits import Edits, RankOneEdit
 from rectify_widgets.engine.find.candidates import Candidate, different, trying
 from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
 from rectify_widgets.engine.find.localization import layer_scores
@@ -33,7 +32,7 @@ from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.refining import TURNS, WEAKER, Goal, refine, starts
-from rectify_widgets.engine.repair.result import Evidence, Step
+from rectify_widgets.engine.repair.result import Step
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
 """Stages whose time is recorded."""
@@ -77,34 +76,13 @@ class Rounds:
         monitor: Monitor,
     ) -> None:
         self.problem = problem
-        self.edits: list[RankOneEdit] = []
-        self.steps: list[Step] = []
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.state: State
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._nested = 0.0
-        self.flagged = torch.empty(0, dtype=torch.long)
-        self.suspected = 0.0
-        self.rounds = 0
         self._validation = validation
         self._options = options
         self._refine_steps = options.refine_steps or 0
-        self.start: Verdict
-        self.now: Verdict
-        self._split(torch.arange(len(problem.references)), monitor)
-
-    def state(self, stopped: str | None = None, evidence: Evidence | None = None) -> State:
-        """All that `restore` needs, between two rounds."""
-        return State(
-            edits=Edits(self.edits),
-            steps=tuple(self.steps),
-            rounds=self.rounds,
-            flagged=tuple(self.flagged.tolist()),
-            suspected=self.suspected,
-            start=self.start,
-            now=self.now,
-            seconds=dict(self.seconds),
-            stopped=stopped,
-            evidence=evidence,
-        )
+        self._split([], monitor)
 
     def restore(self, state: State) -> None:
         """Continue from a state: the same references, edits and figures.
@@ -113,50 +91,49 @@ class Rounds:
             ValueError: the model does not predict as it did when the state was written.
         """
         if state.flagged:
-            rows = torch.arange(len(self.problem.references))
-            self.flagged = torch.tensor(state.flagged)
-            self._split(rows[~torch.isin(rows, self.flagged)], Monitor())
-        if abs(self.start.gap - state.start.gap) > SAME:
+            self._split(state.flagged, Monitor())
+        if abs(self.state.start.gap - state.start.gap) > SAME:
             raise ValueError(
                 f"checkpoint: it began at a gap of {state.start.gap:.4f}, and the same model and "
-                f"references now have one of {self.start.gap:.4f}; delete it to start over"
+                f"references now have one of {self.state.start.gap:.4f}; delete it to start over"
             )
         for edit in state.edits:
             edit.apply(self.problem.model)
-        self.edits, self.steps = list(state.edits), list(state.steps)
-        self.start, self.now = state.start, state.now
-        self.rounds, self.suspected = state.rounds, state.suspected
-        for stage, seconds in state.seconds.items():
-            self.seconds[stage] += seconds
+        for stage in STAGES:
+            self._seconds[stage] += state.seconds[stage]
+        self.state = replace(state, seconds=self._seconds)
 
     def run(self, monitor: Monitor, save: Callable[[], None]) -> str:
         """Run the rounds, calling ``save`` before the first and after each; returns why it ended."""
         stopped, max_rounds = "round limit", self._options.rounds
         save()
         try:
-            for number in range(self.rounds + 1, max_rounds + 1):
-                if self.now.gap <= self._options.target_gap:
+            for number in range(self.state.rounds + 1, max_rounds + 1):
+                if self.state.now.gap <= self._options.target_gap:
                     break
                 part = monitor.part((number - 1) / max_rounds, number / max_rounds)
                 if not self._round(number, part):
                     stopped = "no layer helps"
                     break
-                self.rounds = number
+                self.state.rounds = number
                 save()
         except Cancelled:
             # The best edit of the round that was interrupted has not been applied.
-            for row, step in enumerate(self.steps):
+            for row, step in enumerate(self.state.steps):
                 if step.accepted and step.round == number:
-                    self.steps[row] = replace(step, accepted=False, reason="cancelled")
+                    self.state.steps[row] = replace(step, accepted=False, reason="cancelled")
             return "cancelled"
-        if self.now.gap <= self._options.target_gap:
+        if self.state.now.gap <= self._options.target_gap:
             stopped = "target"
         with suppress(Cancelled):  # there is nothing left to stop
             monitor.report(1.0, f"stopped: {stopped}")
         return stopped
 
-    def _split(self, rows: Tensor, monitor: Monitor) -> None:
-        """Solve on one half of these references and judge on the other, if there are enough."""
+    def _split(self, flagged: list[int], monitor: Monitor) -> None:
+        """Solve on one half of the other references and judge on the other, if there are enough."""
+        rows = torch.arange(len(self.problem.references))
+        if flagged:
+            rows = rows[~torch.isin(rows, torch.tensor(flagged))]
         self.solving, self.judging = self.problem.halves(rows, self._options.seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
@@ -166,7 +143,8 @@ class Rounds:
             self._judge = Judge(
                 self.problem.model, judged.references, judged.carriers, self._validation, monitor
             )
-            self.now = self.start = self._judge.measure(self.problem.model, monitor.silent())
+            start = self._judge.measure(self.problem.model, monitor.silent())
+        self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
         self._goal: Goal | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
@@ -217,11 +195,10 @@ class Rounds:
         corrupted = scores > THRESHOLD
         share = float(corrupted.float().mean())
         if share > MOST_CORRUPTED:
-            self.suspected = share
+            self.state.suspected = share
         if not bool(corrupted.any()) or share > MOST_CORRUPTED:
             return False
-        self.flagged = corrupted.nonzero().flatten()
-        self._split((~corrupted).nonzero().flatten(), monitor)
+        self._split(corrupted.nonzero().flatten().tolist(), monitor)
         return True
 
     def _keep_best(
@@ -253,10 +230,10 @@ class Rounds:
         monitor.report(1.0, f"round {number}: done")
         if trials.best is None:
             return False
-        candidate, self.now, _ = trials.best
+        candidate, self.state.now, _ = trials.best
         edit = candidate.edit()
         edit.apply(model)
-        self.edits.append(edit)
+        self.state.edits.append(edit)
         self._collected.forget(self.problem.catalog.after(candidate.layer.name))
         return True
 
@@ -280,8 +257,8 @@ class Rounds:
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
-        left = self.now.gap if best is None else best[1].gap
-        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.now.gap
+        left = self.state.now.gap if best is None else best[1].gap
+        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
 
     def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
         """Measure an edit, record the step, and remember the edit if it is the best so far.
@@ -289,7 +266,7 @@ class Rounds:
         Returns why it is not kept, see `_objection`.
         """
         best = trials.best
-        bar = (best[1] if best else self.now).objective
+        bar = (best[1] if best else self.state.now).objective
         began = time.perf_counter()
         with trying(candidate):
             verdict = self._judge.measure_below(
@@ -297,29 +274,29 @@ class Rounds:
             )
         reason = self._objection(verdict, bar)
         seconds = time.perf_counter() - began
-        self.steps.append(self._step(candidate, trials, verdict, reason, seconds))
+        self.state.steps.append(self._step(candidate, trials, verdict, reason, seconds))
         if verdict is None:
             return reason
         trials.measured.append((verdict.objective, candidate))
         if reason is None:
             if best is not None:
                 self._overrule(best[2], candidate)
-            trials.best = (candidate, verdict, len(self.steps) - 1)
+            trials.best = (candidate, verdict, len(self.state.steps) - 1)
         return reason
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
         if verdict is None:
             return "closes too little of the gap"
-        if verdict.objective > self.now.objective - LEAST_GAIN:
+        if verdict.objective > self.state.now.objective - LEAST_GAIN:
             return "gap and disturbance together do not fall"
-        if not verdict.within(max(self._options.max_degradation, self.now.degradation)):
+        if not verdict.within(max(self._options.max_degradation, self.state.now.degradation)):
             return OVER_BUDGET
         return None if verdict.objective < bar else "another edit of this round did better"
 
     def _overrule(self, row: int, by: Candidate) -> None:
         reason = f"{by.layer.name}{', refined,' if by.refined else ''} did better"
-        self.steps[row] = replace(self.steps[row], accepted=False, reason=reason)
+        self.state.steps[row] = replace(self.state.steps[row], accepted=False, reason=reason)
 
     def _step(
         self,
@@ -335,9 +312,9 @@ class Rounds:
             score=trials.scores[candidate.layer.name],
             direction=candidate.direction,
             ridge=candidate.ridge,
-            gap_before=self.now.gap,
+            gap_before=self.state.now.gap,
             gap_after=None if verdict is None else verdict.gap,
-            degradation_before=self.now.degradation,
+            degradation_before=self.state.now.degradation,
             degradation_after=None if verdict is None else verdict.degradation,
             worst_class=None if verdict is None else verdict.worst_class,
             accepted=objection is None,
@@ -355,7 +332,7 @@ class Rounds:
             yield
         finally:
             took = time.perf_counter() - began
-            self.seconds[stage] += took - self._nested
+            self._seconds[stage] += took - self._nested
             self._nested = around + took
 
 

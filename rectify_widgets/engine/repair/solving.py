@@ -95,16 +95,8 @@ def solve_edit(
         if dense or layer is None or direction is None or ridge is None:
             known = statistics if key_space == "patch" else None
             collector = StatisticsSource(problem, reference, known, seed)
-            if not dense:
-                last = monitor.part(0.8, 1.0)
-            edit = _best(
-                problem,
-                collector,
-                directions,
-                ridges,
-                seed,
-                monitor.part(0.0, 1.0 if dense else 0.8),
-            )
+            first, last = monitor.part(0.0, 1.0 if dense else 0.8), monitor.part(0.8, 1.0)
+            edit = _best(problem, collector, directions, ridges, seed, first)
             layer, direction, ridge = edit.layer, edit.direction, edit.ridge
         problem = replace(problem, layers={layer: problem.layers[layer]})
         if key_space == "channel":
@@ -152,6 +144,7 @@ def _best(
     except Unreached:
         if len(problem.layers) == 1:
             (name,) = problem.layers
+            # These raise the reason, where there is another one.
             collector.solver(name, collector.of(problem.layers, monitor.silent()), ridges)
             sums = key_sums(problem.layers[name], *_pair_keys(problem, name))
             for direction in directions:
