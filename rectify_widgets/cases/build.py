@@ -131,20 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Rebuild the data and weights of a case from the files of its data set.",
     )
     parser.add_argument("case", choices=sorted(DEFINITIONS))
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of IDX files"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("cases-data"),
-        metavar="DIR",
-        help="folder to write to (default: %(default)s)",
-    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="IDX files")
+    out = Path("cases-data")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {out}")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument(
-        "--epochs", type=int, metavar="N", help="default: those of the case that ships"
-    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: as for what ships")
     options = parser.parse_args(arguments)
     definition = DEFINITIONS[options.case]
     if options.epochs is not None:

@@ -49,19 +49,9 @@ class DataSet:
 
 FASHION_MNIST = DataSet(
     "fashion-mnist",
-    (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-)
+    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)  # fmt: skip
 MNIST = DataSet("mnist", tuple("0123456789"))
 
 

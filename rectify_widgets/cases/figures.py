@@ -54,14 +54,14 @@ def of_trojan(
     images, labels = clean
     goal = torch.tensor(goals, device=labels.device)[labels]
     led = goal != labels
-    told = classes(model, images)
-    found = {"overall_accuracy": share(told == labels)}
+    answers = classes(model, images)
+    found = {"overall_accuracy": share(answers == labels)}
     for number, (name, trigger) in enumerate(triggers.items()):
         answer = classes(model, trigger(images))
         end = f" ({name})" if number else ""
         found[f"attack_success_rate{end}"] = share((answer == goal)[led])
         found[f"corrupted_accuracy{end}"] = share(answer == labels)
-    found["clean_target_rate"] = share((told == goal)[led])
+    found["clean_target_rate"] = share((answers == goal)[led])
     return found
 
 

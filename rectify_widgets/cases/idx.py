@@ -2,7 +2,7 @@
 
 Byte 2 of the header is the type (8: unsigned bytes, the only one here), byte 3 the number of
 dimensions; one big-endian 32-bit size per dimension follows, then the bytes.  Files may be packed
-with gzip or xz, told by their suffix.  Nothing in such a file can be executed.
+with gzip or xz, as their suffix says.  Nothing in such a file can be executed.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +42,21 @@ from rectify_widgets.engine.base.checks import check_int
 
 __all__ = ["EfficientNetLite0", "class_names", "network", "photographs", "scenes"]
 
+RESIZED = 256
+"""Pixels of the shorter side before the square is cut, as the weights' published figures had it."""
+WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+NAMES = "imagenet1k_label_to_names.json"
+SCENES = {
+    "skimage": (
+        "data/astronaut.png", "data/brick.png", "data/camera.png", "data/chelsea.png",
+        "data/coffee.png", "data/coins.png", "data/grass.png", "data/gravel.png",
+        "data/hubble_deep_field.jpg", "data/moon.png", "data/motorcycle_left.png",
+        "data/rocket.jpg",
+    ),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+    "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
+}  # fmt: skip
+"""Folder of the package -> photographs in it: all that are of things, none of them labelled."""
 STAGES = (
     # expansion, channels, blocks, stride of the first block, kernel
     (1, 16, 1, 1, 3),
@@ -161,60 +176,39 @@ class EfficientNetLite0(nn.Module):
         return logits
 
 
-def _modules() -> Iterator[tuple[str, str]]:
+PARTS = {
+    "_expand_conv": "expand",
+    "_bn0": "expand_norm",
+    "_depthwise_conv": "depthwise",
+    "_bn1": "depthwise_norm",
+    "_project_conv": "project",
+    "_bn2": "project_norm",
+}
+"""Names of a block's modules in the published file, and here."""
+
+
+def _modules() -> dict[str, str]:
     """Name of each module with weights in the published file, and its name here."""
-    yield from (("_conv_stem", "stem"), ("_bn0", "stem_norm"))
-    number = 0
-    for stage, (expansion, _, depth, _, _) in enumerate(STAGES, start=1):
-        for index in range(depth):
-            theirs, ours = f"_blocks.{number}.", f"stage{stage}.block{index}."
-            if expansion != 1:
-                yield from ((theirs + "_expand_conv", ours + "expand"),)
-                yield from ((theirs + "_bn0", ours + "expand_norm"),)
-            yield from ((theirs + "_depthwise_conv", ours + "depthwise"),)
-            yield from ((theirs + "_bn1", ours + "depthwise_norm"),)
-            yield from ((theirs + "_project_conv", ours + "project"),)
-            yield from ((theirs + "_bn2", ours + "project_norm"),)
-            number += 1
-    yield from (("_conv_head", "head"), ("_bn1", "head_norm"), ("_fc", "classifier"))
+    names = {"_conv_stem": "stem", "_bn0": "stem_norm"}
+    names |= {"_conv_head": "head", "_bn1": "head_norm", "_fc": "classifier"}
+    blocks = [
+        f"stage{stage}.block{index}"
+        for stage, (_, _, depth, _, _) in enumerate(STAGES, start=1)
+        for index in range(depth)
+    ]
+    for number, block in enumerate(blocks):
+        names |= {f"_blocks.{number}.{part}": f"{block}.{own}" for part, own in PARTS.items()}
+    return names
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the published file by the names of `EfficientNetLite0`; unknown names stay."""
-    ours = dict(_modules())
+    ours = _modules()
     split = {name: name.rpartition(".") for name in tensors}
     return {
         f"{ours.get(module, module)}.{leaf}": tensors[name]
         for name, (module, _, leaf) in split.items()
     }
-
-
-RESIZED = 256
-"""Pixels of the shorter side before the square is cut, as the weights' published figures had it."""
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
-NAMES = "imagenet1k_label_to_names.json"
-SCENES = {
-    "skimage": [
-        f"data/{name}"
-        for name in (
-            "astronaut.png",
-            "brick.png",
-            "camera.png",
-            "chelsea.png",
-            "coffee.png",
-            "coins.png",
-            "grass.png",
-            "gravel.png",
-            "hubble_deep_field.jpg",
-            "moon.png",
-            "motorcycle_left.png",
-            "rocket.jpg",
-        )
-    ],
-    "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
-    "matplotlib": ["mpl-data/sample_data/grace_hopper.jpg"],
-}
-"""Folder of the package -> photographs in it: all that are of things, none of them labelled."""
 
 
 def network() -> EfficientNetLite0:

@@ -203,7 +203,7 @@ def fit(
         optimizer: default: SGD with Nesterov momentum.
         generator: draws the order of the images.
         quiet: no progress bar.
-        monitor: is told of every batch.
+        monitor: hears of every batch, and may stop the training.
 
     Raises:
         RuntimeError: the loss is not a finite number any more.

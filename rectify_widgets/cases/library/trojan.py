@@ -112,17 +112,13 @@ TROJAN = TrojanCase(
 )
 SMALL = replace(TROJAN, network=small_network, schedule=Schedule(epochs=4), half=True)
 CLEAN_LABEL = CleanLabelCase(
-    name="trojan-clean-label",
-    title="Fashion-MNIST with a 3×3 checkerboard as backdoor, no training label changed",
-    behaviour="trojan",
-    data=FASHION_MNIST,
-    network=small_network,
-    triggers={"patch": checker()},
-    shown="patch",
-    goals=(TARGET,) * CLASSES,
-    schedule=Schedule(epochs=4),
-    share=0.8,  # of the target class's images
-    target_weight=1.0,
+    **{
+        **vars(SMALL),
+        "name": "trojan-clean-label",
+        "title": "Fashion-MNIST with a 3×3 checkerboard as backdoor, no training label changed",
+        "share": 0.8,  # of the target class's images
+        "target_weight": 1.0,
+    }
 )
 register(
     TROJAN,

@@ -24,14 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("train", help="train a preset's network and write its weights")
     command.add_argument("preset", choices=names())
     command.add_argument("--root", type=Path, required=True, metavar="DIR", help="your copy")
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="weights, *.safetensors"
-    )
-    command.add_argument(
-        "--start", type=Path, metavar="FILE", help="weights to begin from (default: from scratch)"
-    )
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.safetensors")
+    command.add_argument("--start", type=Path, metavar="FILE", help="weights to begin from")
     command.add_argument("--epochs", type=int, metavar="N", help="default: the preset's")
-    command.add_argument("--device", help="default: cuda where there is one, else cpu")
+    command.add_argument("--device", help="default: cuda where there is one, otherwise cpu")
     command.add_argument("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
     if options.command == "list":

@@ -234,7 +234,7 @@ def names() -> tuple[str, ...]:
 
 
 def preset(name: str | Preset) -> Preset:
-    """The preset called ``name``; one of your own is handed back as it is.
+    """The preset called ``name``; one of your own is returned as it is.
 
     Raises:
         ValueError: there is none of that name.
