@@ -30,11 +30,8 @@ LOOKS = {
 LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
 """Room around the area of the curves: beside it, above it, for a legend, and below it."""
 
-LETTER = 6.2
-"""Mean width of a letter."""
-
-HERE = 14
-"""Width of the mark of the chosen place."""
+LETTER, HERE = 6.2, 14
+"""Mean width of a letter, and width of the mark of the chosen place."""
 
 STYLE = (
     f"<style>.rw-here{{fill:{FOR};fill-opacity:0}}[data-set]:hover>.rw-here{{fill-opacity:.14}}"
@@ -42,13 +39,9 @@ STYLE = (
 )
 """Part of each drawing, since a picture has no other style sheet."""
 
-BRIGHT = 140
-"""Cells of more brightness than this have dark ink, the others white ink."""
-
-MANY = 6
-"""Columns of a table beyond which their names stand upright."""
-
-EMPTY = "rgba(128,132,136,0.1)"
+MANY, BRIGHT, EMPTY = 6, 140, "rgba(128,132,136,0.1)"
+"""Of a table: columns beyond which their names stand upright, brightness beyond which the ink is
+dark, and the colour of empty cells."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,11 @@ def lines(
         width, height: in CSS pixels.
     """
     levels = levels or {}
-    numbers = [y for curve in curves for y in curve.y if _known(y)] + list(levels.values())
-    ticks = round_ticks(min([0.0, *numbers]), max([0.0, *numbers]))
+    numbers = [0.0, *levels.values(), *(y for curve in curves for y in curve.y if _known(y))]
+    ticks = round_ticks(min(numbers), max(numbers))
     top, bottom = TOP + LEGEND * (len(curves) > 1), height - BOTTOM
     column = (width - LEFT - 8) / max(len(x_names), 1)
+    every = math.ceil((LETTER * max(map(len, x_names), default=0) + 12) / column)
 
     def across(x: float) -> float:
         return LEFT + (x + 0.5) * column
@@ -106,39 +100,34 @@ def lines(
     def down(y: float) -> float:
         return bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
 
-    grid = "".join(
-        f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" stroke-opacity=".3"/>'
-        + _text(f"{y:g}", LEFT - 8, down(y) + 4, "end")
-        for y in ticks
-    )
-    longest = LETTER * max(map(len, x_names), default=0) + 12
-    names = "".join(
-        _text(x_names[x], across(x), bottom + 15, "middle")
-        for x in range(0, len(x_names), max(math.ceil(longest / column), 1))
-    )
-    limits = "".join(
-        f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" stroke-width="1.5" '
-        f'stroke-dasharray="5 4"/>'
-        + _text(name, LEFT + 4, down(y) + (14 if down(y) < top + 16 else -4))
-        for name, y in levels.items()
-    )
-    places = "".join(
-        f"<g{handle}><title>{escape(f'{x_title} {x_names[x]}: {_values(curves, x)}'.strip())}</title>"
-        f'<rect x="{across(x) - column / 2:.1f}" y="{top}" width="{column:.1f}" '
-        f'height="{bottom - top}" fill-opacity="0"/><rect class="rw-here" '
-        f'x="{across(x) - HERE / 2:.1f}" y="{top}" width="{HERE}" height="{bottom - top}" rx="3"/>'
-        "</g>"
-        for x, handle in enumerate(handles or [""] * len(x_names))
-    )
+    def level(y: float, look: str) -> str:
+        return f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" {look}/>'
+
+    def band(x: int, wide: float, look: str) -> str:
+        left, tall = across(x) - wide / 2, bottom - top
+        return f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{tall}" {look}/>'
+
+    axes = [_text(y_title, 0, 12, weight=600), _text(x_title, width - 8, height - 4, "end")]
+    for y in ticks:
+        axes += level(y, 'stroke-opacity=".3"'), _text(f"{y:g}", LEFT - 8, down(y) + 4, "end")
+    for x in range(0, len(x_names), every):
+        axes.append(_text(x_names[x], across(x), bottom + 15, "middle"))
+    for name, y in levels.items():
+        below = 14 if down(y) < top + 16 else -4
+        axes.append(level(y, 'stroke-width="1.5" stroke-dasharray="5 4"'))
+        axes.append(_text(name, LEFT + 4, down(y) + below))
+    reach, mark, places = 'fill-opacity="0"', 'class="rw-here" rx="3"', ""
+    for x, name in enumerate(x_names):
+        title = escape(f"{x_title} {name}: {_values(curves, x)}".strip())
+        areas = f"<title>{title}</title>{band(x, column, reach)}{band(x, HERE, mark)}"
+        places += f"<g{handles[x] if x < len(handles) else ''}>{areas}</g>"
+    drawn = "".join(_curve(curve, across, down) for curve in reversed(curves))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'aria-label="{escape(alt)}" viewBox="0 0 {width} {height}" '
         f'role="{"group" if handles else "img"}" font-family="system-ui,sans-serif" '
-        f'font-size="11" fill="{INK}">{STYLE}'
-        f"{_text(y_title, 0, 12, weight=600)}{_text(x_title, width - 8, height - 4, 'end')}"
-        f"{_legend(curves) if len(curves) > 1 else ''}{grid}{names}"
-        f"<g data-list>{places}</g>{limits}"
-        f"{''.join(_curve(curve, across, down) for curve in reversed(curves))}</svg>"
+        f'font-size="11" fill="{INK}">{STYLE}{_legend(curves) if len(curves) > 1 else ""}'
+        f"{''.join(axes)}<g data-list>{places}</g>{drawn}</svg>"
     )
 
 
@@ -161,12 +150,8 @@ def _text(text: str, x: float, y: float, anchor: str = "start", weight: int = 40
 
 def _values(curves: Sequence[Line], place: int) -> str:
     """The numbers of all curves at a place."""
-    values = [
-        f"{curve.name} {y:.2f}{curve.unit}"
-        for curve in curves
-        for x, y in zip(curve.x, curve.y, strict=True)
-        if x == place and _known(y)
-    ]
+    points = [(curve, *point) for curve in curves for point in zip(curve.x, curve.y, strict=True)]
+    values = (f"{c.name} {y:.2f}{c.unit}" for c, x, y in points if x == place and _known(y))
     return ", ".join(values) or "not measured"
 
 

@@ -35,7 +35,7 @@ METHODS = ".rw-map-controls select"
 SAMPLE = ".rw-map-controls .noUi-handle"
 """The handle of the slider that goes through the samples."""
 
-STEP = ".rw-versions .rw-version"
+STEP = ".rw-steps [data-set]"
 """One row of the history."""
 
 STEPS = ".rw-history-card .noUi-handle"

@@ -74,7 +74,7 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
             f'<td class="rw-right">{percent(version.degradation)}</td>'
             f"<td>{'' if trial is None else f'✓ {escape(trial.reason)}'}</td></tr>"
         )
-        if notes := _notes(timeline, version):
+        if notes := _notes(timeline, step, version):
             body += f'<tr class="rw-notes"><td></td><td colspan="5">{notes}</td></tr>'
     return (
         '<div class="rw-steps" data-list data-key="steps"><table class="rw-table"><thead><tr>'
@@ -84,7 +84,7 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
     )
 
 
-def _notes(timeline: Timeline, version: Version) -> str:
+def _notes(timeline: Timeline, step: int, version: Version) -> str:
     """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
     number = version.number
     pieces = [
@@ -94,9 +94,16 @@ def _notes(timeline: Timeline, version: Version) -> str:
     pieces += [
         f'<div class="rw-soft"><span{to_do("show_branch", branch, key=f"branch {branch}")}>'
         f"↳ {escape(branch_name(timeline, branch))} leaves here</span></div>"
-        for branch in leaving(timeline, version)
+        for branch, line in _others(timeline)
+        if timeline.departure(branch) == step < len(line) - 1
     ]
     return "".join(pieces)
+
+
+def _others(timeline: Timeline) -> list[tuple[int, tuple[Version, ...]]]:
+    """The branches out of view, with their versions."""
+    tips = enumerate(timeline.branches)
+    return [(tip, timeline.lineage(end.number)) for tip, end in tips if tip != timeline.branch]
 
 
 def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
@@ -139,21 +146,6 @@ def summary(trials: Sequence[Step]) -> str:
     )
     reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(kinds).most_common())
     return f"{some(len(trials), 'trial')} rolled back: {reasons}"
-
-
-def leaving(timeline: Timeline, version: Version) -> list[int]:
-    """Branches out of view that share the path in view up to this version and no further."""
-    path = [one.number for one in timeline.path]
-    place = path.index(version.number)
-    after = path[place + 1] if place + 1 < len(path) else None
-    found = []
-    for branch, tip in enumerate(timeline.branches):
-        line = [one.number for one in timeline.lineage(tip.number)]
-        if branch == timeline.branch or version.number not in line:
-            continue
-        if line.index(version.number) + 1 < len(line) and after not in line:
-            found.append(branch)
-    return found
 
 
 def branch_name(timeline: Timeline, branch: int) -> str:
@@ -205,23 +197,19 @@ def chart(
     """One figure of all versions over the steps, in per cent."""
     path = timeline.path
     own = [values[version.number] for version in path]
-    others = [branch for branch in range(len(timeline.branches)) if branch != timeline.branch]
+    others = _others(timeline)
     own_name = f"branch {timeline.branch}, in view" if others else name
     curves = [charts.Line(own_name, range(len(path)), _percents(own), unit=" %")]
-    common = {version.number for version in path}
-    for branch in others[-OTHERS:]:
-        line = timeline.lineage(timeline.branches[branch].number)
-        start = max(sum(version.number in common for version in line) - 1, 0)
-        if start + 1 < len(line):
+    for branch, line in others[-OTHERS:]:
+        places = range(timeline.departure(branch), len(line))
+        if len(places) > 1:
             handles = [
                 to_set(key=f"{name} {line[step].number}", branch=branch, step=step)
-                for step in range(start + 1, len(line))
+                for step in places[1:]
             ]
-            part = _percents([values[version.number] for version in line[start:]])
-            places = range(start, len(line))
-            curves.append(
-                charts.Line(f"branch {branch}", places, part, "grey", " %", ["", *handles])
-            )
+            part = _percents([values[line[step].number] for step in places])
+            title = f"branch {branch}"
+            curves.append(charts.Line(title, places, part, "grey", " %", ["", *handles]))
     return charts.lines(
         curves,
         _alt(name, own, level, limit),

@@ -139,6 +139,11 @@ class Timeline:
         shared = [version for version in own if version.number in earlier]
         return shared[-1] if shared else None
 
+    def departure(self, branch: int) -> int:
+        """The last step that a branch shares with the one in view."""
+        line = self.lineage(self._tips[self._check_branch(branch)])
+        return sum(one is other for one, other in zip(line, self.path)) - 1  # noqa: B905
+
     # -- growing ----------------------------------------------------------------------------------
 
     def add(

@@ -356,13 +356,16 @@ class HistoryViewer(Panel):
 
     # -- checks -----------------------------------------------------------------------------------
 
-    @traitlets.validate("step")
-    def _check_step(self, proposal: Mapping[str, int]) -> int:
-        return _check_place("step", proposal["value"], len(self._timeline.path), "this branch")
-
-    @traitlets.validate("branch")
-    def _check_branch(self, proposal: Mapping[str, int]) -> int:
-        return _check_place("branch", proposal["value"], len(self._timeline.branches), "all")
+    @traitlets.validate("step", "branch")
+    def _check_place(self, proposal: Mapping[str, Any]) -> int:
+        name, timeline = proposal["trait"].name, self._timeline
+        among = {"step": (timeline.path, "this branch"), "branch": (timeline.branches, "all")}
+        place, (versions, of) = check_int(name, proposal["value"], low=0), among[name]
+        if place >= len(versions):
+            raise ValueError(
+                f"{name}: got {place}, want 0 to {len(versions) - 1}, the last of {of}"
+            )
+        return place
 
     @traitlets.validate("max_degradation", "target_gap")
     def _check_level(self, proposal: Mapping[str, Any]) -> float | None:
@@ -377,11 +380,3 @@ class HistoryViewer(Panel):
         self._timeline = Timeline()
         self._source = nn.Identity()
         self.set_trait("model", None)
-
-
-def _check_place(argument: str, value: object, count: int, of: str) -> int:
-    """``value`` if it is one of ``count`` places."""
-    place = check_int(argument, value, low=0)
-    if place >= count:
-        raise ValueError(f"{argument}: got {place}, want 0 to {count - 1}, the last of {of}")
-    return place
