@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from rectify_widgets import explain
-from rectify_widgets.widgets.attribution import maps
+from rectify_widgets.widgets.attribution import data
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.session import Session
 from tests.widget_fakes import network, pairs, texts
@@ -46,13 +46,32 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(inputs))
         return real(model, inputs, **options)
 
-    monkeypatch.setattr(maps, "attribute", count)
+    monkeypatch.setattr(data, "attribute", count)
     return seen
 
 
 def view(viewer: ipw.Widget) -> str:
     """What a widget says, without the pictures' data and the style sheet."""
     return re.sub(r'src="[^"]*"|<style>.*?</style>', "", texts(viewer))
+
+
+def tiles(viewer: AttributionViewer, column: str) -> list[int]:
+    """Numbers of the samples that a column's tiles open, in order."""
+    found = re.findall(rf'data-key="{column} (\d+)"', viewer.canvas.html)
+    return [int(number) for number in found]
+
+
+def hidden(widget: ipw.Widget) -> bool:
+    """Whether a control is hidden."""
+    return "rw-hidden" in widget._dom_classes
+
+
+def press(box: ipw.HBox, what: str) -> None:
+    """Click the button with that tooltip."""
+    (button,) = (
+        child for child in box.children if isinstance(child, ipw.Button) and child.tooltip == what
+    )
+    button.click()
 
 
 def pictures(html: str) -> list[str]:

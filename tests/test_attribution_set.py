@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from rectify_widgets import explain
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.widgets.attribution import maps
+from rectify_widgets.widgets.attribution import data
 from rectify_widgets.widgets.attribution.concentration import concentration
-from rectify_widgets.widgets.attribution.maps import MapCache, SetScores
+from rectify_widgets.widgets.attribution.data import MapCache, SetScores
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.session import Session
-from tests.map_fakes import Make, count_calls, making, view
+from tests.map_fakes import Make, count_calls, hidden, making, tiles, view
 from tests.widget_fakes import network, pairs, texts
 
 
@@ -52,7 +52,7 @@ def test_scrubbing_through_models_costs_nothing_the_second_time(
     for version in (*versions, None, *reversed(versions)):
         viewer.after = version
     assert calls == [2] * 4
-    assert "After" in view(viewer)
+    assert "Clean, after" in view(viewer)
 
 
 def test_a_model_edited_in_place_gets_new_maps(make: Make, calls: list[int]) -> None:
@@ -100,7 +100,7 @@ def test_the_cache_has_a_bound_in_bytes() -> None:
 
 
 def test_the_viewers_own_bound_holds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "CACHE_BYTES", 2000)
+    monkeypatch.setattr(data, "CACHE_BYTES", 2000)
     viewer = make(inputs=pairs(20))
     for index in range(20):
         viewer.index = index
@@ -124,8 +124,8 @@ def test_the_set_is_scored_and_shown_at_percentiles(make: Make) -> None:
     html = view(viewer)
     for words in ("Clean samples", "Corrupted samples", "Scored: 30 samples."):
         assert words in html
-    for column, row in viewer._set._rows.items():
-        opened = [int(box.children[1].description.split()[1]) for box in row.children]
+    for column in ("Clean", "Corrupted"):
+        opened = tiles(viewer, column)
         assert len(opened) == 7
         assert opened[0] == scores[column, "Map"].argmin()
         assert opened[-1] == scores[column, "Map"].argmax()
@@ -138,18 +138,15 @@ def test_a_sample_has_the_same_score_on_both_pages(make: Make, method: str) -> N
     viewer.page = "set"
     found = viewer.concentration["Corrupted", "Map"][6]
     viewer.open_sample(6)
-    assert viewer._shown is not None
-    assert viewer._shown.views["Map"].scores[1] == pytest.approx(found, abs=1e-6)
     assert f"concentration {found:.2f}" in view(viewer)
 
 
 def test_a_tile_opens_its_sample(make: Make) -> None:
     viewer = make(inputs=pairs(30))
     viewer.page = "set"
-    button = viewer._set._rows["Clean"].children[4].children[1]
-    button.click()
-    assert viewer.page == "sample"
-    assert button.description == f"Sample {viewer.index}"
+    fifth = tiles(viewer, "Clean")[4]
+    viewer.canvas.act({"do": {"open_sample": fifth}})
+    assert (viewer.page, viewer.index) == ("sample", fifth)
     assert f"input, sample {viewer.index}" in view(viewer)
     with pytest.raises(ValueError, match="0 to 29"):
         viewer.open_sample(30)
@@ -164,16 +161,15 @@ def test_before_and_after_stand_under_each_other(make: Make, calls: list[int]) -
     html = view(viewer)
     assert "concentration, before, most" in html
     assert ", after: evidence for" in html
-    assert viewer._set._ranking.layout.display is None
+    assert not hidden(viewer._percentiles)
     scored = len(calls)
     viewer.ranking = "after"
     assert "concentration, after, most" in view(viewer)
     scores = viewer.concentration["Clean", "After"]
-    last = viewer._set._rows["Clean"].children[-1].children[1].description
-    assert last == f"Sample {scores.argmax()}"
+    assert tiles(viewer, "Clean")[-1] == scores.argmax()
     viewer.after = None
-    assert viewer._set._ranking.layout.display == "none"
-    assert ", after: " not in texts(viewer._set)
+    assert hidden(viewer._percentiles)
+    assert ", after: " not in view(viewer)
     assert len(calls) == scored, "all of these maps were there"
     with pytest.raises(ValueError, match="did you mean 'before'"):
         viewer.ranking = "befor"
@@ -182,13 +178,13 @@ def test_before_and_after_stand_under_each_other(make: Make, calls: list[int]) -
 def test_coming_back_to_the_set_computes_nothing(make: Make, calls: list[int]) -> None:
     viewer = make(inputs=pairs(12))
     viewer.page = "set"
-    done, html = len(calls), texts(viewer._set)
+    done, html = len(calls), view(viewer)
     viewer.index = 3
     assert len(calls) == done, "the sample is not in view"
     viewer.page = "sample"
     viewer.page = "set"
     assert len(calls) <= done + 1
-    assert texts(viewer._set) == html
+    assert view(viewer) == html
 
 
 def test_small_maps_of_the_set_are_kept_for_a_closer_look(
@@ -199,24 +195,25 @@ def test_small_maps_of_the_set_are_kept_for_a_closer_look(
     done = len(calls)
     viewer.open_sample(7)
     assert len(calls) == done
-    monkeypatch.setattr(maps, "CACHE_BYTES", 4 * 11 * 2 * 81 * 4)
+    monkeypatch.setattr(data, "CACHE_BYTES", 4 * 11 * 2 * 81 * 4)
     large = make(inputs=pairs(12))
     large.page = "set"
     done = len(calls)
-    unseen = set(range(12)) - set(large._set.picked(large._set.scores["Map"])) - {0}
+    shown = {*tiles(large, "Clean"), *tiles(large, "Corrupted")}
+    unseen = set(range(12)) - shown - {0}
     large.open_sample(unseen.pop())
     assert len(calls) == done + 1
 
 
 def test_a_set_is_bounded_by_a_fair_draw(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "SET_LIMIT", 10)
+    monkeypatch.setattr(data, "SET_LIMIT", 10)
     viewer = make(inputs=pairs(40))
     viewer.page = "set"
     scores = viewer.concentration["Clean", "Map"]
     assert np.isfinite(scores).sum() == 10
     assert np.flatnonzero(np.isfinite(scores)).max() > 20
     assert "Scored: 10 of 40 samples, drawn at random." in view(viewer)
-    orders = [maps.spread_order(40).tolist() for _ in range(2)]
+    orders = [data.spread_order(40).tolist() for _ in range(2)]
     assert orders[0] == orders[1]
     assert len(set(orders[0])) == 10
 
@@ -235,19 +232,20 @@ def test_scoring_can_be_stopped_and_gone_on_with(
         return real(model, inputs, **options)
 
     viewer = make(inputs=pairs(30))
-    monkeypatch.setattr(maps, "attribute", stop_at_the_third)
+    monkeypatch.setattr(data, "attribute", stop_at_the_third)
     viewer.page = "set"
     scores = viewer.concentration["Clean", "Map"]
     assert np.isfinite(scores).sum() == 16
     assert "saliency: 16 samples scored of 30, stopped" in view(viewer)
     assert viewer.error is None
-    assert viewer._set._go_on.layout.display is None
-    assert len(viewer._set._rows["Clean"].children) == 7, "what is scored is shown"
-    viewer._set._go_on.click()
+    assert not hidden(viewer._continue)
+    assert not hidden(viewer._scoring)
+    assert len(tiles(viewer, "Clean")) == 7, "what is scored is shown"
+    viewer._continue.click()
     assert np.isfinite(viewer.concentration["Clean", "Map"]).all()
     kept = viewer.concentration["Clean", "Map"][np.isfinite(scores)]
     np.testing.assert_array_equal(kept, scores[np.isfinite(scores)])
-    assert viewer._set._go_on.layout.display == "none"
+    assert hidden(viewer._scoring)
 
 
 def test_cancel_gives_the_job_and_settle_shows_what_there_is() -> None:
@@ -324,7 +322,7 @@ def test_a_failure_shows_on_the_page_of_the_set(make: Make) -> None:
     viewer.page = "set"
     assert isinstance(viewer.error, ValueError)
     assert "name a convolution" in view(viewer)
-    assert "name a convolution" in viewer.static_html()
+    assert "name a convolution" in viewer.still()
     viewer.opacity = 0.5
     assert "name a convolution" in view(viewer)
     viewer.layer = "0"

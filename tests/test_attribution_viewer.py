@@ -14,9 +14,9 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.widgets.attribution.maps import Query
+from rectify_widgets.widgets.attribution.data import Query
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
-from tests.map_fakes import Make, count_calls, making, pictures, view
+from tests.map_fakes import Make, count_calls, hidden, making, pictures, press, view
 from tests.widget_fakes import network, pairs, texts
 
 
@@ -56,50 +56,49 @@ def test_both_columns_share_one_scale_and_one_range_of_greys(make: Make) -> None
 
 def test_what_can_be_stepped_through(make: Make) -> None:
     viewer = make()
-    controls = viewer._controls
     assert viewer.samples.slider.max == 3
-    viewer.samples.children[2].click()
+    press(viewer.samples.box, "Next sample")
     assert viewer.index == 1
     assert "sample 1" in view(viewer)
-    controls.methods.children[2].click()
+    press(viewer.methods.box, "Next method")
     assert viewer.method == "input-x-gradient"
     assert "input-x-gradient map" in view(viewer)
-    controls.methods.choice.value = "occlusion"
+    viewer.methods.list.value = "occlusion"
     assert viewer.method == "occlusion"
-    assert make(inputs=pairs(1)).samples.layout.display == "none"
+    assert hidden(make(inputs=pairs(1)).samples.box)
 
 
 def test_layers_are_offered_where_the_method_looks_at_one(make: Make) -> None:
     viewer = make()
-    layers = viewer._controls.layers
-    assert layers.layout.display == "none"
+    layers = viewer.layers
+    assert hidden(layers.box)
     viewer.method = "grad-cam"
-    assert layers.layout.display is None
+    assert not hidden(layers.box)
     assert layers.values == [None, "0", "3"]
     last = view(viewer)
-    layers.children[2].click()
+    press(layers.box, "Next layer")
     assert viewer.layer == "0"
     assert view(viewer) != last
     viewer.layer = "3"
-    assert layers.choice.value == "3"
+    assert layers.list.value == "3"
     assert view(viewer) == last
     viewer.layer = None
-    assert layers.choice.label == "last convolution (3)"
+    assert layers.list.label == "last convolution (3)"
 
 
 def test_any_layer_can_be_named(make: Make) -> None:
     viewer = make(method="grad-cam", layer="2")
     assert viewer.error is None
-    assert viewer._controls.layers.values == [None, "0", "3", "2"]
+    assert viewer.layers.values == [None, "0", "3", "2"]
     seen: list[object] = []
     viewer.observe(lambda change: seen.append(change["new"]), names="layer")
     viewer.layer = "4"
-    assert viewer._controls.layers.choice.value == "4"
+    assert viewer.layers.list.value == "4"
     assert seen == ["4"]
     viewer.layer = "6"
     assert isinstance(viewer.error, ValueError)
     assert "name a convolution" in view(viewer)
-    assert "name a convolution" in viewer.static_html()
+    assert "name a convolution" in viewer.still()
     viewer.layer = None
     assert viewer.error is None
     assert seen == ["4", "6", None]
@@ -107,21 +106,21 @@ def test_any_layer_can_be_named(make: Make) -> None:
 
 def test_a_target_is_explained_for_every_input(make: Make) -> None:
     viewer = make(target=2, classes=["ape", "bee", "cat"])
-    targets = viewer._controls.targets
+    targets = viewer.targets
     assert view(viewer).count(">for cat<") == 2
     assert targets.values == [None, 0, 1, 2]
-    targets.choice.value = 1
+    targets.list.value = 1
     assert viewer.target == 1
     assert view(viewer).count(">for bee<") == 2
     viewer.target = None
-    assert targets.choice.label == "own prediction"
+    assert targets.list.label == "own prediction"
     with pytest.raises(ValueError, match="target: got 7, want 0 to 2: one of 3 classes"):
         viewer.target = 7
     assert viewer.target is None
 
 
 def test_classes_without_names_are_learnt_from_the_model(make: Make) -> None:
-    assert make()._controls.targets.values == [None, 0, 1, 2]
+    assert make().targets.values == [None, 0, 1, 2]
     late = make(target=9)
     assert "want 0 to 2" in view(late), "nothing is known of the classes before the first run"
 
@@ -129,10 +128,10 @@ def test_classes_without_names_are_learnt_from_the_model(make: Make) -> None:
 def test_of_very_many_classes_those_in_view_are_listed(make: Make) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(81, 500))
     viewer = make(model)
-    values = viewer._controls.targets.values
+    values = viewer.targets.values
     assert 2 <= len(values) <= 3
     viewer.target = 321
-    assert 321 in viewer._controls.targets.values
+    assert 321 in viewer.targets.values
     assert ">for class 321<" in view(viewer)
 
 
@@ -158,7 +157,7 @@ def test_any_channels_size_and_proportions(make: Make, shape: tuple[int, int, in
     x = torch.randn(3, *shape)
     viewer = make(model, SamplePairs(x.flip(-1), x), mean=[0.5] * shape[0], std=[0.2] * shape[0])
     assert viewer.error is None
-    for width, height in re.findall(r'width="(\d+)" height="(\d+)"', view(viewer))[:4]:
+    for width, height in re.findall(r'width="(\d+)" height="(\d+)"', view(viewer))[1:5]:
         assert int(width) / int(height) == pytest.approx(shape[2] / shape[1], rel=0.1)
     viewer.page = "set"
     assert viewer.error is None
@@ -174,10 +173,10 @@ def test_photographs_stay_small_on_the_wire(make: Make) -> None:
     assert len(one) == 7
     assert max(map(len, one)) < 100_000
     viewer.page = "set"
-    tiles = pictures(texts(viewer._set))
-    assert len(tiles) == 4 + 2 * 2 * 7 + 1
-    assert max(map(len, tiles)) < 20_000
-    assert sum(map(len, tiles)) < 560_000
+    small = pictures(texts(viewer))
+    assert len(small) == 4 + 2 * 2 * 7 + 1
+    assert max(map(len, small)) < 20_000
+    assert sum(map(len, small)) < 560_000
 
 
 # -- traits, static views, end --------------------------------------------------------------------
@@ -225,7 +224,7 @@ def test_bad_traits_are_refused(make: Make) -> None:
 def test_static_views_are_plain_html(make: Make, page: str) -> None:
     viewer = make(inputs=pairs(8), after=network(), classes=["<ape>", "bee", "cat"], target=0)
     viewer.page = page
-    html = viewer.static_html()
+    html = viewer.still()
     assert "&lt;ape&gt;" in html
     assert "<ape>" not in html
     assert "<script" not in html
@@ -241,10 +240,10 @@ def test_settle_waits_for_what_is_in_view() -> None:
     viewer = AttributionViewer(network(), pairs(20), method="saliency")
     viewer.page = "set"
     viewer.settle()
-    assert "Scored: 20 samples." in viewer.static_html()
+    assert "Scored: 20 samples." in viewer.still()
     viewer.open_sample(3)
     viewer.settle()
-    assert "clean input, sample 3" in viewer.static_html()
+    assert "clean input, sample 3" in viewer.still()
     viewer.close()
 
 

@@ -17,12 +17,11 @@ from rectify_widgets.widgets.attribution.concentration import (
     Scores,
     axis_of,
     concentration,
-    distribution_table,
     picks,
     share_above,
     spread_share,
-    summary,
 )
+from rectify_widgets.widgets.attribution.html import distribution_table, summary
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 

@@ -25,7 +25,7 @@ from rectify_widgets.explain import check_images
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.style import PAGE, SHEETS, element, read_sheets
+from rectify_widgets.widgets.style import PAGE, SHEETS, element
 from rectify_widgets.widgets.view import View, still
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Panel(ipw.VBox):
         self._owns_session = session is None
         self._job: Job[Any] | None = None
         self._undo_links: list[Callable[[], None]] = []
-        self.canvas = View(self, read_sheets("base", *self.sheets))
+        self.canvas = View(self, self.sheets)
         self.add_class("rw-panel")
         if self.marks:
             self.listen(self, lambda _: self._mark(), list(self.marks))

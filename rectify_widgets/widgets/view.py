@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape, unescape
 from importlib.resources import files
@@ -37,6 +37,7 @@ import numpy as np
 import traitlets
 
 from rectify_widgets.widgets.render import Floats, shrink_plane
+from rectify_widgets.widgets.style import read_sheets
 
 if TYPE_CHECKING:
     from rectify_widgets.widgets.panel import Panel
@@ -50,7 +51,7 @@ class View(anywidget.AnyWidget):
 
     Args:
         panel: names in `Panel.handles` the traits and methods that the HTML may set and call.
-        css: style sheets.
+        sheets: names of style sheets, after the shared one.
     """
 
     _esm = (files(__package__) / "view.js").read_text(encoding="utf-8")
@@ -63,8 +64,10 @@ class View(anywidget.AnyWidget):
     """Names of traits with their values: handles that set these are marked as chosen.  Apart from
     `html`, so that a click does not send the whole view again."""
 
-    def __init__(self, panel: Panel, css: str = "") -> None:
-        super().__init__(_css=css)
+    def __init__(self, panel: Panel, sheets: Sequence[str] = ()) -> None:
+        names = ("base", *sheets)
+        # A page has one style element for each id, which by default is that of the class.
+        super().__init__(_css=read_sheets(*names), _anywidget_id="rw-" + "-".join(names))
         self._panel: Panel | None = panel
         self.on_msg(lambda _, message, __: self.act(message))
 

@@ -31,8 +31,13 @@ MAP = ".rw-maps img"
 MAP_AFTER = 'img[alt*="corrupted input, after"]'
 """The attribution map of the corrupted input under the edited model."""
 
+MAP_GRID = ".rw-maps [data-grid]"
+"""A map that says the number under the pointer."""
+
+TIP = ".rw-tip"
+OVERLAY = 'input[name="opacity"]'
 METHODS = ".rw-map-controls select"
-SAMPLE = ".rw-map-controls .noUi-handle"
+SAMPLE = ".rw-map-samples .noUi-handle"
 """The handle of the slider that goes through the samples."""
 
 STEP = ".rw-steps [data-set]"
@@ -49,9 +54,9 @@ STATIC = ".rw-static"
 CHOICE = '.rw-choices button:has-text("{}")'
 """A button of a row of choices, by its text."""
 
-SET_TILE = ".rw-set-tile img"
-SET_OPEN = ".rw-set-open"
-"""A picture of the whole set, and the button that opens its sample."""
+SET_TILE = ".rw-tiles img"
+SET_OPEN = ".rw-tiles td"
+"""A picture of the whole set, and the tile around it, which opens its sample."""
 
 FLIP = ".rw-flip-tile button"
 CHART = ".rw-class-page .rw-heat"

@@ -71,7 +71,7 @@ def main() -> None:
             watched.run_all(seconds=600)
             page = watched.page
             page.wait_for_selector('img[alt*="corrupted input, after"]', timeout=300_000)
-            page.wait_for_selector(".rw-set-tile img", timeout=300_000)
+            page.wait_for_selector(".rw-tiles img", timeout=300_000)
             page.mouse.move(5, 5)
             page.evaluate("document.activeElement.blur()")
             for theme in ("Light", "Dark"):

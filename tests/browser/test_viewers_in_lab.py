@@ -39,13 +39,39 @@ def rows(watched: pages.Watched, count: int) -> None:
     )
 
 
+def test_maps_are_read_magnified_and_faded_in_the_page(viewers: pages.Watched) -> None:
+    page = viewers.page
+    one = page.locator(parts.MAP_GRID).first
+    box = one.bounding_box()
+    assert box is not None
+    place = {"x": box["width"] * 0.4, "y": box["height"] * 0.6}
+    one.hover(position=place)
+    assert page.locator(parts.TIP).first.inner_text().startswith("row 16, column 11: ")
+    widths = f"""() => [...document.querySelectorAll('{parts.MAP_GRID}')]
+        .map(map => map.getBoundingClientRect().width)"""
+    before = page.evaluate(widths)
+    one.dblclick(position=place)
+    assert page.evaluate(widths) == [3 * width for width in before]
+    one.dblclick(position=place)
+    assert page.evaluate(widths) == before
+    overlay = page.locator(parts.OVERLAY).first
+    fire = "(i, name) => i.dispatchEvent(new Event(name, {bubbles: true}))"
+    overlay.evaluate("i => { i.value = 0.2; }")
+    overlay.evaluate(fire, "input")
+    assert one.evaluate("map => getComputedStyle(map).opacity") == "0.2"
+    assert viewers.ask("print(maps.opacity)") == "0.85", "the kernel hears of it on release"
+    overlay.evaluate(fire, "change")
+    page.wait_for_timeout(500)
+    assert viewers.ask("print(maps.opacity)") == "0.2"
+
+
 def test_a_tile_of_the_whole_set_opens_its_sample(viewers: pages.Watched) -> None:
     choose(viewers, "Whole set")
     viewers.page.wait_for_selector(parts.SET_TILE)
     assert viewers.ask("print(maps.page)") == "set"
     viewers.picture("14-whole-set")
     tile = viewers.page.locator(parts.SET_OPEN).nth(1)
-    name = tile.inner_text()
+    name = tile.inner_text().split("\n")[-1]
     tile.click()
     viewers.page.wait_for_function(
         f"() => document.querySelector('img[alt*=\"{name.lower()}\"]') !== null"

@@ -1,6 +1,6 @@
-"""How concentrated attribution maps are, over a whole set of inputs: figures and their HTML.
+"""How concentrated attribution maps are, over a whole set of inputs.
 
-Pure functions on arrays; imports numpy and the renderers.  A map that is locked onto a trigger has
+Pure functions on arrays; imports numpy.  A map that is locked onto a trigger has
 its weight on a few pixels, whatever the rest of the picture shows; an honest one spreads it over
 the object.  One number a map, sorted, shows a whole set without a choice of examples.
 """
@@ -8,23 +8,17 @@ the object.  One number a map, sorted, shows a whole set without a choice of exa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
-
-from rectify_widgets.widgets import markup, render
 
 Scores = NDArray[np.float64]
 """Concentration of one map a sample, NaN where a map is empty or not computed yet."""
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 100)
 """Places in the sorted set whose samples are shown."""
-
-BINS = 24
-"""Bars of a distribution."""
 
 
 def concentration(plane: NDArray[np.floating]) -> float:
@@ -37,7 +31,7 @@ def concentration(plane: NDArray[np.floating]) -> float:
     Why this one.  The Gini index (Hurley & Rickard 2009) is governed by how many pixels are near
     zero, and for methods that multiply by the input that is the dark background of every picture:
     on the shipped case it tells clean from corrupted maps hardly better than a coin.  The share
-    in the strongest 5 % (or 1 %) of pixels has to be told how large a trigger is.  This one weighs
+    in the strongest 5 % (or 1 %) of pixels must know how large a trigger is.  This one weighs
     large values by their square, and needs no such number.
 
     Args:
@@ -113,50 +107,6 @@ def share_above(upper: Scores, lower: Scores) -> float | None:
     return float((a > b).mean() + 0.5 * (a == b).mean())
 
 
-# -- HTML -----------------------------------------------------------------------------------------
-
-
-def number(score: float) -> str:
-    """A concentration with two decimals, a dash where there is none."""
-    return f"{score:.2f}" if math.isfinite(score) else "–"
-
-
-def distribution_table(rows: Mapping[tuple[str, str], Scores], *, width: int = 144) -> str:
-    """Distribution and quantiles of each kind of map; ``rows`` is (column, model) to scores.
-
-    All distributions have one axis, whose ends stand above them: tenths that enclose all scores.
-    """
-    low, high = axis_of(rows.values())
-    heads = "".join(
-        f'<th class="rw-right">{head}</th>' for head in ("least", "10 %", "median", "90 %", "most")
-    )
-    body = ""
-    for (column, model), scores in rows.items():
-        known = scores[np.isfinite(scores)]
-        name = f"{column}, {model.lower()}" if model else column
-        if not known.size:
-            body += f'<tr><td>{escape(name)}</td><td colspan="6">no map</td></tr>'
-            continue
-        marks = np.percentile(known, (0, 10, 50, 90, 100))
-        counts, _ = np.histogram(known, bins=BINS, range=(low, high))
-        alt = (
-            f"Distribution of the concentration of {len(known)} maps, {name}: a tenth of them below "
-            f"{marks[1]:.2f}, half below {marks[2]:.2f}, a tenth above {marks[3]:.2f}"
-        )
-        colour = render.FOR if model == "After" else render.AGAINST
-        bars = render.histogram_tag(counts.tolist(), alt, width=width, colour=colour)
-        figures = "".join(
-            f'<td class="rw-right">{f"<b>{number(mark)}</b>" if place == 2 else number(mark)}</td>'
-            for place, mark in enumerate(marks)
-        )
-        body += f'<tr><td>{escape(name)}</td><td class="rw-strip">{bars}</td>{figures}</tr>'
-    return (
-        '<table class="rw-table rw-distribution"><thead><tr><th>Maps</th>'
-        f'<th class="rw-strip">{low:.1f} <span>→ more concentrated →</span> {high:.1f}</th>'
-        f"{heads}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
 def axis_of(scores: Iterable[Scores]) -> tuple[float, float]:
     """The tenths that enclose all these scores."""
     every = [part[np.isfinite(part)] for part in scores]
@@ -165,39 +115,3 @@ def axis_of(scores: Iterable[Scores]) -> tuple[float, float]:
         return 0.0, 1.0
     low = min(math.floor(float(known.min()) * 10), 9)
     return low / 10, max(math.ceil(float(known.max()) * 10), low + 1) / 10
-
-
-def summary(rows: Mapping[tuple[str, str], Scores], *, pixels: int, scored: int, count: int) -> str:
-    """What the distributions say, in words; not escaped."""
-    words = []
-    models = list(dict.fromkeys(model for _, model in rows))
-    for model in models:
-        pair = [rows.get((column, model)) for column in ("Corrupted", "Clean")]
-        share = None if pair[0] is None or pair[1] is None else share_above(pair[0], pair[1])
-        if share is not None:
-            words.append(f"{model.lower() + ': ' if model else ''}{markup.percent(share)}")
-    sentences = []
-    if words:
-        sentences.append(
-            "Samples whose corrupted map is more concentrated than the clean one: "
-            + ", ".join(words)
-            + " (50 % is no difference)."
-        )
-    middles = [
-        f"{column.lower()}{' ' + model.lower() if model else ''} "
-        f"{markup.percent(spread_share(float(np.nanmedian(scores)), pixels))}"
-        for (column, model), scores in rows.items()
-        if np.isfinite(scores).any()
-    ]
-    if middles:
-        sentences.append(
-            "The median map's weight, spread evenly, would take this share of the pixels: "
-            + ", ".join(middles)
-            + "."
-        )
-    some = f"{scored} of {count} samples, drawn at random" if scored < count else f"{count} samples"
-    sentences.append(f"Scored: {some if count > 1 else '1 sample'}.")
-    empty = sum(int(np.isnan(scores).sum()) for scores in rows.values())
-    if empty:
-        sentences.append(f"Empty maps, which have no score: {empty}.")
-    return " ".join(sentences)

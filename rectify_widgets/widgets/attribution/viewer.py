@@ -1,8 +1,8 @@
 """`AttributionViewer`: attribution maps of clean and corrupted inputs side by side.
 
-Imports `explain`'s names, the base panel, the maps and their HTML.  One colour scale serves all
-maps in view.  Maps are computed in the session and kept by model object (`maps.MapCache`), so that
-another look at them, or another turn at a model, costs a redraw.
+Imports `explain`'s names, the panel, the maps and their HTML.  One colour scale serves all maps in
+view.  Maps are computed in the session and cached by model object (`data.MapCache`), so that showing
+them again, or going back to a model, costs a redraw.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipw
+import numpy as np
 import traitlets
 from torch import Tensor, nn
 
@@ -18,15 +19,13 @@ from rectify_widgets.engine.base.checks import check_choice, check_int, check_mo
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.explain import ATTRIBUTION_METHODS, find_layer
-from rectify_widgets.widgets import markup
-from rectify_widgets.widgets.attribution import map_html, maps
-from rectify_widgets.widgets.attribution.concentration import Scores
-from rectify_widgets.widgets.attribution.map_controls import GRAD_CAM, MapControls
-from rectify_widgets.widgets.attribution.map_html import Shown
-from rectify_widgets.widgets.attribution.maps import MapCache, Query, View
-from rectify_widgets.widgets.attribution.set_html import TileViews
-from rectify_widgets.widgets.attribution.set_page import SetPage
-from rectify_widgets.widgets.base import (
+from rectify_widgets.widgets import controls, markup
+from rectify_widgets.widgets.attribution import data, html
+from rectify_widgets.widgets.attribution.concentration import Pick, Scores
+from rectify_widgets.widgets.attribution.data import MapCache, Query, SampleMaps, SetScores
+from rectify_widgets.widgets.controls import Controls
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import (
     Panel,
     check_channels,
     check_classes,
@@ -34,19 +33,27 @@ from rectify_widgets.widgets.base import (
     check_samples,
     refuse_unknown,
 )
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 
 TITLE = "What the model looks at"
 PAGES = {"sample": "One sample", "set": "Whole set"}
 RANKINGS = {"before": "Before", "after": "After"}
 
+GRAD_CAM = "grad-cam"
+"""The one method that looks at a layer."""
+
+LISTED = 200
+"""Most classes that the list of targets names; of more, those in view and the chosen one."""
+
+TileMaps = Mapping[str, Mapping[int, SampleMaps]]
+"""Maps of the samples of the set that are shown, by model and number."""
+
 
 class AttributionViewer(Panel):
     """Which input values speak for a class: maps of a sample, clean and corrupted side by side.
 
     A second page shows the whole set: how concentrated its maps are (see
-    `rectify_widgets.widgets.concentration.concentration`), and the samples that stand at fixed
+    `rectify_widgets.widgets.attribution.concentration`), and the samples that stand at fixed
     percentiles of that score, so that nobody chooses them.
 
     Args:
@@ -59,7 +66,7 @@ class AttributionViewer(Panel):
         classes: class names, by number.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         opacity: of the maps over their images, 0 to 1.
-        signed: show what speaks against the class in blue, else magnitudes only.
+        signed: show what speaks against the class in blue, otherwise magnitudes only.
         session: share the worker of another widget.
 
     Raises:
@@ -67,6 +74,7 @@ class AttributionViewer(Panel):
     """
 
     sheets = ("attribution",)
+    handles = ("opacity", "open_sample")
 
     index = traitlets.Int(0)
     """The sample in view, from 0."""
@@ -120,11 +128,14 @@ class AttributionViewer(Panel):
         self._classes = check_classes(classes)
         self._class_count = len(self._classes) if self._classes is not None else None
         channels = some.shape[1]
-        self._pictures = map_html.Pictures(
+        self._pictures = html.Pictures(
             columns, check_channels("mean", mean, channels), check_channels("std", std, channels)
         )
         self._cache = MapCache()
-        self._shown: Shown | None = None
+        self._maps: tuple[int, Mapping[str, SampleMaps]] | None = None
+        self._order = data.spread_order(self._count)
+        self._scores: Mapping[str, SetScores] = {}
+        self._tiles: TileMaps = {}
         self._built = False
         self._in_view: tuple[int, ...] = ()
         self.about = markup.some(self._count, "sample")
@@ -142,26 +153,33 @@ class AttributionViewer(Panel):
             self.refresh()
 
     def _build(self) -> None:
-        """Make the controls, linked to the traits, and the two pages."""
-        pages = self.choices("page", PAGES, "")
-        ranking = self.choices("ranking", RANKINGS, "Percentiles of")
-        self._controls = MapControls(self, self._count, unwrap(self._model), self._classes)
-        self.samples = self._controls.samples
-        self._grid = ipw.HTML(layout=ipw.Layout(width="100%", margin="0"))
-        self._set = SetPage(
-            self._pictures,
-            self._count,
-            ranking=ranking,
-            open_sample=self.open_sample,
-            stop=self.cancel,
-            go_on=self.refresh,
-        )
-        head = ipw.HBox(
-            [ipw.HTML(markup.heading(TITLE)), pages],
-            layout=ipw.Layout(width="100%", flex_flow="row wrap", justify_content="space-between"),
-        )
+        """Make the controls, linked to the traits, above the view."""
+        make = Controls(self)
+        layers = _layer_options(unwrap(self._model), self.layer)
+        self.samples = make.samples(self._count)
+        self.methods = make.choice("method", ATTRIBUTION_METHODS, "Method")
+        self.layers = make.choice("layer", layers, "Layer")
+        self.targets = make.choice("target", self._target_options(self.target), "Explain")
+        signed = make.field(
+            ipw.Checkbox, "signed", "Signed", "Show what speaks against the class in blue",
+            width="84px", indent=False,
+        )  # fmt: skip
+        self._percentiles = make.choices("ranking", RANKINGS, "Percentiles of")
+        self._stop = make.button("Stop", "stop", "Stop scoring; what is scored stays", "cancel")
+        self._continue = make.button("Continue", "play", "Score the rest of the set", "refresh")
+        self._scoring = make.row(make.state(), make.bar(), self._stop, self._continue)
+        heading = make.text(markup.heading(TITLE))
         self._built = True
-        self.fill([head, self._controls, self._grid, self._set])
+        self.children = (
+            make.row(heading, make.choices("page", PAGES), name="map-head"),
+            make.row(self.samples.box, name="map-samples"),
+            make.row(
+                self.methods.box, self.layers.box, self.targets.box, signed, name="map-controls"
+            ),
+            self._scoring,
+            self._percentiles,
+            self.canvas,
+        )
 
     # -- traits -----------------------------------------------------------------------------------
 
@@ -187,7 +205,7 @@ class AttributionViewer(Panel):
         if name is not None:
             find_layer(unwrap(self._model), name)
             if self._built:
-                self._controls.offer_layer(name)
+                self._offer_layer(name)
         return name
 
     @traitlets.validate("target")
@@ -218,12 +236,34 @@ class AttributionViewer(Panel):
         self.refresh()
 
     def _arrange(self) -> None:
-        """Show the controls and the page that go with the traits."""
+        """Show the controls that go with the page and the method."""
         one = self.page == "sample"
-        self._controls.arrange(one=one)
-        self._grid.layout.display = None if one else "none"
-        self._set.layout.display = "none" if one else None
-        self._set.show_ranking(shown=self.after is not None)
+        controls.show(self.samples.box, visible=one and self._count > 1)
+        controls.show(self.layers.box, visible=self.method == GRAD_CAM)
+        controls.show(self._percentiles, visible=not one and self.after is not None)
+        done = min((part.done for part in self._scores.values()), default=0)
+        running = self.busy
+        controls.show(self._scoring, visible=not one and (running or done < len(self._order)))
+        controls.show(self._stop, visible=running)
+        controls.show(self._continue, visible=not running)
+
+    def _offer_layer(self, name: str) -> None:
+        """List a layer that is no convolution, such as a whole block, once somebody names it."""
+        if name not in self.layers.values:
+            self.layers.offer([*self.layers.list.options, (name, name)])
+
+    def _offer_targets(self, chosen: int | None) -> None:
+        """List the targets there are: all classes, or of too many those in view and the chosen."""
+        options = self._target_options(chosen)
+        if [value for _, value in options] != self.targets.values:
+            self.targets.offer(options)
+
+    def _target_options(self, chosen: int | None) -> list[tuple[str, int | None]]:
+        count = self._class_count or 0
+        numbers = set(range(count)) if count <= LISTED else set(self._in_view)
+        numbers |= {chosen} if chosen is not None else set()
+        names = [(markup.class_name(self._classes, n), n) for n in sorted(numbers)]
+        return [("own prediction", None), *names]
 
     # -- work -------------------------------------------------------------------------------------
 
@@ -254,7 +294,13 @@ class AttributionViewer(Panel):
 
         Keys are a column ("Clean", "Corrupted" or "Input") and a row ("Map", "Before" or "After").
         """
-        return self._set.by_sample()
+        found = {}
+        for row, part in self._scores.items():
+            for place, column in enumerate(self._columns):
+                scores = np.full(self._count, np.nan)
+                scores[self._order] = part.values[place]
+                found[column, row] = scores
+        return found
 
     def _rows(self) -> dict[str, nn.Module]:
         """Names of the rows of maps, with their models."""
@@ -265,59 +311,71 @@ class AttributionViewer(Panel):
     def _query(self) -> Query:
         return Query(self.method, self.layer if self.method == GRAD_CAM else None, self.target)
 
-    def _refresh_sample(self) -> Job[Shown]:
+    def _refresh_sample(self) -> Job[dict[str, SampleMaps]]:
         index, query, rows, cache = self.index, self._query(), self._rows(), self._cache
         columns = list(self._columns.values())
 
-        def work(job: Job[Shown]) -> Shown:
-            views = {
-                row: maps.views_of(job, cache, model, columns, [index], query)[index]
+        def work(job: Job[dict[str, SampleMaps]]) -> dict[str, SampleMaps]:
+            return {
+                row: data.maps_of(job, cache, model, columns, [index], query)[index]
                 for row, model in rows.items()
             }
-            return Shown(index, views)
 
-        def show(job: Job[Shown]) -> None:
-            self._shown = job.result()
-            self._learn_classes(self._shown.views.values())
+        def show(job: Job[dict[str, SampleMaps]]) -> None:
+            self._maps = index, job.result()
+            self._learn_classes(job.result().values())
             self.set_trait("status", f"{query.method} of sample {index}")
             self.draw()
 
+        self.set_trait("busy", False)  # the scoring of the set, if there was any, is superseded
         return self.begin(work, lane=self._lane, label="Attribution maps", short=True, on_done=show)
 
-    def _refresh_set(self, *, finish: bool) -> Job[TileViews]:
-        query, page, cache = self._query(), self._set, self._cache
-        task = maps.set_task(
-            cache,
-            self._rows(),
-            list(self._columns.values()),
-            page.order.tolist(),
-            query,
-            lambda scores: page.picked(scores[self._ranking(scores)]),
+    def _refresh_set(self, *, finish: bool) -> Job[TileMaps]:
+        query, cache = self._query(), self._cache
+
+        def wanted(scores: Mapping[str, SetScores]) -> list[int]:
+            samples = self._picked(scores[self._ranking(scores)]).values()
+            return sorted({index for some in samples for index, _ in some})
+
+        task = data.set_task(
+            cache, self._rows(), list(self._columns.values()), self._order.tolist(), query, wanted,
             finish=finish,
-        )
+        )  # fmt: skip
 
-        def work(job: Job[TileViews]) -> TileViews:
-            return maps.score_set(job, cache, task, self.draw)
+        def work(job: Job[TileMaps]) -> TileMaps:
+            return data.score_set(job, cache, task, self.draw)
 
-        def show(job: Job[TileViews]) -> None:
-            tiles = job.result()
-            self._learn_classes(view for part in tiles.values() for view in part.values())
+        def show(job: Job[TileMaps]) -> None:
+            self._scores, self._tiles = task.scores, job.result()
+            self._learn_classes(one for part in self._tiles.values() for one in part.values())
+            self.set_trait("busy", False)
             self.set_trait("progress", 1.0)
-            self.set_trait("status", page.finish(task.scores, tiles, query.method))
+            done, total = min(part.done for part in task.scores.values()), len(self._order)
+            stopped = f" of {total}, stopped" if done < total else ""
+            some = markup.some(done, "sample")
+            self.set_trait("status", f"{query.method}: {some} scored{stopped}")
             self.draw()
+
+        def report(job: Job[TileMaps]) -> None:
+            self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
+            self.set_trait("status", markup.progress_line(job))
 
         self.set_trait("progress", 0.0)
         if task.left:
-            page.start(task.scores)
+            self._scores, self._tiles = task.scores, {}
+            self.set_trait("status", "Scoring waits for its turn …")
+        self.set_trait("busy", bool(task.left))
+        self._arrange()
+        self._action = job = self.begin(
+            work, lane=self._lane, label="Scores of the set", short=not task.left, on_done=show,
+            on_progress=report,
+        )  # fmt: skip
+        if task.left:
             self.draw()
-        return self.begin(
-            work,
-            lane=self._lane,
-            label="Scores of the set",
-            short=not task.left,
-            on_done=show,
-            on_progress=self._report,
-        )
+        return job
+
+    def _picked(self, scores: SetScores) -> dict[str, list[tuple[int, Pick]]]:
+        return data.picked(scores, list(self._columns), self._order)
 
     def _ranking(self, rows: Iterable[str]) -> str:
         """Name of the row whose percentiles are shown."""
@@ -328,32 +386,23 @@ class AttributionViewer(Panel):
     def _lane(self) -> str:
         return f"maps {id(self)}"
 
-    def _report(self, job: Job[Any]) -> None:
-        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-        self.set_trait("status", self._set.report(job))
-
-    def _learn_classes(self, views: Iterable[View]) -> None:
-        """Bring the list of targets up to date with what the model was seen to tell apart."""
-        seen = list(views)
-        if seen:
-            self._class_count = seen[0].classes
-            self._in_view = tuple({number for view in seen for number in view.explained})
+    def _learn_classes(self, maps: Iterable[SampleMaps]) -> None:
+        """Bring the list of targets up to date with the classes that the model has."""
+        known = list(maps)
+        if known:
+            self._class_count = known[0].classes
+            self._in_view = tuple({number for one in known for number in one.explained})
             self._offer_targets(self.target)
-
-    def _offer_targets(self, chosen: int | None) -> None:
-        self._controls.offer_targets(self._class_count or 0, self._in_view, chosen)
 
     def failed(self, job: Job[Any]) -> None:
         """Show the failure where the maps would be; what is scored when one stops is shown."""
         super().failed(job)
         if self.page == "sample":
-            self._shown = None
-            self.draw()
-        elif job.was_cancelled and self._set.scores:
-            self._set.stop(self.method)
+            self._maps = None
+        elif job.was_cancelled and self._scores:
             self._refresh_set(finish=False)
-        else:
-            self.draw()
+            return
+        self.draw()
 
     def settle(self) -> None:
         """Wait for the view that is being computed; its failure shows in the view itself."""
@@ -366,35 +415,39 @@ class AttributionViewer(Panel):
 
     def draw(self) -> None:
         """Show what is computed with the current opacity and sign."""
-        if self.page == "sample":
-            self._grid.value = self._sample_html(still=False)
-        elif self.error is not None:
-            self._set.show_error(self.error)
-        else:
-            self._set.draw(self._look(), self._ranking(self._set.scores))
+        super().draw()
+        self._arrange()
 
-    def static_html(self) -> str:
-        """The page in view, with its heading."""
-        head = markup.heading(TITLE, self.method)
-        if self.page == "sample":
-            return head + self._sample_html(still=True)
-        if self.error is not None:
-            return head + markup.error_box(self.error)
-        return head + self._set.static_html(self._look(), self._ranking(self._set.scores))
-
-    def _look(self) -> map_html.Look:
-        return map_html.Look(self.method, self.opacity, self.signed, self._classes)
-
-    def _sample_html(self, *, still: bool) -> str:
+    def html(self) -> str:
+        """The page in view."""
         if self.error is not None:
             return markup.error_box(self.error)
-        if self._shown is None and self._job is not None and self._job.done:
-            return '<span class="rw-soft">Cancelled.</span>'
-        return map_html.sample_html(self._pictures, self._shown, self._look(), still=still)
+        style = html.MapStyle(self.method, self.opacity, self.signed, self._classes)
+        if self.page == "set":
+            ranking = self._ranking(self._scores)
+            picked = self._picked(self._scores[ranking]) if self._scores else {}
+            return html.set_page(
+                self._pictures, self._scores, self._tiles, picked,
+                ranking=ranking, style=style, count=self._count,
+            )  # fmt: skip
+        if self._maps is not None:
+            return html.sample_page(self._pictures, *self._maps, style)
+        waiting = self._job is None or not self._job.done
+        return f'<span class="rw-soft">{"Computing maps …" if waiting else "Cancelled."}</span>'
+
+    def still(self) -> str:
+        """The page in view, with its heading."""
+        return markup.heading(TITLE, self.method) + super().still()
 
     def forget(self) -> None:
         """Let go of the maps."""
         self._cache.clear()
-        self._shown = None
-        if self._built:
-            self._set.forget()
+        self._maps, self._scores, self._tiles = None, {}, {}
+
+
+def _layer_options(model: nn.Module, chosen: str | None) -> list[tuple[str, str | None]]:
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
+    last = f"last convolution ({names[-1]})" if names else "the model has no convolution"
+    if chosen is not None and chosen not in names:
+        names.append(chosen)
+    return [(last, None), *((name, name) for name in names)]

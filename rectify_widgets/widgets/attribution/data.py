@@ -1,8 +1,8 @@
-"""Attribution maps of samples under a model: computed for a view, or scored for a whole set, and kept.
+"""Attribution maps of samples under a model: computed for a view, or scored for a whole set, and cached.
 
-Imports `explain`, the renderers' arrays and the score; no ipywidgets.  What is kept is kept by
-model *object*, so that going back and forth between several models computes nothing twice, and is
-gone as soon as the model is.
+Imports `explain`, the renderers' arrays and the score; no ipywidgets.  The cache goes by model
+*object*: going back and forth between several models computes nothing twice, and the maps of a model
+are gone as soon as the model is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
-from rectify_widgets.widgets.attribution.concentration import Scores, concentration
+from rectify_widgets.widgets.attribution.concentration import Pick, Scores, concentration, picks
 from rectify_widgets.widgets.jobs import Job
 
 CACHE_BYTES = 64_000_000
@@ -33,7 +33,7 @@ TOGETHER = 8
 """Samples of a set that are computed at a time."""
 
 SET_LIMIT = 1000
-"""Most samples of a set that are scored; of more, so many drawn at random."""
+"""Most samples of a set that are scored; a larger set is sampled at random."""
 
 REDRAW = 0.7
 """Least seconds between two drawings of scores that are still coming in."""
@@ -47,7 +47,7 @@ class Sized(Protocol):
         """Bytes."""
 
 
-Kept = TypeVar("Kept", bound=Sized)
+Entry = TypeVar("Entry", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Query:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class SampleMaps:
     """Maps of one sample under one model: an entry for each column (clean, corrupted).
 
     Attributes:
@@ -137,7 +137,7 @@ class MapCache:
         with self._lock:
             return sum(len(entries) for entries in self._kept.values())
 
-    def get(self, model: nn.Module, key: Hashable, kind: type[Kept]) -> Kept | None:
+    def get(self, model: nn.Module, key: Hashable, kind: type[Entry]) -> Entry | None:
         """What is kept for this model as it is now, or None."""
         with self._lock:
             entries = self._kept.get(model)
@@ -184,7 +184,7 @@ def state_of(model: nn.Module) -> int:
     )
 
 
-def views_of(
+def maps_of(
     job: Job[Any],
     cache: MapCache,
     model: nn.Module,
@@ -193,25 +193,25 @@ def views_of(
     query: Query,
     *,
     run: nn.Module | None = None,
-) -> dict[int, View]:
+) -> dict[int, SampleMaps]:
     """Maps of these samples of every column: from the cache, or computed a few at a time.
 
     ``run`` is a copy of the model that does the work, where the model itself may be in use.
     """
     state = state_of(model)
-    views: dict[int, View] = {}
+    found: dict[int, SampleMaps] = {}
     for index in indices:
-        kept = cache.get(model, (state, query, index), View)
-        if kept is not None:
-            views[index] = kept
-    missing = [index for index in indices if index not in views]
+        known = cache.get(model, (state, query, index), SampleMaps)
+        if known is not None:
+            found[index] = known
+    missing = [index for index in indices if index not in found]
     size = _together(query)
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
-        for index, view in _compute(job, run or model, columns, part, query).items():
-            views[index] = view
-            cache.put(model, (state, query, index), view)
-    return views
+        for index, maps in _compute(job, run or model, columns, part, query).items():
+            found[index] = maps
+            cache.put(model, (state, query, index), maps)
+    return found
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def set_task(
 
 def score_set(
     job: Job[Any], cache: MapCache, task: SetTask, grown: Callable[[], None]
-) -> dict[str, dict[int, View]]:
+) -> dict[str, dict[int, SampleMaps]]:
     """Score what is missing; then the maps of the samples that are shown, by row and sample.
 
     ``grown()`` is called on the notebook's loop now and then, as scores come in.  What is scored
@@ -287,7 +287,7 @@ def score_set(
                 job.call(grown)
     samples = task.wanted(task.scores)
     return {
-        row: views_of(job, cache, model, task.columns, samples, task.query, run=running[row])
+        row: maps_of(job, cache, model, task.columns, samples, task.query, run=running[row])
         for row, model in task.models.items()
     }
 
@@ -308,11 +308,11 @@ def _score(
             share = (behind + fraction * len(part)) / task.left  # noqa: B023 - called in this turn
             job.progress(share, f"{start} of {total} samples{name}")  # noqa: B023
 
-        views = _compute(job, running, task.columns, part, task.query, report)
-        for place, (index, view) in enumerate(views.items(), start):
-            scores.values[:, place] = view.scores
-            if view.nbytes * total <= CACHE_BYTES // 4:  # small maps are kept for a closer look
-                cache.put(model, (state, task.query, index), view)
+        found = _compute(job, running, task.columns, part, task.query, report)
+        for place, (index, maps) in enumerate(found.items(), start):
+            scores.values[:, place] = maps.scores
+            if maps.nbytes * total <= CACHE_BYTES // 4:  # small maps are kept for a closer look
+                cache.put(model, (state, task.query, index), maps)
         scores.done = start + len(part)
         behind += len(part)
         yield len(part)
@@ -325,6 +325,18 @@ def spread_order(count: int) -> NDArray[np.int64]:
     """
     order: NDArray[np.int64] = np.random.default_rng(0).permutation(count)[:SET_LIMIT]
     return order
+
+
+def picked(
+    scores: SetScores, columns: Sequence[str], order: NDArray[np.int64]
+) -> dict[str, list[tuple[int, Pick]]]:
+    """For each column the samples at the percentiles of its scores, with their numbers."""
+    return {
+        column: [
+            (int(order[pick.place]), pick) for pick in picks(scores.values[place, : scores.done])
+        ]
+        for place, column in enumerate(columns)
+    }
 
 
 def _together(query: Query) -> int:
@@ -340,7 +352,7 @@ def _compute(
     indices: Sequence[int],
     query: Query,
     progress: Callable[[float, str], None] | None = None,
-) -> dict[int, View]:
+) -> dict[int, SampleMaps]:
     """Maps of a few samples of every column, all at once."""
     samples = torch.cat([column[list(indices)] for column in columns])
     with eval_mode(model) as module:
@@ -357,18 +369,20 @@ def _compute(
         progress=progress or job.progress,
         cancel=job.cancelled,
     )
-    views = {}
+    found = {}
     for place, index in enumerate(indices):
         rows = list(range(place, len(maps), len(indices)))
-        views[index] = _view([maps[row] for row in rows], explained[rows], predicted.shape[1])
-    return views
+        found[index] = _sample_maps(
+            [maps[row] for row in rows], explained[rows], predicted.shape[1]
+        )
+    return found
 
 
-def _view(maps: Sequence[Tensor], explained: Tensor, classes: int) -> View:
+def _sample_maps(maps: Sequence[Tensor], explained: Tensor, classes: int) -> SampleMaps:
     whole = [render.to_plane(one, signed=False) for one in maps]
     places = [np.unravel_index(int(plane.argmax()), plane.shape) for plane in whole]
     single = maps[0].shape[0] == 1
-    return View(
+    return SampleMaps(
         signed=tuple(render.shrink_plane(render.to_plane(one)) for one in maps),
         magnitudes=None if single else tuple(render.shrink_plane(plane) for plane in whole),
         explained=tuple(int(number) for number in explained),
