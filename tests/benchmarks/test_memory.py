@@ -18,7 +18,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import memory
 from tests.benchmarks.memory import DrawnImages, Job, Spent
 from tests.benchmarks.speed_fakes import SPAN, capped
-from tests.benchmarks.tables import Row, Table
+from tests.benchmarks.tables import Table
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
@@ -41,16 +41,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(**changes: object) -> argparse.Namespace:
-    given = {
-        "only": None,
-        "device": "cpu",
-        "threads": 1,
-        "references": 16,
-        "most_memory": 1.5,
-        "share": None,
-        "out": None,
-    }
-    return argparse.Namespace(**{**given, **changes})
+    given = argparse.Namespace(
+        only=[SMALL], device="cpu", threads=1, references=16, most_memory=1.5, share=None, out=None
+    )
+    return argparse.Namespace(**{**vars(given), **changes})
 
 
 def test_images_are_drawn_alike_each_time() -> None:
@@ -68,7 +62,7 @@ def test_rows_hold_the_estimated_peak_against_the_real_one() -> None:
         jobs.append(job)
         return Spent(SPAN, real[job.call] * 10**6, 100 * 10**6)
 
-    table = memory.measure_memory(options(only=[SMALL]), Monitor(), run)
+    table = memory.measure_memory(options(), Monitor(), run)
     assert [row["estimate of real"] for row in table.rows] == ["0.80", "1.25", "1.27"]
     assert [row["within 25 %"] for row in table.rows] == ["yes", "yes", "no"]
     assert [row["real MB"] for row in table.rows] == ["125", "80", "79"]
@@ -93,18 +87,16 @@ def test_calls_with_a_limit_stand_beside_those_without() -> None:
 def test_a_limit_that_is_too_small_is_refused() -> None:
     def run(job: Job) -> Spent:
         if job.share is not None:
-            raise ValueError("memory_limit: got 1 KiB, want at least 2 KiB")
+            raise ValueError(message)
         return Spent(SPAN, 1, 1)
 
-    table = memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), run)
+    message, given = "memory_limit: got 1 KiB", options(only=[SMALL, "collect"], share=0.1)
+    table = memory.measure_memory(given, Monitor(), run)
     assert [row["limit kept"] for row in table.rows] == ["", "refused"]
     assert [row["real MB"] for row in table.rows] == ["1e-06", ""]
-
-    def fails(_: Job) -> Spent:
-        raise ValueError("images: no")
-
+    message = "images: no"
     with pytest.raises(ValueError, match="images: no"):
-        memory.measure_memory(options(only=[SMALL, "collect"], share=0.1), Monitor(), fails)
+        memory.measure_memory(given, Monitor(), run)
 
 
 def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
@@ -114,7 +106,7 @@ def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
         return Spent(SPAN, 1, 1)
 
     with pytest.raises(MemoryError):
-        memory.measure_memory(options(only=[SMALL], out=tmp_path), Monitor(), run)
+        memory.measure_memory(options(out=tmp_path), Monitor(), run)
     again = options(only=[SMALL, "collect"], out=tmp_path)
     table = memory.measure_memory(again, Monitor(), lambda _: Spent(SPAN, 1, 2))
     assert [row["call"] for row in table.rows] == ["collect", "localize"]
@@ -213,29 +205,28 @@ def test_a_job_has_a_process_of_its_own_and_keeps_to_its_cap() -> None:
     assert spent.estimate not in {0, os.getpid()}
 
 
-def put(table: Table, out: Path | None, *rows: Row) -> list[str]:
-    memory.keep_rows(table, out, rows, key=["a", "b"], order=lambda row: str(row["b"]))
-    return [f"{row['a']}{row['b']}{row['c']}" for row in table.rows]
-
-
-def row(a: str, b: str, c: int) -> Row:
-    return {"a": a, "b": b, "c": c}
+def put(table: Table, out: Path | None, *rows: str) -> list[str]:
+    """Put rows like ``p21``, whose key are the first two signs; the table's rows, likewise."""
+    cells = [dict(zip("abc", row, strict=True)) for row in rows]
+    memory.keep_rows(table, out, cells, key=["a", "b"], order=lambda row: str(row["b"]))
+    return ["".join(map(str, row.values())) for row in table.rows]
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_of_the_same_key_are_replaced(tmp_path: Path, *, kept: bool) -> None:
     table, out = Table("x y", "note"), tmp_path if kept else None
-    assert put(table, out, row("p", "2", 1), row("p", "2", 2)) == ["p21", "p22"]
-    assert put(table, out, row("p", "1", 3)) == ["p13", "p21", "p22"]
-    assert put(table, out, row("p", "2", 4)) == ["p13", "p24"]
-    assert put(table, out, row("q", "2", 5)) == ["p13", "p24", "q25"]
+    assert put(table, out, "p21", "p22") == ["p21", "p22"]
+    assert put(table, out, "p13") == ["p13", "p21", "p22"]
+    assert put(table, out, "p24") == ["p13", "p24"]
+    assert put(table, out, "q25") == ["p13", "p24", "q25"]
     assert {path.name for path in tmp_path.iterdir()} == ({"x-y.md", "x-y.csv"} if kept else set())
 
 
 def test_a_new_table_goes_on_where_the_folder_ends(tmp_path: Path) -> None:
-    put(Table("x", "note"), tmp_path, row("p", "1", 1), row("p", "2", 2))
-    assert put(Table("x", "note"), tmp_path, row("p", "1", 3)) == ["p13", "p22"]
+    put(Table("x", "note"), tmp_path, "p11", "p22")
+    assert put(Table("x", "note"), tmp_path, "p13") == ["p13", "p22"]
     assert "| p | 1 | 3 |" in (tmp_path / "x.md").read_text(encoding="utf-8")
-    assert put(Table("x", "another note"), tmp_path, row("p", "1", 4)) == ["p14"]
-    other: Row = {"a": "p", "b": "9", "c": "5", "d": 1}
-    assert put(Table("x", "another note"), tmp_path, other) == ["p95"]  # other columns
+    assert put(Table("x", "another note"), tmp_path, "p14") == ["p14"]
+    table = Table("x", "another note")
+    memory.keep_rows(table, tmp_path, [{"a": "p", "c": 5}], key=["a"], order=str)
+    assert len(table.rows) == 1  # those with other columns are not taken
