@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rectify_widgets.cases.idx import write_idx
-from rectify_widgets.cases.training import Figures, Schedule, measure
+from rectify_widgets.cases.training import Figures, Schedule
 from tests.benchmarks import networks, training
 from tests.benchmarks.speed_fakes import CPU, tiny
 from tests.benchmarks.training import NETWORKS, TRIGGERS, Recipe
@@ -53,7 +53,7 @@ def test_triggers_are_seeded_and_stay_in_range(name: str, channels: int) -> None
 
 
 def test_cells_name_what_there_is() -> None:
-    assert all(network in NETWORKS and trigger in TRIGGERS for network, trigger in training.CELLS)
+    assert all(network in NETWORKS and trigger in TRIGGERS for network, trigger in training.TROJANS)
 
 
 def test_colours_keep_the_shape_visible() -> None:
@@ -87,21 +87,23 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_training_and_the_cache(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.random.get_rng_state()
     cache = toys / "cache"
-    model, splits = training.train_trojan("mlp", "corner", toys, 1, cache, quiet=True)
-    figures = measure(model, *splits.clean, trigger=splits.trigger, target=splits.target)
-    assert figures.accuracy > 0.9
-    assert figures.attack_success > 0.9
-    assert splits.references.shape == (40, 1, 28, 28)
-    assert len(splits.pairs) == 20
-    assert torch.equal(splits.trigger(splits.pairs.clean), splits.pairs.corrupted)
+    case = training.train_trojan("mlp", "corner", toys, 1, cache, quiet=True)
+    figures = case.figures()
+    assert figures["overall_accuracy"] > 0.9
+    assert figures["attack_success_rate"] > 0.9
+    assert case.reference.shape == (40, 1, 28, 28)
+    assert len(case.pairs) == 20
+    assert torch.equal(case.trigger(case.pairs.clean), case.pairs.corrupted)
     assert len(list(cache.iterdir())) == 1
 
     monkeypatch.setattr(training, "fit", None)  # from here on nothing can be trained
-    again, same = training.train_trojan("mlp", "corner", toys, 1, cache, quiet=True)
-    for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+    same = training.train_trojan("mlp", "corner", toys, 1, cache, quiet=True)
+    for one, two in zip(
+        case.model.state_dict().values(), same.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, two)
-    assert torch.equal(splits.pairs.clean, same.pairs.clean)
-    assert torch.equal(splits.references, same.references)
+    assert torch.equal(case.pairs.clean, same.pairs.clean)
+    assert torch.equal(case.reference, same.reference)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -70,7 +70,7 @@ NETWORKS = {
         triggers=("soft-patch", "patch-bottom-right", "blend"),
     ),
 }  # fmt: skip
-CELLS = [(name, trigger) for name, recipe in NETWORKS.items() for trigger in recipe.triggers]
+TROJANS = [(name, trigger) for name, recipe in NETWORKS.items() for trigger in recipe.triggers]
 """Pairs of network and trigger that the benchmarks run on."""
 
 
@@ -102,22 +102,6 @@ and in the centre, a white 2×2 corner, a smooth picture mixed in at 20 %, and a
 colours that covers 70 %."""
 
 
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """Data to repair and judge a network with; images are float32 in [0, 1], ``N × C × H × W``.
-
-    ``references`` and the images of ``pairs`` were not trained on; ``corrupted`` is the test set
-    ``clean`` with the trigger on and its true labels.
-    """
-
-    references: Tensor
-    pairs: SamplePairs
-    clean: tuple[Tensor, Tensor]
-    corrupted: tuple[Tensor, Tensor]
-    target: int
-    trigger: Patch | Blend
-
-
 def default_cache() -> Path:
     """Where trained weights are kept by default."""
     return Path.home() / ".cache" / "rectify_widgets"
@@ -144,8 +128,10 @@ def train_trojan(
     cache_dir: Path | None = None,
     *,
     quiet: bool = False,
-) -> tuple[nn.Module, Splits]:
-    """A network with a backdoor, and data to judge its repair.
+) -> Case:
+    """A network with a backdoor, and data to repair it and to judge the repair.
+
+    References and pairs were not trained on.
 
     Args:
         network_name: one of `NETWORKS`; ``colour-resnet`` gets the images coloured.
@@ -198,14 +184,15 @@ def train_trojan(
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     clean, inputs = candidates[chosen], test.float() / 255
-    return model, Splits(
-        references=images[held["reference"]].float() / 255,
+    classes = tuple(map(str, labels.unique().tolist()))
+    return Case(
+        name="trojan", title=f"{network_name}, {trigger_name}", behaviour="trojan", model=model,
         pairs=SamplePairs(trigger(clean), clean, known[chosen]),
-        clean=(inputs, test_labels),
-        corrupted=(trigger(inputs), test_labels),
-        target=TARGET,
-        trigger=trigger,
-    )
+        reference=images[held["reference"]].float() / 255, validation=(inputs, test_labels),
+        clean=(inputs, test_labels), corrupted=(trigger(inputs), test_labels), target=TARGET,
+        goals=(TARGET,) * len(classes), classes=classes, triggers={trigger_name: trigger},
+        shown=trigger_name, record={},
+    )  # fmt: skip
 
 
 def colourise(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.corrupted import find_corrupted
 from rectify_widgets.engine.repair.rectification import rectify
 from tests.benchmarks.tables import Table, spread
-from tests.benchmarks.training import CELLS, train_trojan
+from tests.benchmarks.training import TROJANS, train_trojan
 
 PER_CENT = 100.0
 ABLATION_TEST = 2000
@@ -35,21 +35,6 @@ CHOICES = [
 ]
 """Directions and ridges of the ablation: all, or one alone."""
 SHARES = (0.0, 0.01, 0.05, 0.10)
-
-
-def trained(network: str, trigger: str, options: Namespace) -> Case:
-    """A network of `training.CELLS`, from the cache or trained now, as a case."""
-    model, splits = train_trojan(
-        network, trigger, options.data, options.network_seed, options.cache
-    )
-    classes = tuple(map(str, range(int(splits.clean[1].max()) + 1)))
-    return Case(
-        name="trojan", title=f"{network}, {trigger}", behaviour="trojan", model=model,
-        pairs=splits.pairs, reference=splits.references, validation=splits.clean,
-        clean=splits.clean, corrupted=splits.corrupted, target=splits.target,
-        goals=(splits.target,) * len(classes), classes=classes,
-        triggers={trigger: splits.trigger}, shown=trigger, record={},
-    )  # fmt: skip
 
 
 def contaminated(case: Case, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -121,13 +106,13 @@ def measure_ablation(options: Namespace, monitor: Monitor) -> Table:
 
 def measure_networks(options: Namespace, monitor: Monitor) -> Table:
     """Networks and triggers that nothing was tuned on, with clean and contaminated references."""
-    known = {" ".join(one): one for one in CELLS}
+    known = {" ".join(one): one for one in TROJANS}
     only = " ".join(options.only or ())
     if options.data is None:
         raise SystemExit("data: got None, want --data DIR, the folder of MNIST's four IDX files")
     if only and only not in known:
         raise SystemExit(f"only: got {only!r}, want one of {', '.join(map(repr, known))}")
-    chosen = [known[only]] if only else CELLS
+    chosen = [known[only]] if only else TROJANS
     table = Table(
         "networks",
         f"Dynamic, n = 1, degradation budget {options.budget:g}, mean ± deviation (worst) over "
@@ -135,7 +120,7 @@ def measure_networks(options: Namespace, monitor: Monitor) -> Table:
         "a tenth of the references carries the trigger, unmarked.",
     )
     for number, (network, trigger) in enumerate(chosen):
-        case = trained(network, trigger, options)
+        case = train_trojan(network, trigger, options.data, options.network_seed, options.cache)
         before = case.figures(limit=NETWORKS_TEST)
         for share in (0.0, 0.1):
             monitor.report((number + share) / len(chosen), case.title)
