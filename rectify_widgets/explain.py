@@ -69,7 +69,7 @@ def attribute(
             ``"smoothgrad"``, ``"grad-cam"`` or ``"occlusion"``.
         target: the class to explain, one number for all or ``N`` numbers; ``None`` means the
             class that the model itself predicts for each input.
-        layer: dotted name of the layer that Grad-CAM looks at; other methods take none.
+        layer: dotted name of the layer that Grad-CAM explains; other methods take none.
         batch_size: most inputs in one forward pass; it changes memory and time, not the result.
         seed: of SmoothGrad's noise.
         progress: called with the fraction done and a message.
@@ -125,7 +125,7 @@ class _Probe:
 
     def __init__(self, model: nn.Module, monitor: Monitor, batch_size: int, seed: int) -> None:
         self.model = model
-        self.layer = model  # for Grad-CAM, the layer to look at
+        self.layer = model  # for Grad-CAM, the layer to explain
         self.batch_size = batch_size
         self.seed = seed
         self.first, self.count = 0, 0

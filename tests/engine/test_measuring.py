@@ -26,8 +26,9 @@ from tests.engine.toy import Toy, stamped
 def repaired(trojan: Toy) -> Rectification:
     """Edits of several rounds; some references carry the corruption and are found."""
     result = rectify(
-        trojan.model, trojan.pairs[0], reference=mixed(trojan), max_rounds=3, target_gap=0.0
-    )
+        trojan.model, trojan.pairs[0], reference=mixed(trojan), max_rounds=3, target_gap=0.0,
+        refine_steps=20,
+    )  # fmt: skip
     assert len(result.edits) >= 2
     assert len(result.flagged)
     return result

@@ -190,7 +190,7 @@ def test_later_edits_are_solved_from_statistics_of_the_edited_model(trojan: Toy)
 
 def test_budget(trojan: Toy) -> None:
     """A budget of nothing is kept to; without bounds edits are taken that cost more."""
-    strict = run(trojan, max_degradation=0.0, max_rounds=2)
+    strict = run(trojan, max_degradation=0.0, max_rounds=2, refine_steps=5)
     assert strict.degradation <= 0.0
     check_history(strict)
     refused = [s for s in strict.steps if s.reason == "over the degradation budget"]

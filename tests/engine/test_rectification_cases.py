@@ -122,7 +122,7 @@ def test_several_pairs_with_different_corruptions(trojan: Toy) -> None:
     corrupted[2:] = trojan.pairs.clean[2:]
     corrupted[2:, :, 1, 2:7] = 1.0
     pairs = SamplePairs(corrupted, trojan.pairs.clean)
-    result = rectify(trojan.model, pairs, reference=trojan.reference, max_rounds=3)
+    result = rectify(trojan.model, pairs, reference=trojan.reference, max_rounds=3, refine_steps=5)
     accuracy, success = trojan.rates(result.model)
     assert success < 0.5
     assert accuracy > 0.95

@@ -106,7 +106,9 @@ def test_half_precision(trojan: Toy, dtype: torch.dtype) -> None:
 
     before = copy.deepcopy(model.state_dict())
     with untouched(model, trojan.reference):
-        result = rw.rectify(model, trojan.pairs[0], reference=trojan.reference, max_rounds=3)
+        result = rw.rectify(
+            model, trojan.pairs[0], reference=trojan.reference, max_rounds=3, refine_steps=20
+        )
     accuracy, success = trojan.rates(result.model)
     assert accuracy > 0.95
     assert success < 0.25

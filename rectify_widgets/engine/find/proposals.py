@@ -38,10 +38,10 @@ Clock = Callable[[str], AbstractContextManager[None]]
 
 
 class StatisticsSource:
-    """Statistics of a problem's layers: those that were given, else collector when asked for.
+    """Statistics of a problem's layers: given ones, or collected on demand.
 
-    What has been collected is kept until it is forgotten, but under a limit of memory, where the
-    layers come in parts: then each part is collected again.
+    What has been collected is kept until it is forgotten, except where a memory limit divides the
+    layers into parts: then each part is collected again.
 
     Args:
         problem: model, layers and references.
