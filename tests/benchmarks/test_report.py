@@ -28,6 +28,7 @@ from tests.benchmarks.plots import Axis
 from tests.benchmarks.sources import Source
 from tests.benchmarks.summary import Results, tables
 from tests.benchmarks.tables import Table
+from tests.benchmarks.targets import target_table
 
 TROJAN = fakes.trojan_figures
 
@@ -102,14 +103,14 @@ def test_one_row_group_for_each_kind_of_pairs() -> None:
     assert found[1]["recall_with"] == "48.00"
 
 
-def test_columns_of_the_other_behaviours() -> None:
-    (before, static) = rows(some(), "leakage")
-    assert before["net_attribution"] == "4.00"
-    assert (static["net_attribution"], static["share"]) == ("3.00", "50.00")
-    (shown,) = rows(some(), "visibility")
-    found = {key: cell for key, cell in shown.items() if key.startswith("ASR")}
-    assert list(found) == ["ASR 0.3", "ASR 0.5", "ASR 0.7", "ASR 1.0"]
-    assert list(found.values()) == ["90.00", "100.00", "100.00", "100.00"]
+def test_the_committed_records_make_the_committed_tables(repository: Path) -> None:
+    """Every figure, verdict and target of the README, from the runs that were measured."""
+    folder = repository / "notebooks" / "results"
+    results = Results(records.read(folder))
+    made = [*tables(results), target_table(results)]
+    assert {table.name for table in made} == {*GROUPS, LAYERS, "targets"}
+    for table in made:
+        assert table.markdown() == (folder / f"{table.name}.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_layers() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pandas import DataFrame
 
 from tests.benchmarks import fakes, targets, verdicts
-from tests.benchmarks.plan import AFFECTED, LAYER_CASES, LAYERS, OTHERS, Record, Run
+from tests.benchmarks.plan import LAYER_CASES, LAYERS, Record, Run
 from tests.benchmarks.summary import Results
 from tests.benchmarks.verdicts import LOSES, TIES, TRADES, WINS, headline, lost
 
@@ -159,37 +159,6 @@ def test_targets_of_a_trojan() -> None:
     assert found["trojan", "1", "OA loss ≤ 0.1"]["met"] == "no"
     assert found["trojan", "20", "ASR ≤ 0.2"]["met"] == "no"
     assert found["trojan", "20", "OA loss ≤ 0.1"]["met"] == "yes"
-
-
-def test_every_trigger_has_its_target() -> None:
-    after = {**fakes.trojan_figures(0.01), "attack_success_rate (0.3)": 0.06}
-    after |= {"attack_success_rate (0.7)": 0.02, "attack_success_rate (1.0)": 0.03}
-    name = "trojan-visibility"
-    found = goals([fakes.before(name, after), *fakes.many(name, "dynamic", [after])])
-    met = [row["met"] for (case, _, what), row in found.items() if case == name and "ASR" in what]
-    assert met == ["no", "yes", "yes", "yes"]
-
-
-def test_targets_of_spurious_correlation_and_leakage() -> None:
-    severe, leak = "spurious-severe", "leakage"
-    main = fakes.spurious_figures(-0.1, accuracy=0.895, recall=0.44)
-    records = [
-        fakes.before(severe, fakes.spurious_figures(0.4)),
-        *fakes.many(severe, "dynamic", [main], pool=AFFECTED),
-        *fakes.many(severe, "dynamic", [fakes.spurious_figures(0.4)], pool=OTHERS),
-        fakes.before(leak, fakes.leakage_figures(4.0)),
-        *fakes.many(leak, "dynamic", [fakes.leakage_figures(0.9)]),
-    ]
-    found = goals(records)
-    assert found[severe, "1", "bias cut by ≥ 50.0"]["measured"] == "75.00 ± 0.00"
-    assert found[severe, "1", "bias cut by ≥ 50.0"]["met"] == "yes"
-    assert found[severe, "1", "pulled in ≤ 6.0"]["met"] == "yes"
-    assert found[severe, "1", "OA loss ≤ 1.0"]["met"] == "yes"
-    assert found[severe, "1", "loss of recall without the artefact ≤ 5.0"]["met"] == "no"
-    assert found[severe, "10", "pulled in ≤ 3.0"]["met"] == "not measured"
-    assert found[leak, "1", "net attribution cut by ≥ 75.0"]["met"] == "yes"
-    assert found[leak, "1", "logit change cut by ≥ 80.0"]["met"] == "no"
-    assert found[leak, "1", "accuracy without the block ≥ 96.0"]["met"] == "yes"
 
 
 def test_beating_the_others_is_counted() -> None:
