@@ -19,9 +19,9 @@ from rectify_widgets.engine.edit.closed_form import Unreached, closed_form, key_
 from rectify_widgets.engine.edit.solver import DenseSolver
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import Candidate, effect, sweep_probe, trying
-from rectify_widgets.engine.find.localization import VERIFY, layer_scores
 from rectify_widgets.engine.find.problem import Problem, pose_problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
+from rectify_widgets.engine.find.ranking import RANKING_METHODS, VERIFY
 from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import Keys
 from rectify_widgets.engine.model.running import eval_mode, predict_all
@@ -98,7 +98,7 @@ def _one_pair(
             ("trial", "trial", 0),
         ):
             own = dict(looked.options)
-            scores[method] = layer_scores(name, problem, Proposals(own), trials, monitor)
+            scores[method] = RANKING_METHODS[name].score(problem, Proposals(own), trials, monitor)
             accuracy[method] = {
                 layer: _restored(corrupted, model, found[0], known) if found else 0.0
                 for layer, found in own.items()

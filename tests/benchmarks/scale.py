@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from rectify_widgets.engine.edit.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
 from rectify_widgets.engine.find.candidates import RIDGES
-from rectify_widgets.engine.find.localization import TRIALS, VERIFY
+from rectify_widgets.engine.find.localization import TRIALS
 from rectify_widgets.engine.find.problem import MAX_REFERENCES, PROBE
+from rectify_widgets.engine.find.ranking import VERIFY
 from tests.benchmarks.speed_timing import BATCH, TRACE_PASSES
 from tests.benchmarks.tables import Table
 

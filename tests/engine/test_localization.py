@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
-from rectify_widgets.engine.base.ranks import ALONE
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find import localization
+from rectify_widgets.engine.find import ranking
 from rectify_widgets.engine.find.candidates import Candidate
-from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization, localize
+from rectify_widgets.engine.find.localization import Localization, localize
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import sweep
-from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
@@ -107,63 +104,6 @@ def test_the_default_is_verified_by_trials(trojan: Toy) -> None:
     assert predicted.scores[predicted.best] != pytest.approx(measured, abs=1e-4)
 
 
-class Rated(NamedTuple):
-    layer: EditableLayer
-    score: float
-
-
-class Rehearsal:
-    """Layers of one edit each: what is predicted of it, and what a trial would measure."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, edits: dict[str, tuple[float, float]]
-    ) -> None:
-        tried = self.tried = list[str]()
-
-        class Rehearsed:
-            def __init__(self, *_: object) -> None:
-                pass
-
-            def sharing(self, _: object) -> AbstractContextManager[None]:
-                return nullcontext()
-
-            def closed(self, candidate: Any) -> float:
-                tried.append(candidate.layer.name)
-                return edits[candidate.layer.name][1]
-
-        monkeypatch.setattr(localization, "Trial", Rehearsed)
-        monkeypatch.setattr(localization, "different", list)
-        layers = {name: EditableLayer(name, nn.Linear(1, 1)) for name in edits}
-        self.options: Any = {name: [Rated(layers[name], edits[name][0])] for name in edits}
-
-    def scores(self, trials: int) -> dict[str, float]:
-        self.tried.clear()
-        problem: Any = SimpleNamespace(ranks=ALONE)
-        return localization._verified(problem, self.options, trials, Monitor())
-
-
-def test_trials_go_on_until_no_prediction_can_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Underrated edits are found too."""
-    edits = {"last": (0.74, 0.74), "first": (0.70, 0.93), "weak": (0.66, 0.1), "late": (0.5, 0.99)}
-    rehearsal = Rehearsal(monkeypatch, edits)
-    scores = rehearsal.scores(12)
-    assert rehearsal.tried == ["last", "first"], "0.66 and a margin of 0.25 are less than 0.93"
-    assert scores == {"last": 0.74, "first": 0.93, "weak": 0.66, "late": 0.5}
-    rehearsal.scores(1)
-    assert rehearsal.tried == ["last"]
-
-
-def test_what_was_not_tried_is_taken_to_be_as_overrated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blend: no edit holds what it promises; the best one that was tried comes first."""
-    edits = {"last": (0.8, 0.3), "first": (0.7, 0.45), "late": (0.6, 0.2), "stem": (-0.2, -0.2)}
-    rehearsal = Rehearsal(monkeypatch, edits)
-    scores = rehearsal.scores(2)
-    assert rehearsal.tried == ["last", "first"]
-    held = (0.3 + 0.45) / (0.8 + 0.7)
-    wanted = {"last": 0.3, "first": 0.45, "late": 0.6 * held, "stem": -0.2 * held}
-    assert scores == pytest.approx(wanted)
-
-
 # --- the edit that was scored --------------------------------------------------------------------
 
 
@@ -173,14 +113,14 @@ def test_the_edit_that_was_scored_can_be_had(
 ) -> None:
     """To the bit; applied, it closes the share of the gap that its trial measured."""
     tried: dict[tuple[str, float], Candidate] = {}
-    closed = localization.Trial.closed
+    closed = ranking.Trial.closed
 
-    def noting(trial: localization.Trial, candidate: Candidate) -> float:
+    def noting(trial: ranking.Trial, candidate: Candidate) -> float:
         share = closed(trial, candidate)
         tried[candidate.layer.name, share] = candidate
         return share
 
-    monkeypatch.setattr(localization.Trial, "closed", noting)
+    monkeypatch.setattr(ranking.Trial, "closed", noting)
     found = scored(trojan, method=method)
     assert (found.best, found.scores[found.best]) in tried
     assert found.edit() is found.edit(found.best)

@@ -5,14 +5,12 @@ Imports torch; matplotlib and pandas only in `Localization.plot` and `Localizati
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
@@ -25,24 +23,18 @@ from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.edit.solver import MAX_RIDGE
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.candidates import RIDGES, Candidate, different, trying
+from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.problem import Problem, pose_problem
-from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
-from rectify_widgets.engine.measure.judge import Judge
+from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.running import eval_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RANKING_METHODS = ("edit-attribution", "projection", "trial")
 TRIALS = 12
 """Most edits that are tried, from the top of the ranking."""
-MARGIN = 0.25
-"""How far below the best trial a prediction may lie and still turn out better: the first layer of the
-shipped case closes 0.93 of the gap where 0.65 is predicted from some references."""
-VERIFY = 128
-"""References on which an edit at the top of the ranking is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,14 +270,15 @@ def rank_layers(
         probe, sources = problem.probe(problem.model, seed, monitor), problem.sources(seed)
     proposals = propose_edits(
         problem, collector, probe, sources, monitor.part(0.0, 0.8),
-        directions=directions, ridges=ridges, steps=steps, projection=method == "projection",
+        directions=directions, ridges=ridges, steps=steps, measure=RANKING_METHODS[method].measure,
     )  # fmt: skip
     options = proposals.options
     if not any(options.values()):
         raise Unreached(
             "pairs: the corruption reaches none of the layers, so that no edit can help"
         )
-    scores = layer_scores(method, problem, proposals, trials, monitor.part(0.8, 1.0))
+    score = RANKING_METHODS[method].score
+    scores = score(problem, proposals, trials, monitor.part(0.8, 1.0))
     monitor.report(1.0, "scored all layers")
     order = tuple(problem.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))
@@ -317,107 +310,3 @@ def check_grid(
         tuple(check_choice("directions", kind, DIRECTIONS) for kind in kinds),
         tuple(check_number("ridges", ridge, low=0.0, high=MAX_RIDGE) for ridge in sizes),
     )
-
-
-def layer_scores(
-    method: str, problem: Problem, proposals: Proposals, trials: int, monitor: Monitor
-) -> dict[str, float]:
-    """One score per layer, 0 where the corruption does not reach it.
-
-    Where edits are tried, each layer's best one is moved to the front of its options.
-    """
-    options = proposals.options
-    if method == "projection":
-        return proposals.projection
-    if method == "edit-attribution" and trials == 0:
-        return {name: found[0].score if found else 0.0 for name, found in options.items()}
-    if method == "edit-attribution":
-        return _verified(problem, options, trials, monitor)
-    scores = dict.fromkeys(options, 0.0)
-    trial = Trial(problem, len(problem.references), monitor)
-    for number, (name, found) in enumerate(options.items()):
-        with problem.ranks.together():
-            monitor.report(number / len(options), f"trying {name}")
-        few = different(found)
-        with trial.sharing(few):
-            measured = {candidate: trial.closed(candidate) for candidate in few}
-        if measured:
-            best = max(measured, key=lambda candidate: measured[candidate])
-            scores[name] = measured[best]
-            options[name] = [best, *(other for other in found if other is not best)]
-    return scores
-
-
-class Trial:
-    """Applies an edit, measures on up to ``count`` references, and reverts it.
-
-    Several ranks measure on their own share of the references each.
-    """
-
-    def __init__(self, problem: Problem, count: int, monitor: Monitor) -> None:
-        self._model, self._ranks, self._monitor = problem.model, problem.ranks, monitor.silent()
-        rows, self._counted = problem.ranks.rows(min(count, len(problem.references)))
-        with self._ranks.together():
-            self._judge = Judge(
-                problem.model, problem.references[rows], problem.carriers[rows], None, self._monitor
-            )
-        self._shares = problem.limit is None  # what is cached takes memory
-        self._start = self._objective()
-
-    @contextmanager
-    def sharing(self, candidates: Iterable[Candidate]) -> Iterator[None]:
-        """Try these edits without running again what comes before their layers."""
-        layers = [candidate.layer for candidate in candidates] if self._shares else []
-        with ExitStack() as stack:
-            with self._ranks.together():
-                shared = self._judge.sharing(self._model, layers, self._monitor)
-                stack.enter_context(shared)
-            yield
-
-    def closed(self, candidate: Candidate) -> float:
-        """Share of the gap that the edit closes, less what it disturbs."""
-        with trying(candidate):
-            after = self._objective(candidate.layer.name)
-        return (self._start - after) / max(self._start, 1e-6)
-
-    def _objective(self, edited: str | None = None) -> float:
-        with self._ranks.together():
-            objective = self._judge.measure(self._model, self._monitor, edited).objective
-        return float(self._ranks.mean(torch.tensor(objective, dtype=torch.float64), self._counted))
-
-
-def _verified(
-    problem: Problem, options: dict[str, list[Candidate]], trials: int, monitor: Monitor
-) -> dict[str, float]:
-    """Scores from trials, from the top of the predictions until no other edit can be expected to win.
-
-    The sweep follows one rival class, so that it overrates edits after which a third class wins,
-    and it is a linear approximation, so that it underrates others; a few trials on some references
-    correct that.  Predictions that were not tried are scaled down by as much as those that were
-    tried turned out too high: on a blend they would come first otherwise.  A layer's score is that
-    of its best edit.
-    """
-    trial = Trial(problem, VERIFY, monitor)
-    queue = [candidate for found in options.values() for candidate in different(found)]
-    scores = {candidate: candidate.score for candidate in queue}
-    queue.sort(key=lambda candidate: -candidate.score)
-    best, tried = -math.inf, list[Candidate]()
-    with trial.sharing(queue[:trials]):
-        for number, candidate in enumerate(queue[:trials]):
-            if candidate.score + MARGIN < best:
-                break
-            with problem.ranks.together():
-                monitor.report(number / trials, f"trying {candidate.layer.name}")
-            scores[candidate] = trial.closed(candidate)
-            tried.append(candidate)
-            best = max(best, scores[candidate])
-    predicted = sum(max(candidate.score, 0.0) for candidate in tried)
-    measured = sum(max(scores[candidate], 0.0) for candidate in tried)
-    for candidate in queue[len(tried) :]:
-        scores[candidate] *= min(measured / max(predicted, 1e-9), 1.0)
-    result = {}
-    for name, found in options.items():
-        ranked = sorted(different(found), key=lambda candidate: -scores[candidate])
-        options[name] = [*ranked, *(other for other in found if other not in ranked)]
-        result[name] = scores[ranked[0]] if ranked else 0.0
-    return result

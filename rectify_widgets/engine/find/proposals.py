@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.memory import collect_chunk
+
+Measure: TypeAlias = Callable[
+    [Problem, Mapping[str, EditableLayer], KeyStatistics, int, Monitor], dict[str, float]
+]
+"""A number per layer from the problem, the layers, their statistics and the steps of the path."""
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """Times a stage of the work while its block runs."""
@@ -136,8 +142,8 @@ class Proposals:
     """Candidate edits of every layer, each layer's best first."""
     completeness: dict[str, float] = field(default_factory=dict)
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
-    projection: dict[str, float] = field(default_factory=dict)
-    """The score of Yang et al. 2026, where it was requested."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What was measured of every layer besides, where it was asked for."""
 
 
 def propose_edits(
@@ -150,7 +156,7 @@ def propose_edits(
     directions: Sequence[str] = DIRECTIONS,
     ridges: Sequence[float] = RIDGES,
     steps: int = PATH_STEPS,
-    projection: bool = False,
+    measure: Measure | None = None,
     clock: Clock = lambda _: nullcontext(),
 ) -> Proposals:
     """Candidate edits of every layer of the problem.
@@ -166,7 +172,7 @@ def propose_edits(
         monitor: progress and cancellation.
         directions, ridges: the grid.
         steps: midpoints of the path.
-        projection: score by projection as well.
+        measure: a number per layer to measure besides.
         clock: times the stages ``"statistics"``, ``"sweep"`` and ``"solving"``.
     """
     proposals = Proposals()
@@ -185,9 +191,9 @@ def propose_edits(
                 probed = sweep_probe(
                     problem.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
                 )
-                projections = {}
-                if projection:
-                    projections = projected(problem, layers, statistics, steps, share.silent())
+                measured = {}
+                if measure is not None:
+                    measured = measure(problem, layers, statistics, steps, share.silent())
             problem.hand_back()
             with clock("solving"):
                 options = _solve(
@@ -195,9 +201,9 @@ def propose_edits(
                     share.part(0.8, 1.0), directions, ridges,
                 )  # fmt: skip
         proposals.completeness |= completeness(probed, ranks, counted)
-        proposals.projection |= _agreed(projections, ranks)
+        proposals.measured |= _agreed(measured, ranks)
         proposals.options |= _ranked(options, ranks, counted)
-        del probed, statistics, options, projections  # before the next part
+        del probed, statistics, options, measured  # before the next part
     problem.hand_back()
     return proposals
 
@@ -260,33 +266,6 @@ def _agreed(scores: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
     """The same scores on all ranks, to the last bit."""
     own = torch.tensor(list(scores.values()), dtype=torch.float64)
     return dict(zip(scores, ranks.mean(own, 1).tolist(), strict=True))
-
-
-def projected(
-    problem: Problem,
-    layers: Mapping[str, EditableLayer],
-    statistics: KeyStatistics,
-    steps: int,
-    monitor: Monitor,
-) -> dict[str, float]:
-    """``‖Σ_p M_p (C⁻¹ k̃_p)ᵀ‖_F`` with ``M = (v − ṽ) ⊙ Ḡ``, averaged over pairs.
-
-    Yang et al. 2026, the attribution of a layer projected on its edit direction.
-    """
-    probe = problem.pair_probe()
-    probed = sweep_probe(problem.model, layers, probe, steps=steps, monitor=monitor)
-    scores = dict.fromkeys(layers, 0.0)
-    for name in probed.path_gradients:
-        attributions = (probed.clean[name] - probed.corrupted[name]).values()
-        attributions = attributions * probed.path_gradients[name]
-        solver = DenseSolver(name, statistics[name].moment)
-        norms = []
-        for row in range(len(probe)):
-            keys = probed.corrupted[name].rows(slice(row, row + 1))
-            summed = keys.gather(attributions[row : row + 1])
-            norms.append(solver.solve(summed, RIDGES[0]).norm())
-        scores[name] = float(torch.stack(norms).mean())
-    return scores
 
 
 def completeness(probed: ProbeSweep, ranks: Ranks, counted: int) -> dict[str, float]:

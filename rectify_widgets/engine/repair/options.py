@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS
 from rectify_widgets.engine.find.candidates import RIDGES
-from rectify_widgets.engine.find.localization import RANKING_METHODS, check_grid
+from rectify_widgets.engine.find.localization import check_grid
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.model.memory import check_limit
 from rectify_widgets.engine.repair.refining import REFINE_STEPS
 

@@ -22,9 +22,9 @@ from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.find.candidates import Candidate, different, trying
 from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
-from rectify_widgets.engine.find.localization import layer_scores
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
+from rectify_widgets.engine.find.ranking import RANKING_METHODS, RankingMethod
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.model.memory import FACTOR_ROOM
 from rectify_widgets.engine.model.running import predict_all
@@ -81,6 +81,7 @@ class Rounds:
         self._nested = 0.0
         self._validation = validation
         self._options = options
+        self._method = RANKING_METHODS[options.method]
         self._refine_steps = options.refine_steps or 0
         self._split([], monitor)
 
@@ -164,8 +165,8 @@ class Rounds:
         monitor.report(0.5, f"{message}: ranking layers")
         with self._clock("sweep"):
             part = monitor.part(0.5, 0.6)
-            scores = layer_scores(self._options.method, self.solving, proposals, 0, part)
-        shortlist = _shortlist(options, scores, self._options.method)
+            scores = self._method.score(self.solving, proposals, 0, part)
+        shortlist = _shortlist(options, scores, self._method)
         with self._clock("evaluation"):
             return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
 
@@ -178,7 +179,7 @@ class Rounds:
         return propose_edits(
             problem, self._collected, probe, problem.sources(seed), monitor,
             directions=options.directions, ridges=options.ridges,
-            projection=options.method == "projection", clock=self._clock,
+            measure=self._method.measure, clock=self._clock,
         )  # fmt: skip
 
     def _leave_out_corrupted(
@@ -337,11 +338,11 @@ class Rounds:
 
 
 def _shortlist(
-    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: str
+    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: RankingMethod
 ) -> list[Candidate]:
     """The edits to try: by prediction, or the best of each layer in the order of another method."""
     few = {name: different(each) for name, each in options.items()}
-    if method == "edit-attribution":
+    if method.by_edit:
         mixed = [candidate for each in few.values() for candidate in each]
         return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
     ranked = sorted(few, key=lambda name: -scores[name])

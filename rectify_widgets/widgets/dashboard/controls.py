@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
-from rectify_widgets.engine.find.localization import RANKING_METHODS
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.repair.options import STRATEGIES
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.buttons import action_button, progress_bar
@@ -81,7 +81,7 @@ class Controls(ipw.VBox):
 def _options(panel: Panel) -> list[ipw.Widget]:
     """Fields for what `rectify` takes."""
     lists: dict[str, tuple[str, tuple[str, ...], int]] = {
-        "method": ("Ranking", RANKING_METHODS, 200),
+        "method": ("Ranking", tuple(RANKING_METHODS), 200),
         "strategy": ("Strategy", STRATEGIES, 154),
     }
     fields = [

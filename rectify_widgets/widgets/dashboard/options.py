@@ -11,7 +11,7 @@ from typing import Any
 import traitlets
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
-from rectify_widgets.engine.find.localization import RANKING_METHODS
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.repair.options import STRATEGIES
 from rectify_widgets.engine.repair.refining import REFINE_STEPS
 

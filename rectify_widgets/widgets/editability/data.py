@@ -16,7 +16,8 @@ from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, nearest
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.widgets import markup
@@ -29,9 +30,6 @@ ROOT = "(the model itself)"
 
 SELF = "(itself)"
 """Label of a layer that holds other layers, inside its own group."""
-
-NO_UNIT = ("projection",)
-"""Methods whose scores are no shares of the gap."""
 
 
 # -- entries of the list and of the tree ----------------------------------------------------------
@@ -341,7 +339,7 @@ class Scores:
     @property
     def is_share(self) -> bool:
         """Whether the scores are shares of the gap, 0 to 1."""
-        return self.method not in NO_UNIT
+        return RANKING_METHODS[self.method].is_share
 
     def limits(self, measured: Iterable[float] = ()) -> tuple[float, float]:
         """Values at both ends of a bar.

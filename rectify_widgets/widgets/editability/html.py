@@ -10,16 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.editability.data import Entry, Knowledge, Scores
 from rectify_widgets.widgets.view import to_do, to_set
-
-UNITS = {
-    "edit-attribution": ("predicted share of the gap", "predicted share"),
-    "projection": ("score of the paper, no unit", "no unit"),
-    "trial": ("share of the gap, by trial", "share by trial"),
-}
-"""What the scores of each method are, and the same in two words."""
 
 NAME = 34
 """Longest name that is shown whole, in characters; the tooltip has all of it."""
@@ -146,10 +140,11 @@ def _soft(text: str) -> str:
 
 def _score_column(scores: Scores, known: Knowledge, place: int, numbers: bool) -> Column:
     """The scores of one method, with bars or as numbers alone."""
-    unit = UNITS[scores.method][numbers or place > 0]
+    method = RANKING_METHODS[scores.method]
+    unit = method.short_unit if numbers or place > 0 else method.unit
     if scores.note and len({other.note for other in known.scores}) > 1:
         unit += f", {scores.note}"
-    about = f"{scores.method}: {UNITS[scores.method][0]}" + f", {scores.note}" * bool(scores.note)
+    about = f"{scores.method}: {method.unit}" + f", {scores.note}" * bool(scores.note)
     head = scores.method + _soft(unit)
     look = "rw-lay-minor" if place else "rw-lay-front"
     if numbers:

@@ -16,7 +16,8 @@ from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.find.localization import RANKING_METHODS, Localization
+from rectify_widgets.engine.find.localization import Localization
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.editability import html
@@ -152,7 +153,7 @@ class EditabilityViewer(Panel):
             "Method",
             "The method in front",
             width="220px",
-            options=RANKING_METHODS if can_score else [one.method for one in given],
+            options=list(RANKING_METHODS) if can_score else [one.method for one in given],
         )
         if not can_score:
             return [make.row(method), look]
