@@ -22,13 +22,13 @@ from rectify_widgets.widgets.render import AGAINST, FOR, INK, Pixels, colours
 
 LOOKS = {
     "blue": (AGAINST, "", "m-4,0a4,4 0 1 0 8,0a4,4 0 1 0-8,0z"),
-    "orange": (FOR, "6 4", "m-3.5-3.5h7v7h-7z"),
     "grey": (INK, "2 3", "m0-5l5,5-5,5-5-5z"),
 }
 """Colour, dashes and marker of a curve: each differs from the others in all three."""
 
+WIDTH, HEIGHT = 470, 180
 LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
-"""Room around the area of the curves: beside it, above it, for a legend, and below it."""
+"""Size of a chart in CSS pixels, and room beside its area, above it, for a legend, and below it."""
 
 LETTER, HERE = 6.2, 14
 """Mean width of a letter, and width of the mark of the chosen place."""
@@ -73,8 +73,6 @@ def lines(
     levels: Mapping[str, float] | None = None,
     x_title: str = "",
     y_title: str = "",
-    width: int = 470,
-    height: int = 180,
 ) -> str:
     """``<svg>`` of curves over the places 0, 1, 2 …
 
@@ -85,13 +83,12 @@ def lines(
         handles: attributes of the places, for those that can be picked.
         levels: horizontal lines by name, such as a budget.
         x_title, y_title: of the axes, with units.
-        width, height: in CSS pixels.
     """
     levels = levels or {}
     numbers = [0.0, *levels.values(), *(y for curve in curves for y in curve.y if _known(y))]
     ticks = round_ticks(min(numbers), max(numbers))
-    top, bottom = TOP + LEGEND * (len(curves) > 1), height - BOTTOM
-    column = (width - LEFT - 8) / max(len(x_names), 1)
+    top, bottom, right = TOP + LEGEND * (len(curves) > 1), HEIGHT - BOTTOM, WIDTH - 8
+    column = (right - LEFT) / max(len(x_names), 1)
     every = math.ceil((LETTER * max(map(len, x_names), default=0) + 12) / column)
 
     def across(x: float) -> float:
@@ -101,13 +98,13 @@ def lines(
         return bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
 
     def level(y: float, look: str) -> str:
-        return f'<path d="M{LEFT},{down(y):.1f}H{width - 8}" stroke="{INK}" {look}/>'
+        return f'<path d="M{LEFT},{down(y):.1f}H{right}" stroke="{INK}" {look}/>'
 
     def band(x: int, wide: float, look: str) -> str:
         left, tall = across(x) - wide / 2, bottom - top
         return f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{tall}" {look}/>'
 
-    axes = [_text(y_title, 0, 12, weight=600), _text(x_title, width - 8, height - 4, "end")]
+    axes = [_text(y_title, 0, 12, weight=600), _text(x_title, right, HEIGHT - 4, "end")]
     for y in ticks:
         axes += level(y, 'stroke-opacity=".3"'), _text(f"{y:g}", LEFT - 8, down(y) + 4, "end")
     for x in range(0, len(x_names), every):
@@ -123,8 +120,8 @@ def lines(
         places += f"<g{handles[x] if x < len(handles) else ''}>{areas}</g>"
     drawn = "".join(_curve(curve, across, down) for curve in reversed(curves))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'aria-label="{escape(alt)}" viewBox="0 0 {width} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
+        f'aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="{"group" if handles else "img"}" font-family="system-ui,sans-serif" '
         f'font-size="11" fill="{INK}">{STYLE}{_legend(curves) if len(curves) > 1 else ""}'
         f"{''.join(axes)}<g data-list>{places}</g>{drawn}</svg>"
