@@ -47,8 +47,8 @@ LABELS = [0, 1, 2, 3, 1, 2, 2, 3]
 
 
 def samples(labels: list[int] | None = LABELS) -> SamplePairs:
-    told = None if labels is None else torch.tensor(labels)
-    return SamplePairs(saying(CORRUPTED, 1.0), saying(CLEAN), told)
+    given = None if labels is None else torch.tensor(labels)
+    return SamplePairs(saying(CORRUPTED, 1.0), saying(CLEAN), given)
 
 
 SWAP = (1, 0, 2, 3)  # what was class 0 is class 1, and the other way round

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets.prediction import class_page, confusion
-from rectify_widgets.widgets.prediction.confusion import OTHERS, Ints
+from rectify_widgets.widgets.prediction import html
+from rectify_widgets.widgets.prediction.data import (
+    OTHERS,
+    Comparison,
+    Ints,
+    Predictions,
+    busiest,
+    confusion_change,
+    confusion_matrix,
+)
 
 Case = tuple[Ints, Ints, Ints, int]
 
@@ -26,16 +35,16 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_a_matrix_is_a_recount(case: Case) -> None:
     labels, before, _, classes = case
-    matrix = confusion.confusion(labels, before, classes)
+    matrix = confusion_matrix(labels, before, classes)
     for truth in range(classes):
-        for told in range(classes):
-            assert matrix[truth, told] == sum((labels == truth) & (before == told))
+        for number in range(classes):
+            assert matrix[truth, number] == sum((labels == truth) & (before == number))
 
 
 @given(cases(), st.integers(1, 14))
 def test_the_difference_sums_to_zero_for_each_true_class(case: Case, limit: int) -> None:
     labels, before, after, classes = case
-    found = confusion.difference(labels, before, after, classes, limit)
+    found = confusion_change(labels, before, after, classes, limit)
     assert not found.matrix.sum(axis=1).any()
     assert len(found.classes) == (classes if classes <= limit else limit + 1)
     assert found.samples.sum() == len(labels)
@@ -47,7 +56,7 @@ def test_the_difference_sums_to_zero_for_each_true_class(case: Case, limit: int)
 @given(cases(), st.integers(1, 14))
 def test_each_cell_is_a_recount(case: Case, limit: int) -> None:
     labels, before, after, classes = case
-    found = confusion.difference(labels, before, after, classes, limit)
+    found = confusion_change(labels, before, after, classes, limit)
     shown = [number for number in found.classes.tolist() if number != OTHERS]
     assert shown == sorted(shown)
 
@@ -71,10 +80,8 @@ def test_each_cell_is_a_recount(case: Case, limit: int) -> None:
 @given(cases(), st.integers(1, 14))
 def test_the_classes_shown_are_those_that_change_most(case: Case, limit: int) -> None:
     labels, before, after, classes = case
-    change = confusion.confusion(labels, after, classes) - confusion.confusion(
-        labels, before, classes
-    )
-    shown = confusion.busiest(change, limit).tolist()
+    change = confusion_matrix(labels, after, classes) - confusion_matrix(labels, before, classes)
+    shown = busiest(change, limit).tolist()
 
     def activity(number: int) -> int:
         places = [(number, other) for other in range(classes)]
@@ -86,29 +93,39 @@ def test_the_classes_shown_are_those_that_change_most(case: Case, limit: int) ->
     assert min(map(activity, shown)) >= max(map(activity, left), default=0)
 
 
+def page(
+    labels: Ints | None, before: Ints, after: Ints, count: int, names: list[str] | None
+) -> str:
+    """The page of classes of two models that predict this."""
+    compared = Comparison(
+        {"Clean": torch.zeros(len(before))}, labels, "", True, None, names, None, None
+    )
+    shares = {"Clean": np.full((len(before), count), 1 / count, np.float32)}
+    compared.update([Predictions({"Clean": classes}, shares) for classes in (before, after)])
+    assert compared.flips is not None
+    return html.classes(compared, compared.flips, "all", None, lambda _: "")
+
+
 def test_a_view_says_what_changed_and_what_it_leaves_out() -> None:
     labels = np.repeat(np.arange(30), 4)
-    before = labels.copy()
     after = labels.copy()
     after[labels == 7] = 3
-    view = class_page.describe("Clean", labels, before, after, count=30, classes=None)
-    assert "4 of 120 predictions differ" in view.head
-    assert "20 of 30 classes that change most" in view.head
-    assert "class 7 as class 3 +4" in view.chart
-    assert "class 7 as class 7 −4" in view.chart
-    cells = re.findall("<td[^>]*>([^<]*)</td>", view.chart)
-    assert len(cells) == 21 * 21
-    assert re.findall('<th scope="row">([^<]*)', view.chart)[-1] == "all others"
-    assert sorted(filter(None, cells)) == ["+4", "−4"]
-    assert "all others" in view.table
+    view = page(labels, labels, after, 30, None)
+    assert "4 of 120 predictions differ" in view
+    assert "20 of 30 classes that change most" in view
+    assert "class 7 as class 3 +4" in view
+    assert "class 7 as class 7 −4" in view
+    assert view.count('<th scope="row">') == 21
+    assert '<th scope="row">all others</th>' in view
+    assert re.findall("<td[^>]*data-set[^>]*>([^<]*)<", view) == ["+4", "−4"]
+    assert "<tr><td>all others</td>" in view, "in the table beside it too"
 
 
 def test_a_view_without_labels_compares_with_what_was_predicted() -> None:
     before, after = np.array([0, 0, 1]), np.array([0, 1, 1])
-    view = class_page.describe("Input", None, before, after, count=2, classes=["<ape>", "bee"])
-    assert "Predicted before" in view.table
-    assert "Right" not in view.table
-    assert "&lt;ape&gt;" in view.table
-    assert "&lt;ape&gt; as bee +1" in view.chart
-    same = class_page.describe("Input", None, before, before, count=2, classes=None)
-    assert "nothing changed" in same.head
+    view = page(None, before, after, 2, ["<ape>", "bee"])
+    assert "Predicted before" in view
+    assert "Right" not in view
+    assert "&lt;ape&gt; as bee +1" in view
+    assert "<ape>" not in view
+    assert "nothing changed" in page(None, before, before, 2, None)

@@ -1,33 +1,45 @@
-"""Kinds of flips, and choosing, sorting and paging them, against counts made by hand."""
+"""Kinds of flips, and choosing and sorting them, against counts made by hand."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectify_widgets.widgets.prediction import flips
-from rectify_widgets.widgets.prediction.flips import FILTERED, KINDS, SAME, SORTS, Flips, Ints
+from rectify_widgets.widgets.prediction.data import (
+    KINDS,
+    OTHERS,
+    SAME,
+    UNKNOWN,
+    Flips,
+    Ints,
+    Predictions,
+    find_flips,
+    kinds_of,
+)
+from rectify_widgets.widgets.prediction.viewer import FILTERS, SORTS
 
-Told = tuple[Ints, flips.Floats]
+Case = tuple[Predictions, Predictions, Ints | None]
 CLASSES = 4
+COLUMNS = ("Clean", "Corrupted")
 
 classes = st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=30)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[list[Told], list[Told], Ints | None]:
+def cases(draw: st.DrawFn) -> Case:
     """Predictions of two columns before and after, and labels or none."""
     count = draw(st.integers(1, 25))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
-    def told() -> Told:
-        chances = rng.dirichlet(np.ones(CLASSES), count).astype(np.float32)
-        return chances.argmax(axis=1), chances
+    def predictions() -> Predictions:
+        shares = {
+            name: rng.dirichlet(np.ones(CLASSES), count).astype(np.float32) for name in COLUMNS
+        }
+        return Predictions({name: row.argmax(axis=1) for name, row in shares.items()}, shares)
 
     labels = rng.integers(0, CLASSES, count) if draw(st.booleans()) else None
-    return [told(), told()], [told(), told()], labels
+    return predictions(), predictions(), labels
 
 
 def rows(found: Flips) -> list[tuple[int, int]]:
@@ -38,25 +50,26 @@ def test_each_kind() -> None:
     labels = np.array([0, 0, 0, 0, 0])
     before = np.array([0, 1, 0, 1, 1])
     after = np.array([0, 1, 1, 0, 2])
-    kinds = flips.kinds_of(before, after, labels)
+    kinds = kinds_of(before, after, labels)
     assert [SAME if kind == SAME else KINDS[kind] for kind in kinds] == [
         SAME, SAME, "broken", "fixed", "changed",
     ]  # fmt: skip
-    blind = flips.kinds_of(before, after, None)
+    blind = kinds_of(before, after, None)
     assert [kind == SAME for kind in blind] == [True, True, False, False, False]
     assert set(blind[2:].tolist()) == {KINDS.index("changed")}
 
 
 @given(cases())
 def test_every_prediction_is_of_exactly_one_kind(
-    case: tuple[list[Told], list[Told], Ints | None],
+    case: Case,
 ) -> None:
     before, after, labels = case
-    found = flips.find(before, after, labels)
+    found = find_flips(before, after, labels)
     listed = dict(zip(rows(found), found.kinds.tolist(), strict=True))
     assert len(listed) == len(found), "none is listed twice"
-    for column, ((old, _), (new, _)) in enumerate(zip(before, after, strict=True)):
-        for sample, (first, last) in enumerate(zip(old, new, strict=True)):
+    for column, name in enumerate(COLUMNS):
+        pairs = zip(before.classes[name], after.classes[name], strict=True)
+        for sample, (first, last) in enumerate(pairs):
             truth = None if labels is None else labels[sample]
             tests = {
                 "fixed": first != last and last == truth,
@@ -69,27 +82,34 @@ def test_every_prediction_is_of_exactly_one_kind(
 
 
 @given(cases())
-def test_what_a_flip_carries(case: tuple[list[Told], list[Told], Ints | None]) -> None:
+def test_what_a_flip_carries(case: Case) -> None:
     before, after, labels = case
-    found = flips.find(before, after, labels)
+    found = find_flips(before, after, labels)
     for place, (sample, column) in enumerate(rows(found)):
-        (old, chances), (new, now) = before[column], after[column]
+        name = COLUMNS[column]
+        old, chances = before.classes[name], before.probabilities[name]
+        new, now = after.classes[name], after.probabilities[name]
         assert found.before[place] == old[sample]
         assert found.after[place] == new[sample]
         assert found.sure_before[place] == chances[sample].max()
         assert found.sure_after[place] == now[sample].max()
         of = old[sample] if labels is None else labels[sample]
-        assert found.labels[place] == (flips.UNKNOWN if labels is None else of)
+        assert found.labels[place] == (UNKNOWN if labels is None else of)
         assert found.change[place] == now[sample, of] - chances[sample, of]
 
 
-@given(cases(), st.sampled_from(FILTERED), st.sampled_from([None, 0, 1]), st.sampled_from(SORTS))
+@given(
+    cases(),
+    st.sampled_from(list(FILTERS)),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from(list(SORTS)),
+)
 def test_filter_then_sort_is_sort_then_filter(
-    case: tuple[list[Told], list[Told], Ints | None], kind: str, column: int | None, by: str
+    case: Case, kind: str, column: int | None, by: str
 ) -> None:
-    found = flips.find(*case)
-    one = flips.arrange(flips.keep(found, kind, column), by)
-    other = flips.keep(flips.arrange(found, by), kind, column)
+    found = find_flips(*case)
+    one = found.select(kind, column).sort(by)
+    other = found.sort(by).select(kind, column)
     assert rows(one) == rows(other)
     assert set(rows(one)) <= set(rows(found))
     if kind != "all":
@@ -98,12 +118,10 @@ def test_filter_then_sort_is_sort_then_filter(
         assert set(one.columns.tolist()) <= {column}
 
 
-@given(cases(), st.sampled_from(SORTS))
-def test_sorting_loses_nothing_and_sorts(
-    case: tuple[list[Told], list[Told], Ints | None], by: str
-) -> None:
-    found = flips.find(*case)
-    listed = flips.arrange(found, by)
+@given(cases(), st.sampled_from(list(SORTS)))
+def test_sorting_loses_nothing_and_sorts(case: Case, by: str) -> None:
+    found = find_flips(*case)
+    listed = found.sort(by)
     assert sorted(rows(listed)) == rows(found)
     keys = {
         "sample": listed.samples,
@@ -116,27 +134,28 @@ def test_sorting_loses_nothing_and_sorts(
     assert entries == sorted(entries)
 
 
-@given(cases(), st.integers(1, 7))
-def test_sheets_make_up_the_list(
-    case: tuple[list[Told], list[Told], Ints | None], size: int
-) -> None:
-    found = flips.find(*case)
-    sheets = [
-        flips.sheet(found, number, size) for number in range(flips.sheet_count(len(found), size))
-    ]
-    assert [row for sheet in sheets for row in rows(sheet)] == rows(found)
-    assert all(len(sheet) == size for sheet in sheets[:-1])
-    assert len(sheets[-1]) or not len(found)
-
-
 @given(cases())
-def test_the_tally_counts_the_list(case: tuple[list[Told], list[Told], Ints | None]) -> None:
-    found = flips.find(*case)
-    for column, numbers in enumerate(flips.tally(found, 2)):
+def test_the_counts_are_those_of_the_list(case: Case) -> None:
+    found = find_flips(*case)
+    for column, numbers in enumerate(found.counts(2)):
         for kind, number in zip(KINDS, numbers, strict=True):
-            assert number == len(flips.keep(found, kind, column))
+            assert number == len(found.select(kind, column))
 
 
-@pytest.mark.parametrize(("count", "sheets"), [(0, 1), (1, 1), (12, 1), (13, 2), (24, 2), (25, 3)])
-def test_sheet_count(count: int, sheets: int) -> None:
-    assert flips.sheet_count(count, 12) == sheets
+@given(cases(), st.sets(st.integers(0, CLASSES - 1)))
+def test_flips_of_a_cell_are_a_recount(case: Case, listed: set[int]) -> None:
+    found = find_flips(*case)
+
+    def named(number: int) -> int:
+        return number if number in listed else OTHERS
+
+    for truth in [*listed, OTHERS]:
+        for predicted in [*listed, OTHERS]:
+            wanted = []
+            for place, row in enumerate(rows(found)):
+                old, new = int(found.before[place]), int(found.after[place])
+                label = old if case[2] is None else int(case[2][row[0]])
+                if named(label) == truth and predicted in (named(old), named(new)):
+                    wanted.append(row)
+            shown = found.between(np.array(sorted(listed), dtype=np.int64), truth, predicted)
+            assert rows(shown) == wanted

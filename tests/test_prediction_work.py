@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ipywidgets as ipw
 import pytest
 import torch
 import traitlets
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.model import running as inspection
-from rectify_widgets.widgets.prediction import predicted
+from rectify_widgets.widgets.prediction import data
 from rectify_widgets.widgets.prediction import viewer as prediction
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
@@ -63,22 +64,22 @@ def test_models_are_let_go(make: Make) -> None:
     assert viewer.predict().wait() == []
     gc.collect()
     assert gone() is None
-    assert len(viewer._kept) == 1
+    assert len(viewer._cache._entries) == 1
 
 
 def test_what_is_kept_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * 8 * 4 * 4  # two columns, eight samples, four classes
-    monkeypatch.setattr(predicted, "KEPT", 3 * size)
+    monkeypatch.setattr(data, "CACHE_BYTES", 3 * size)
     models = [Says(), *(Says(SWAP) for _ in range(4))]
     viewer = make(models[0])
     for model in models[1:]:
         viewer.after = model
-    assert len(viewer._kept) == 3
-    assert viewer._kept.get(models[0]) is not None
-    assert viewer._kept.get(models[1]) is None
-    monkeypatch.setattr(predicted, "KEPT", 0)
+    assert len(viewer._cache._entries) == 3
+    assert viewer._cache.get(models[0]) is not None
+    assert viewer._cache.get(models[1]) is None
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
     viewer.after = models[1]
-    assert len(viewer._kept) == 2, "the two in view always stay"
+    assert len(viewer._cache._entries) == 2, "the two in view always stay"
     assert len(viewer.reports) == 2
 
 
@@ -105,13 +106,13 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch, chunk: int) 
     monkeypatch.setattr(inspection, "CHUNK", chunk)
     model = network().eval()
     x = torch.rand(7, 1, 9, 9, generator=torch.manual_seed(1))
-    told: list[str] = []
-    found = predicted.predict(model, {"Input": x}, Monitor(lambda _, words: told.append(words)))
+    words: list[str] = []
+    found = data.predict(model, {"Input": x}, Monitor(lambda _, said: words.append(said)))
     with torch.no_grad():
         scores = model(x)
     torch.testing.assert_close(torch.from_numpy(found.probabilities["Input"]), scores.softmax(1))
     assert found.classes["Input"].tolist() == scores.argmax(1).tolist()
-    assert told[-1] == "7 of 7 inputs"
+    assert words[-1] == "7 of 7 inputs"
 
 
 def test_infinite_scores() -> None:
@@ -120,10 +121,14 @@ def test_infinite_scores() -> None:
             return torch.tensor([[0.0, -torch.inf, 1.0], [0.0, torch.inf, torch.inf]])
 
     x = torch.zeros(2, 1, 2, 2)
-    found = predicted.predict(Masks(), {"Input": x}, Monitor())
+    found = data.predict(Masks(), {"Input": x}, Monitor())
     assert found.classes["Input"].tolist() == [2, 1]
     assert found.probabilities["Input"][1].tolist() == [0.0, 0.5, 0.5]
     assert found.probabilities["Input"][0, 1] == 0.0
+
+
+def hidden(widget: ipw.Widget) -> bool:
+    return "rw-hidden" in widget._dom_classes
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -140,28 +145,33 @@ def test_long_work_says_how_long_and_can_be_cancelled(monkeypatch: pytest.Monkey
     viewer = PredictionViewer(Says(), None, saying([0] * count))
     assert viewer.job is not None
     viewer.job.wait()
-    assert viewer._wait.layout.display == "none"
+    assert hidden(viewer._waiting)
     monkeypatch.setattr(prediction, "PATIENCE", 0.0)
     viewer.after = slow
-    wait_until(lambda: "left" in texts(viewer._wait))
+    wait_until(lambda: "left" in texts(viewer._waiting))
     assert 0 < viewer.progress < 1
-    assert viewer._wait.layout.display is None
+    assert "left" in viewer.status
+    assert not hidden(viewer._waiting)
+    assert not hidden(viewer._stop)
+    assert hidden(viewer._again)
     start = time.monotonic()
     job = viewer.cancel()
     assert job is not None
     with pytest.raises(Cancelled):
         job.wait(5)
     assert time.monotonic() - start < 0.3
-    assert "cancelled" in texts(viewer._wait)
-    assert "Try again" in viewer._wait.again.description
+    assert "cancelled" in texts(viewer._waiting)
+    assert hidden(viewer._stop)
+    assert not hidden(viewer._again)
     assert viewer.error is None
     assert viewer.counts == {}, "what is known of the model before stays in view"
     assert slow.calls < count
     assert viewer.cancel() is None
     slow.seconds = 0.0
-    viewer._wait.again.click()
+    viewer._again.click()
     assert viewer.job is not None
     viewer.job.wait(5)
+    assert hidden(viewer._waiting)
     assert viewer.counts["input"]["changed"] == count
     viewer.close()
 
@@ -263,7 +273,8 @@ TRAITS: list[tuple[str, object, str]] = [
     ("filter", "brocken", "did you mean 'broken'"),
     ("column", "input", "'all', 'clean', 'corrupted'"),
     ("sort", "lable", "did you mean 'label'"),
-    ("sheet", 1, "want 0 to 0"),
+    ("confusion", ("input", 0, 0), "want one of 'clean', 'corrupted'"),
+    ("confusion", ("clean", -2, 0), "confusion"),
     ("after", "model", "Module"),
 ]
 

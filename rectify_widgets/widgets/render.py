@@ -170,7 +170,8 @@ def encode(pixels: Pixels, most: int = BYTES) -> tuple[str, bytes]:
     Charts and small maps are kept exactly, as PNG; photographs and large maps become JPEG.
     """
     small = shrink(pixels, MAX_SIDE)
-    picture = Image.fromarray(small)
+    grey = bool((small == small[..., :1]).all())
+    picture = Image.fromarray(small[..., 0] if grey else small)
     # Green alone tells a chart from a photograph, in a fifth of the time that all three take.
     if np.count_nonzero(small[:, 1:, 1] != small[:, :-1, 1]) <= LOSSLESS:
         exact = _png(picture)
@@ -191,17 +192,24 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def image_tag(
-    pixels: Pixels, alt: str, *, width: int, side: int = MAX_SIDE, most: int = BYTES
+    pixels: Pixels,
+    alt: str,
+    *,
+    width: int,
+    side: int = MAX_SIDE,
+    most: int = BYTES,
+    enlarge: bool = True,
 ) -> str:
     """``<img>`` that carries its picture, ``width`` CSS pixels wide, with a text alternative.
 
-    Small images are enlarged first, so that their pixels stay sharp where no style sheet says so;
+    Small images are enlarged first, so that their pixels stay sharp where no style sheet says so,
+    unless there are many of them on a page (``enlarge=False``, a third of the text);
     large ones are brought down to ``side`` pixels and about ``most`` bytes.
     """
     height = max(round(width * pixels.shape[0] / pixels.shape[1]), 1)
     pixels = shrink(pixels, min(side, MAX_SIDE))
     longest = max(pixels.shape[:2])
-    if longest < SHARP_BELOW:
+    if enlarge and longest < SHARP_BELOW:
         factor = max(min(math.ceil(2 * max(width, height) / longest), MAX_SIDE // longest), 1)
         pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     kind, data = encode(pixels, most)

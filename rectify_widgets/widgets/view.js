@@ -21,8 +21,8 @@ function render({ model, el }) {
   el.innerHTML = '<div class="rw-view"></div><div class="rw-tip" hidden></div>';
   const [root, tip] = el.children;
   const all = (selector, from = root) => [...from.querySelectorAll(selector)];
-  const act = ({ dataset: { set = "{}", do: call = "{}" } }) =>
-    model.send({ set: JSON.parse(set), do: JSON.parse(call) });
+  const act = ({ dataset: { set = "{}", do: call = "{}" } }, arrow) =>
+    model.send({ set: JSON.parse(set), do: arrow ? {} : JSON.parse(call) });
 
   // Scrolls a list and nothing around it, so that the notebook stays where it is.
   function reveal(list, item) {
@@ -112,7 +112,7 @@ function render({ model, el }) {
       const items = all(HANDLE, list);
       const next = items[clamp(items.indexOf(item) + by, 0, items.length - 1)];
       next.focus();
-      if (next !== item && next.dataset.set) act(next);
+      if (next !== item && next.dataset.set) act(next, 1);
     } else if (map && by) pan(...(/[LR]/.test(key) ? [-by / 10, 0] : [0, -by / 10]));
     else if (map && "+-0".includes(key)) magnify({ "+": 1.5, "-": 1 / 1.5, 0: 0 }[key], 0.5, 0.5);
     else return;

@@ -26,6 +26,7 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.base import check_index, refuse_unknown
+from rectify_widgets.widgets.controls import show
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import Controls
 from rectify_widgets.widgets.dashboard.options import RectifyOptions
@@ -155,7 +156,7 @@ class RectificationDashboard(Working, RectifyOptions):
 
     def _compose(self) -> None:
         self._controls = Controls(self, lambda name: self.press(getattr(self, name)))
-        self.predictions.samples.layout.display = "none"
+        show(self.predictions.samples.box, visible=False)
         views = (self.layers, self.maps, self.predictions, self.history)
         for card, flex in zip(
             views, ("2 1 380px", "1 1 306px", "1 1 306px", "1 1 100%"), strict=True

@@ -1,40 +1,53 @@
 """`PredictionViewer`: what a model predicts for each sample, before and after its edits.
 
-Imports the base panel, `predicted` for the work, the pure rooms (`flips`, `confusion`,
-`prediction_html`) for what to show, and the widgets of its pages.
+Imports the panel and its controls, `data` for the predictions and how they differ, and `html` for
+what is shown.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
-import ipywidgets as ipw
 import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_module
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_labels, check_module
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.measure.metrics import Report
+from rectify_widgets.engine.measure.metrics import Report, check_target
 from rectify_widgets.widgets import markup
-from rectify_widgets.widgets.base import Panel, check_index, refuse_unknown
-from rectify_widgets.widgets.buttons import progress_line
+from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.prediction import class_page, prediction_html
-from rectify_widgets.widgets.prediction.comparison import NO_MODEL, gather
-from rectify_widgets.widgets.prediction.flip_list import PER_SHEET, FlipList
-from rectify_widgets.widgets.prediction.flips import KINDS, Flips, Ints, sheet, sheet_count
-from rectify_widgets.widgets.prediction.predicted import Kept, Seen, judge, predict
-from rectify_widgets.widgets.prediction.wait_row import WaitRow
+from rectify_widgets.widgets.panel import (
+    Panel,
+    check_channels,
+    check_classes,
+    check_index,
+    check_samples,
+    refuse_unknown,
+)
+from rectify_widgets.widgets.prediction import html
+from rectify_widgets.widgets.prediction.data import (
+    KINDS,
+    OTHERS,
+    Comparison,
+    Confusion,
+    Flips,
+    Ints,
+    PredictionCache,
+    Predictions,
+    judge,
+    predict,
+)
 from rectify_widgets.widgets.session import Session
-from rectify_widgets.widgets.stepper import ChoiceStepper, SampleStepper
 
 PAGES = {"sample": "Sample", "flips": "Flips", "classes": "Classes"}
-FILTERS = {"all": "All"} | {kind: f"{prediction_html.SIGNS[kind]} {kind}" for kind in KINDS}
+FILTERS = {"all": "All"} | {kind: f"{html.SIGNS[kind]} {kind}" for kind in KINDS}
 SORTS = {
     "sample": "Sample",
     "change": "Change of confidence",
@@ -53,6 +66,12 @@ PATIENCE = 2.0
 LABEL = "Predictions"
 """What the work is called in messages."""
 
+ROOM = 45_000
+"""Characters of HTML that a list of flips takes at first, and more by each click on "Show more"."""
+
+PICTURES = 512
+"""Thumbnails that are kept."""
+
 
 class PredictionViewer(Panel):
     """Class probabilities of each sample, predictions that flipped, and the figures they add up to.
@@ -63,7 +82,7 @@ class PredictionViewer(Panel):
         before: a torch module that gives ``N × classes`` scores.
         after: the edited model, or None; it can be set later.
         inputs: `SamplePairs`, or a tensor ``N × C × H × W``.
-        labels: ``N`` class numbers; None takes the pairs' labels, or else what ``before``
+        labels: ``N`` class numbers; None takes the pairs' labels or, without them, what ``before``
             predicts for their clean inputs.  Without pairs there is no verdict.
         target: class that the corruption pulls to, for the attack success rate.
         classes: class names, by number.
@@ -79,6 +98,8 @@ class PredictionViewer(Panel):
     """
 
     sheets = ("prediction",)
+    handles = ("index", "page", "filter", "column", "confusion", "show_sample", "show_more")
+    marks = ("index", "confusion")
 
     index = traitlets.Int(0)
     """The sample in view, from 0."""
@@ -100,8 +121,11 @@ class PredictionViewer(Panel):
     """Order of the flips: ``"sample"``, ``"change"`` (of confidence, greatest first), ``"label"``,
     ``"before"`` or ``"after"`` (by class)."""
 
-    sheet = traitlets.Int(0)
-    """The sheet of the list of flips in view, from 0; a sheet holds 12."""
+    confusion = traitlets.Tuple(
+        traitlets.Unicode(), traitlets.Int(), traitlets.Int(), allow_none=True, default_value=None
+    )
+    """The cell of a heat map whose flips are listed below it, ``("clean", true class, predicted
+    class)``, or None; −1 stands for all classes that have no row."""
 
     opens = traitlets.Bool()
     """Whether choosing a flip opens its sample; where the session is shared, it sets the index
@@ -126,10 +150,11 @@ class PredictionViewer(Panel):
     ) -> None:
         refuse_unknown(type(self), unknown)
         self._before = check_module("before", before)
-        self._compared = gather(inputs, labels, target, classes, mean, std)
-        self._kept = Kept()
-        self._listed: Flips | None = None
-        self._predicting: Job[list[Seen]] | None = None
+        self._compared = _compare(inputs, labels, target, classes, mean, std)
+        self._picture = lru_cache(PICTURES)(partial(html.thumbnail, self._compared))
+        self._cache = PredictionCache()
+        self._room = ROOM
+        self._predicting: Job[list[Predictions]] | None = None
         self.about = markup.some(self._compared.count, "sample")
         super().__init__(session)
         with self.building():
@@ -140,31 +165,29 @@ class PredictionViewer(Panel):
             self.predict()
 
     def _build(self) -> None:
-        self._head, self._figures, self._table, self._note = (ipw.HTML() for _ in range(4))
-        self._wait = WaitRow(self.cancel, self.predict)
-        self.samples = SampleStepper(self, self._compared.count)
-        pages = self.choices("page", PAGES, "")
+        controls = Controls(self)
+        self.samples = controls.samples(self._compared.count)
         columns = dict(zip(self._compared.names, self._compared.columns, strict=True))
-        self._which = self.choices("column", {"all": "Both"} | columns, "")
-        listed = self.choices("filter", FILTERS, "")
-        order = ChoiceStepper(self, "sort", [(text, name) for name, text in SORTS.items()], "Sort")
-        order.layout.flex, order.layout.width = "0 1 300px", "auto"
-        self._list = FlipList(self._choose, self._turn)
-        self._map = class_page.ClassPage(len(columns))
-        self._pages = {
-            "sample": ipw.VBox([self.samples, self._table]),
-            "flips": ipw.VBox([_row(listed, order), self._list]),
-            "classes": ipw.VBox([self._map]),
+        self._columns = controls.choices("column", {"all": "Both"} | columns)
+        kinds = controls.choices("filter", FILTERS)
+        order = controls.choice("sort", [(text, name) for name, text in SORTS.items()], "Sort")
+        order.box.add_class("rw-sort")
+        self._rows = {
+            "sample": controls.row(self.samples.box),
+            "flips": controls.row(kinds, order.box),
         }
-        for box in self._pages.values():
-            box.layout.width = "100%"
-        bar = _row(pages, self._which)
-        self.fill([self._head, self._wait, self._figures, bar, self._note, *self._pages.values()])
+        self._stop = controls.unit(
+            controls.bar(), controls.button("Cancel", "stop", "Stop predicting", "cancel")
+        )
+        self._again = controls.button("Try again", "refresh", "Predict once more", "predict")
+        self._waiting = controls.row(controls.state(), self._stop, self._again)
+        pages = controls.row(controls.choices("page", PAGES), self._columns)
+        self.children = (self._waiting, pages, *self._rows.values(), self.canvas)
+        self._wait(visible=False)
         self.draw()
         self.listen(self, self._switch, ["after"])
-        self.listen(self, lambda _: self._follow(), ["index"])
-        self.listen(self, lambda _: self._draw_page(), ["page", "sheet"])
-        self.listen(self, lambda _: self._restart(), ["filter", "column", "sort"])
+        self.listen(self, self._follow, ["index"])
+        self.listen(self, self._restart, ["page", "filter", "column", "sort", "confusion"])
 
     # -- what can be read -------------------------------------------------------------------------
 
@@ -181,46 +204,50 @@ class PredictionViewer(Panel):
 
     @property
     def flips(self) -> Flips | None:
-        """The flips of the chosen kind and column, in the chosen order, of all sheets."""
-        return self._compared.select(self.filter, self.column, self.sort)
+        """The flips of the chosen kind and column, in the chosen order."""
+        if self._compared.flips is None:
+            return None
+        place = None if self.column == "all" else self._compared.names.index(self.column)
+        return self._compared.flips.select(self.filter, place).sort(self.sort)
 
     def share_right(self, column: str) -> list[float]:
         """Share of the samples of a column that get their label, for each model in turn."""
-        return self._compared.share_right(column)
+        labels, columns = self._compared.labels, self._compared.columns
+        if labels is None or column not in columns:
+            return []
+        known = self._compared.predictions
+        return [float((found.classes[column] == labels).mean()) for found in known]
 
     # -- predicting -------------------------------------------------------------------------------
 
-    def predict(self) -> Job[list[Seen]]:
+    def predict(self) -> Job[list[Predictions]]:
         """Predict what is not known yet for the current models, and show it."""
         models = [self._before] if self.after is None else [self._before, self.after]
-        missing = [model for model in dict.fromkeys(models) if self._kept.get(model) is None]
+        missing = [model for model in dict.fromkeys(models) if self._cache.get(model) is None]
         compared, columns, begun = self._compared, self._compared.columns, time.monotonic()
         labels = compared.labels
 
-        def work(job: Job[list[Seen]]) -> list[Seen]:
+        def work(job: Job[list[Predictions]]) -> list[Predictions]:
             nonlocal labels, begun
             begun = time.monotonic()
-            found = []
+            known = []
             for place, model in enumerate(missing):
                 span = (place / len(missing), (place + 1) / len(missing))
-                told = predict(model, columns, Monitor(job.part(*span), job.cancelled))
+                found = predict(model, columns, Monitor(job.part(*span), job.cancelled))
                 if labels is None and not compared.lone:
-                    labels = told.classes["Clean"]
-                found.append(Seen(told, judge(told, labels, compared.target)))
-                job.call(partial(self._learn, model, found[-1], labels))
-            return found
+                    labels = found.classes["Clean"]
+                known.append(replace(found, report=judge(found, labels, compared.target)))
+                job.call(partial(self._learn, model, known[-1], labels))
+            return known
 
-        def show(_: Job[list[Seen]]) -> None:
-            self._wait.rest()
-            self._show_models(models)
-
-        def report(job: Job[list[Seen]]) -> None:
+        def report(job: Job[list[Predictions]]) -> None:
             left = job.seconds_left()
             if left is not None and time.monotonic() - begun + left > PATIENCE:
                 self.set_trait("progress", job.fraction)
-                self._wait.busy(job.fraction, markup.status_line(progress_line(job)))
+                self.set_trait("status", markup.progress_line(job))
+                self._wait(visible=True)
 
-        self._wait.rest()
+        self._wait(visible=False)
         values = sum(inputs.numel() for inputs in columns.values()) * len(missing)
         if not missing:
             self._show_models(models)
@@ -229,25 +256,26 @@ class PredictionViewer(Panel):
             lane=f"predictions {id(self)}",
             label=LABEL,
             short=values <= SHORT,
-            on_done=show if missing else lambda _: None,
+            on_done=lambda _: self._show_models(models) if missing else None,
             on_progress=report,
         )
         return self._predicting
 
-    def _learn(self, model: nn.Module, seen: Seen, labels: Ints | None) -> None:
+    def _learn(self, model: nn.Module, predictions: Predictions, labels: Ints | None) -> None:
         """Keep what is known of a model; the first of all is shown at once."""
-        self._kept.put(model, seen)
+        self._cache.put(model, predictions)
         self._compared.labels = labels
-        if not self._compared.seen:
+        if not self._compared.predictions:
             self._show_models([model])
 
-    def refresh(self) -> Job[list[Seen]]:
+    def refresh(self) -> Job[list[Predictions]]:
         """Predict everything anew: for a model that was changed in place."""
-        self._kept.clear()
-        self._compared.unlearn()
+        self._cache.clear()
+        if not self._compared.labelled:
+            self._compared.labels = None
         return self.predict()
 
-    def cancel(self) -> Job[list[Seen]] | None:
+    def cancel(self) -> Job[list[Predictions]] | None:
         """Stop predicting; returns its job."""
         job = self._predicting
         if job is None or job.done:
@@ -257,90 +285,86 @@ class PredictionViewer(Panel):
 
     def failed(self, job: Job[object]) -> None:
         """Show what went wrong, and what is known of the model before its edits."""
-        if job.label == LABEL:
-            self._show_models([self._before])
+        self._show_models([self._before])
         super().failed(job)
-        if not self._compared.seen:
-            self._figures.value = ""
-        words = markup.error_box(self.error) or markup.status_line(self.status)
-        self._wait.failed(words)
+        self._wait(visible=True, failed=True)
 
     # -- showing ----------------------------------------------------------------------------------
 
     def _show_models(self, models: Sequence[nn.Module]) -> None:
         """Show what is known of these models: one, or the one before and the one after."""
-        self._compared.know([self._kept.get(model) for model in models])
-        found = self._compared.found
+        self._compared.update([self._cache.get(model) for model in models])
+        flips = self._compared.flips
         self.set_trait("counts", self._compared.counts())
         words = markup.some(self._compared.count, "sample")
-        words += "" if found is None else f", {markup.some(len(found), 'flip')}"
+        words += "" if flips is None else f", {markup.some(len(flips), 'flip')}"
         self.set_trait("status", words)
         self.set_trait("progress", 1.0)
-        self.sheet = min(self.sheet, self._last_sheet())
-        self.draw()
+        self._wait(visible=False)
+        self._restart(None)
+
+    def html(self) -> str:
+        """The figures and the page in view."""
+        compared = self._compared
+        if not compared.predictions:
+            words = "" if self.status else '<span class="rw-soft">Predicting …</span>'
+            return f"<div>{html.head(compared)}</div>{words}"
+        flips, every = self.flips, compared.flips
+        if self.page == "sample":
+            view = html.sample(compared, self.index, self._picture)
+        elif flips is None or every is None:
+            view = markup.heading("", html.NO_MODEL)
+        elif self.page == "flips":
+            view = self._listing(flips)
+        else:
+            view = html.classes(compared, every, self.column, self.confusion, self._listing)
+        return f"<div>{html.head(compared)}</div>{html.headline(compared)}<div>{view}</div>"
+
+    def _listing(self, flips: Flips) -> str:
+        """Flips as tiles."""
+        key = f"{self.page} {self.filter} {self.column} {self.sort} {self.confusion}"
+        return html.flip_list(
+            self._compared, flips, self._picture, key=key, opens=self.opens, room=self._room
+        )
 
     def draw(self) -> None:
-        """Show the figures and the page in view."""
-        self._head.value, self._figures.value = self._compared.head(), self._compared.figures()
-        self._draw_page()
-
-    def _draw_page(self) -> None:
-        for name, box in self._pages.items():
-            box.layout.display = None if name == self.page else "none"
-        alone = self._compared.lone or self.page == "sample"
-        self._which.layout.display = "none" if alone else None
-        self._note.value = ""
-        if self.page == "sample":
-            self._table.value = self._compared.sample(self.index)
-        elif self.page == "flips":
-            self._draw_flips()
-        else:
-            self._draw_classes()
-
-    def _draw_flips(self) -> None:
-        found, start = self.flips, self.sheet * PER_SHEET
-        self._note.value = self._compared.list_note(found)
-        self._listed = None if found is None else sheet(found, self.sheet, PER_SHEET)
-        tiles = self._compared.tiles(self._listed, self.index)
-        self._list.show(tiles, start, 0 if found is None else len(found))
-
-    def _draw_classes(self) -> None:
-        views = self._compared.views(self.column)
-        self._note.value = "" if any(views) else markup.heading("", NO_MODEL)
-        self._map.show(views)
-
-    # -- controls ---------------------------------------------------------------------------------
+        """Show the figures and the page in view, with its controls."""
+        for name, row in self._rows.items():
+            show(row, visible=name == self.page)
+        show(self._columns, visible=not self._compared.lone and self.page != "sample")
+        super().draw()
 
     def _switch(self, _: object) -> None:
         self.predict()
 
-    def _restart(self) -> None:
-        """Show the first sheet of another list."""
-        if self.sheet:
-            self.sheet = 0
-        else:
-            self._draw_page()
+    def _restart(self, _: object) -> None:
+        """Show another page or another list, from its start."""
+        self._room = ROOM
+        self.draw()
 
-    def _follow(self) -> None:
+    def _follow(self, _: object) -> None:
+        """Show another sample; in a list it is marked only."""
         if self.page == "sample":
-            self._table.value = self._compared.sample(self.index)
-        elif self.page == "flips" and self._listed is not None:
-            self._list.mark([sample == self.index for sample in self._listed.samples])
+            self.draw()
 
-    def _choose(self, place: int) -> None:
-        """A click on a tile."""
-        if self._listed is None or place >= len(self._listed):
-            return
-        self.index = int(self._listed.samples[place])
-        if self.opens:
-            self.page = "sample"
+    def _wait(self, *, visible: bool, failed: bool = False) -> None:
+        """Show or hide the line for work that takes long: how far it is, or what went wrong."""
+        show(self._stop, visible=not failed)
+        show(self._again, visible=failed)
+        show(self._waiting, visible=visible)
 
-    def _turn(self, by: int) -> None:
-        self.sheet += by
+    # -- clicks -----------------------------------------------------------------------------------
 
-    def _last_sheet(self) -> int:
-        found = self.flips
-        return sheet_count(0 if found is None else len(found), PER_SHEET) - 1
+    def show_sample(self) -> None:
+        """Open the chosen sample."""
+        self.page = "sample"
+
+    def show_more(self) -> None:
+        """Make room for more flips in the list."""
+        self._room += ROOM
+        self.draw()
+
+    # -- checks -----------------------------------------------------------------------------------
 
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
@@ -353,41 +377,41 @@ class PredictionViewer(Panel):
         name = proposal["trait"].name
         return check_choice(name, proposal["value"], choices[name])
 
-    @traitlets.validate("sheet")
-    def _check_sheet(self, proposal: Mapping[str, int]) -> int:
-        number = check_int("sheet", proposal["value"], low=0)
-        last = self._last_sheet()
-        if number > last:
-            raise ValueError(f"sheet: got {number}, want 0 to {last}: the list has no more")
-        return number
-
-    # -- static views -----------------------------------------------------------------------------
-
-    def static_html(self) -> str:
-        """The figures and the page in view; of the flips the sheet in view."""
-        compared = self._compared
-        if self.page == "sample":
-            view = compared.sample(self.index)
-        elif self.page == "flips":
-            view = compared.still_list(self.flips, self.sheet, self.index)
-        else:
-            view = compared.still_classes(self.column)
-        return "".join(
-            f"<div>{piece}</div>" for piece in (compared.head(), compared.figures(), view)
-        )
+    @traitlets.validate("confusion")
+    def _check_confusion(self, proposal: Mapping[str, Confusion | None]) -> Confusion | None:
+        confusion = proposal["value"]
+        if confusion is not None:
+            check_choice("confusion", confusion[0], self._compared.names)
+            for number in confusion[1:]:
+                check_int("confusion", number, low=OTHERS)
+        return confusion
 
     def forget(self) -> None:
         """Let go of models, inputs, predictions and pictures."""
-        self._kept.clear()
+        self._cache.clear()
+        self._picture.cache_clear()
         self._compared.forget()
-        self._listed = None
 
 
-def _row(*children: ipw.Widget) -> ipw.HBox:
-    """Controls side by side, below each other where there is no room."""
-    row = ipw.HBox(
-        list(children),
-        layout=ipw.Layout(width="100%", flex_flow="row wrap", align_items="center"),
+def _compare(
+    inputs: object, labels: object, target: object, classes: object, mean: object, std: object
+) -> Comparison:
+    """A comparison of what a user handed in, without predictions yet."""
+    columns = check_samples("inputs", inputs)
+    first = next(iter(columns.values()))
+    source = "labels as given"
+    if labels is None and isinstance(inputs, SamplePairs):
+        labels, source = inputs.labels, "labels of the pairs"
+    labelled = labels is not None
+    if not labelled:
+        source = "no labels" if len(columns) == 1 else "labels: the first model on clean inputs"
+    return Comparison(
+        columns,
+        check_labels("labels", labels, count=len(first)).cpu().numpy() if labelled else None,
+        source,
+        labelled,
+        check_target(target, None),
+        check_classes(classes),
+        check_channels("mean", mean, first.shape[1]),
+        check_channels("std", std, first.shape[1]),
     )
-    row.add_class("rw-choosing")
-    return row

@@ -1,0 +1,455 @@
+"""What models predict for the inputs of a viewer, and how two of them differ.  Makes no HTML.
+
+Imports numpy and the engine.  `predict` runs a model, `PredictionCache` keeps what it gives;
+`Flips` lists the predictions that differ, `confusion_change` counts them by class, and a
+`Comparison` puts inputs, labels and predictions together.  A flip is *fixed* (wrong before, right
+after), *broken* (right before, wrong after) or *changed* (another class, neither of them the label,
+or no label known).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_labels
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.measure.metrics import (
+    Report,
+    check_target,
+    evaluate_predictions,
+    scored,
+)
+from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+Confusion = tuple[str, int, int]
+"""One cell of a heat map: its column of inputs, true class and predicted class."""
+
+CACHE_BYTES = 128 * 2**20
+"""Bytes of predictions that are kept; beyond it, those that were used longest ago go first."""
+
+CONFIDENCE = 0.95
+"""Level of the bootstrap intervals."""
+
+KINDS = ("fixed", "broken", "changed")
+"""Kinds of flips, by number."""
+
+SAME = -1
+"""The kind of a prediction that is no flip."""
+
+UNKNOWN = -1
+"""The label of a sample that has none."""
+
+OTHERS = -1
+"""Stands for all classes that are not listed."""
+
+
+# -- predictions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one model predicts.
+
+    Attributes:
+        classes: for each column of inputs, ``N`` predicted classes.
+        probabilities: for each column, ``N × classes``.
+        report: the headline figures, or None where no labels are known.
+    """
+
+    classes: Mapping[str, Ints]
+    probabilities: Mapping[str, Floats]
+    report: Report | None = None
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return int(next(iter(self.probabilities.values())).shape[1])
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return sum(array.nbytes for array in self.probabilities.values())
+
+
+class PredictionCache:
+    """Predictions by model, for as long as the model lives and as `CACHE_BYTES` allows."""
+
+    def __init__(self) -> None:
+        self._entries: weakref.WeakKeyDictionary[nn.Module, Predictions] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def get(self, model: nn.Module) -> Predictions | None:
+        """What is kept for the model; it counts as used now."""
+        entry = self._entries.pop(model, None)
+        if entry is not None:
+            self._entries[model] = entry
+        return entry
+
+    def put(self, model: nn.Module, predictions: Predictions) -> None:
+        """Keep a model's predictions, and let others go where there is no room.
+
+        It stays itself, and so does the one that was used before it.
+        """
+        self._entries.pop(model, None)
+        room = CACHE_BYTES - predictions.size
+        for place, (old, other) in enumerate(list(self._entries.items())[::-1]):
+            room -= other.size
+            if room < 0 and place > 0:
+                self._entries.pop(old, None)
+        self._entries[model] = predictions
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._entries.clear()
+
+
+def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -> Predictions:
+    """Classes and probabilities of every input, without figures; the model is left as it was.
+
+    Inputs go through the model in chunks, between which the work can be watched, cancelled, and
+    other work of the session let pass.
+
+    Raises:
+        Cancelled: the monitor says so.
+        ValueError: scores that are not ``N × classes``, or NaN.
+    """
+    total = sum(len(inputs) for inputs in columns.values())
+    done = 0
+    classes: dict[str, Ints] = {}
+    probabilities: dict[str, Floats] = {}
+    monitor.check()
+    for name, inputs in columns.items():
+        predicted, shares = [], []
+        for chunk in inputs.split(chunk_size(inputs, model_device(model))):
+            with eval_mode(model) as module:
+                scores = scored(module, chunk, len(chunk))
+            predicted.append(scores.argmax(dim=1))
+            shares.append(_softmax(scores))
+            done += len(chunk)
+            monitor.report(done / total, f"{done} of {total} inputs")
+        classes[name] = torch.cat(predicted).numpy()
+        probabilities[name] = torch.cat(shares).numpy()
+    return Predictions(classes, probabilities)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Probabilities; classes of infinite score share all of it."""
+    shares = scores.float().softmax(dim=1)
+    broken = shares.isnan()
+    return torch.where(broken, scores.isposinf() / scores.isposinf().sum(1, keepdim=True), shares)
+
+
+def judge(predictions: Predictions, labels: Ints | None, target: int | None) -> Report | None:
+    """The figures of `rectify_widgets.evaluate`, with intervals; None without labels.
+
+    The first column counts as clean, the second, if there is one, as corrupted.  The attack
+    success rate is left out where every label is the target.
+
+    Raises:
+        ValueError: labels or a target that the model has no class for.
+    """
+    count = predictions.class_count
+    check_target(target, count)
+    if labels is None:
+        return None
+    truth = check_labels("labels", torch.from_numpy(labels), count=len(labels), classes=count)
+    if target is not None and bool((truth == target).all()):
+        target = None
+    clean, *corrupted = (
+        (torch.from_numpy(classes), truth) for classes in predictions.classes.values()
+    )
+    return evaluate_predictions(
+        clean, corrupted[0] if corrupted else None, target, confidence=CONFIDENCE
+    )
+
+
+# -- flips ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Flips:
+    """A list of flips, as arrays of one length.
+
+    Attributes:
+        samples: number of the sample.
+        columns: place of the column (clean, corrupted) that the input is of.
+        kinds: place in `KINDS`.
+        labels: the label, or `UNKNOWN`.
+        before, after: predicted classes.
+        sure_before, sure_after: probability of the predicted class, before and after.
+        change: how much the probability of the label grew; without a label, that of the class
+            predicted before.
+    """
+
+    samples: Ints
+    columns: Ints
+    kinds: Ints
+    labels: Ints
+    before: Ints
+    after: Ints
+    sure_before: Floats
+    sure_after: Floats
+    change: Floats
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, places: Ints | NDArray[np.bool_]) -> Flips:
+        """The flips at these places, in their order."""
+        return Flips(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    def select(self, kind: str = "all", column: int | None = None) -> Flips:
+        """The flips of one kind, or of ``"all"``, and of one column, or of all."""
+        wanted = np.ones(len(self), dtype=np.bool_)
+        if kind != "all":
+            wanted &= self.kinds == KINDS.index(kind)
+        if column is not None:
+            wanted &= self.columns == column
+        return self.take(wanted)
+
+    def between(self, listed: Ints, truth: int, predicted: int) -> Flips:
+        """The flips of one true class to or from one predicted class.
+
+        Args:
+            listed: classes that have a name of their own; the rest are `OTHERS`.
+            truth: the label; where none is known, the class predicted before.
+            predicted: the class predicted before or after.
+        """
+
+        def folded(numbers: Ints) -> Ints:
+            return np.where(np.isin(numbers, listed), numbers, OTHERS)
+
+        truths = np.where(self.labels == UNKNOWN, self.before, self.labels)
+        either = (folded(self.before) == predicted) | (folded(self.after) == predicted)
+        return self.take((folded(truths) == truth) & either)
+
+    def sort(self, by: str) -> Flips:
+        """The flips in an order; what is equal goes by sample and column.
+
+        Args:
+            by: ``"sample"``, ``"change"`` (greatest first), ``"label"``, ``"before"`` or
+                ``"after"``.
+        """
+        keys: dict[str, Ints | Floats] = {
+            "sample": self.samples,
+            "change": -np.abs(self.change),
+            "label": self.labels,
+            "before": self.before,
+            "after": self.after,
+        }
+        return self.take(np.lexsort((self.columns, self.samples, keys[by])))
+
+    def counts(self, columns: int) -> list[list[int]]:
+        """Number of flips: a row for each column of inputs, a number for each of `KINDS`."""
+        table = np.zeros((columns, len(KINDS)), dtype=np.int64)
+        np.add.at(table, (self.columns, self.kinds), 1)
+        rows: list[list[int]] = table.tolist()
+        return rows
+
+
+def kinds_of(before: Ints, after: Ints, labels: Ints | None) -> Ints:
+    """The kind of each prediction, or `SAME`; ``labels`` may be missing, or `UNKNOWN`."""
+    truth = np.full_like(before, UNKNOWN) if labels is None else labels
+    kinds = np.full(before.shape, KINDS.index("changed"), dtype=np.int64)
+    kinds[after == truth] = KINDS.index("fixed")
+    kinds[before == truth] = KINDS.index("broken")
+    kinds[before == after] = SAME
+    return kinds
+
+
+def find_flips(before: Predictions, after: Predictions, labels: Ints | None) -> Flips:
+    """All flips between two models, by sample and column; ``labels`` are ``N`` or None."""
+    parts = []
+    for place, (name, old) in enumerate(before.classes.items()):
+        new = after.classes[name]
+        earlier, later = before.probabilities[name], after.probabilities[name]
+        kinds = kinds_of(old, new, labels)
+        rows = np.flatnonzero(kinds != SAME)
+        of = (old if labels is None else labels)[rows]
+        parts.append(
+            Flips(
+                samples=rows,
+                columns=np.full(len(rows), place),
+                kinds=kinds[rows],
+                labels=np.full(len(rows), UNKNOWN) if labels is None else of,
+                before=old[rows],
+                after=new[rows],
+                sure_before=earlier[rows, old[rows]],
+                sure_after=later[rows, new[rows]],
+                change=later[rows, of] - earlier[rows, of],
+            )
+        )
+    names = [field.name for field in fields(Flips)]
+    every = Flips(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return every.sort("sample")
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ConfusionChange:
+    """A confusion matrix after minus before.
+
+    The same samples are counted both times, so each row sums to zero: what one class loses, another
+    gains.
+
+    Attributes:
+        classes: class numbers of rows and columns; `OTHERS` in the last place stands for the rest.
+        matrix: change of each count, rows by true class, columns by predicted class.
+        samples: number of samples of each row.
+        before, after: how many of them were right; within `OTHERS` by their own classes.
+        class_count: number of classes of the model.
+    """
+
+    classes: Ints
+    matrix: Ints
+    samples: Ints
+    before: Ints
+    after: Ints
+    class_count: int
+
+
+def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
+    """``classes × classes`` counts, rows by true class."""
+    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return counts.reshape(classes, classes).astype(np.int64)
+
+
+def busiest(matrix: Ints, limit: int) -> Ints:
+    """The classes whose rows and columns change most, at most ``limit``, in their own order."""
+    size = np.abs(matrix)
+    activity = size.sum(axis=0) + size.sum(axis=1) - np.diagonal(size)
+    return np.sort(np.argsort(-activity, kind="stable")[:limit])
+
+
+def confusion_change(
+    labels: Ints, before: Ints, after: Ints, classes: int, limit: int
+) -> ConfusionChange:
+    """What changed between two models, for the ``limit`` classes that change most.
+
+    Args:
+        labels: ``N`` true classes.
+        before, after: ``N`` predicted classes of each model.
+        classes: number of classes.
+        limit: with more classes than this, those that change least are taken together.
+    """
+    earlier, later = (confusion_matrix(labels, found, classes) for found in (before, after))
+    matrix = later - earlier
+    listed = np.arange(classes)
+    place = listed
+    if classes > limit:
+        busy = busiest(matrix, limit)
+        place = np.full(classes, limit)
+        place[busy] = np.arange(limit)
+        listed = np.append(busy, OTHERS)
+
+    def folded(values: Ints, *places: Ints) -> Ints:
+        total = np.zeros((len(listed),) * values.ndim, dtype=np.int64)
+        np.add.at(total, places, values)
+        return total
+
+    return ConfusionChange(
+        classes=listed,
+        matrix=folded(matrix, place[:, None], place[None, :]),
+        samples=folded(np.bincount(labels, minlength=classes), place),
+        before=folded(np.diagonal(earlier), place),
+        after=folded(np.diagonal(later), place),
+        class_count=classes,
+    )
+
+
+# -- both models ----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Inputs and what one model or two predict for them.
+
+    Attributes:
+        columns: column name to inputs ``N × C × H × W``.
+        labels: ``N`` class numbers, or None.
+        source: where the labels are from.
+        labelled: whether the labels were given, rather than predicted by the model before its edits.
+        target: class that the corruption pulls to, or None.
+        classes: class names, by number, or None.
+        mean, std: the normalisation of the inputs, undone for display.
+        predictions: of the model before its edits and, if there is one, of that after them.
+        flips: between the two, or None where there is one model.
+    """
+
+    columns: Mapping[str, Tensor]
+    labels: Ints | None
+    source: str
+    labelled: bool
+    target: int | None
+    classes: Sequence[str] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    predictions: list[Predictions] = field(default_factory=list)
+    flips: Flips | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def lone(self) -> bool:
+        """Whether a tensor was given rather than pairs."""
+        return len(self.columns) == 1
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns as the traits spell them."""
+        return [name.lower() for name in self.columns]
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """The headline figures of each model."""
+        return tuple(found.report for found in self.predictions if found.report is not None)
+
+    def update(self, predictions: Sequence[Predictions | None]) -> None:
+        """Take the predictions of the model before and the one after, up to the first None."""
+        first = [*predictions, None].index(None)
+        self.predictions = [found for found in predictions[:first] if found is not None]
+        self.flips = None
+        if len(self.predictions) > 1:
+            before, after = self.predictions
+            self.flips = find_flips(before, after, self.labels)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of flips: column to kind to number; empty where there is one model."""
+        if self.flips is None:
+            return {}
+        rows = self.flips.counts(len(self.columns))
+        return {
+            name: dict(zip(KINDS, row, strict=True))
+            for name, row in zip(self.names, rows, strict=True)
+        }
+
+    def confusion(self, column: str, limit: int) -> ConfusionChange:
+        """What changed by class in a column; without labels by the class predicted before."""
+        before, after = self.predictions
+        return confusion_change(
+            before.classes[column] if self.labels is None else self.labels,
+            before.classes[column],
+            after.classes[column],
+            before.class_count,
+            limit,
+        )
+
+    def forget(self) -> None:
+        """Let go of inputs and predictions."""
+        self.columns, self.predictions, self.flips = {}, [], None

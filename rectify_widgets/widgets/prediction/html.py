@@ -1,0 +1,441 @@
+"""What `PredictionViewer` shows, as HTML with handles (see `view`): the live page and the snapshot.
+
+Pure functions; imports the renderers, `markup` and `data`.  Whatever a colour says, a sign or a word
+says too, and every piece reads without its style sheet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+
+import numpy as np
+
+from rectify_widgets.widgets import charts, markup, render, view
+from rectify_widgets.widgets.prediction.data import (
+    KINDS,
+    OTHERS,
+    UNKNOWN,
+    Comparison,
+    Confusion,
+    ConfusionChange,
+    Flips,
+    kinds_of,
+)
+
+SIGNS = {"fixed": "↑", "broken": "↓", "changed": "↔"}
+"""The sign before each kind of flip."""
+
+MEASURES = {
+    "overall_accuracy": "Overall accuracy",
+    "corrupted_accuracy": "Corrupted accuracy",
+    "attack_success_rate": "Attack success rate, to the target",
+    "clean_target_rate": "Clean target rate, the floor",
+}
+
+LONE_MEASURES = {"overall_accuracy": "Accuracy", "clean_target_rate": "Taken for the target"}
+"""Names of the figures where one column of inputs is given, clean or not."""
+
+ROWS = 4
+"""Classes in a table of probabilities."""
+
+TRACK = 40
+"""Length of a full probability bar in CSS pixels, where no style sheet makes it longer."""
+
+THUMBNAIL, PORTRAIT = 48, 72
+"""Widths of pictures in a list of flips and on the page of one sample, in CSS pixels."""
+
+BYTES = {THUMBNAIL: 1_500, PORTRAIT: 6_000}
+"""About how much a picture takes at most."""
+
+CLASSES = 20
+"""Classes in one heat map; of more, those that change most are shown, and the rest together."""
+
+NAMED = 3
+"""Changes that the words beside a heat map name."""
+
+NO_MODEL = "No edited model yet: there is nothing to compare with."
+NO_FLIP = "No flip of this kind among these inputs."
+
+Interval = tuple[float, float, float]
+"""Low end, value and high end, as fractions."""
+
+Picture = Callable[[str, int, int], str]
+"""``<img>`` of a column's sample, of a width."""
+
+
+def thumbnail(compared: Comparison, column: str, sample: int, width: int) -> str:
+    """``<img>`` of an input, of a few kilobytes; its longer side is ``width``."""
+    pixels = render.to_rgb(compared.columns[column][sample], compared.mean, compared.std)
+    across = max(round(width * pixels.shape[1] / max(pixels.shape[:2])), 1)
+    alt = f"{column} input {sample}"
+    return render.image_tag(
+        pixels, alt, width=across, side=2 * width, most=BYTES[width], enlarge=width > THUMBNAIL
+    )
+
+
+# -- the headline ---------------------------------------------------------------------------------
+
+
+def head(compared: Comparison) -> str:
+    """The heading: how many samples, and what they are judged by."""
+    notes = [markup.some(compared.count, "sample"), compared.source]
+    if compared.reports:
+        notes.append("bootstrap intervals at 95 %")
+    return markup.heading("What the model predicts", " · ".join(notes))
+
+
+def headline(compared: Comparison) -> str:
+    """The headline figures, and the number of flips of each kind."""
+    pieces = _figures(compared) if compared.reports else ""
+    if compared.flips is not None:
+        pieces += _counts(compared)
+    return f'<div class="rw-headline">{pieces}</div>'
+
+
+def _figures(compared: Comparison) -> str:
+    """A row for each figure: before and after, with intervals in words and as a picture."""
+    reports = compared.reports
+    values = [report.figures() for report in reports]
+    heads = ["Model"] if len(reports) == 1 else ["Before", "After"]
+    measures = dict(LONE_MEASURES if compared.lone else MEASURES)
+    if compared.target is not None:
+        target = markup.class_name(compared.classes, compared.target)
+        measures = {name: words.replace("the target", target) for name, words in measures.items()}
+    body = ""
+    for name, title in measures.items():
+        if not all(name in value for value in values):
+            continue
+        cells, marks, words = "", [], []
+        for model, report, value in zip(heads, reports, values, strict=True):
+            low, high = report.intervals.get(name, (value[name], value[name]))
+            number, ends = markup.percent(value[name]), f"{100 * low:.1f} to {100 * high:.1f}"
+            cells += (
+                f'<td class="rw-figure"><b>{number}</b> <span class="rw-num">{ends}</span></td>'
+            )
+            marks.append((low, value[name], high))
+            words.append(f"{model.lower()} {number}, from {ends}")
+        drawing = whiskers(marks, f"{title}: {'; '.join(words)}")
+        body += f'<tr><td>{escape(title)}</td>{cells}<td class="rw-whiskers">{drawing}</td></tr>'
+    ends = '<span class="rw-ends"><span>0 %</span> <span>100 %</span></span>'
+    return (
+        f'<table class="rw-table rw-figures"><thead><tr><th>Figure</th>'
+        f"{''.join(f'<th>{model}</th>' for model in heads)}"
+        f'<th class="rw-whiskers">{ends}</th></tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+def whiskers(intervals: Sequence[Interval], alt: str, *, width: int = 150) -> str:
+    """Figures with their intervals on a line from 0 to 100 %.
+
+    The first has a round mark in blue, the second a square one in orange.
+    """
+
+    def place(share: float) -> float:
+        return 5 + min(max(share, 0.0), 1.0) * (width - 10)
+
+    drawn = ""
+    for number, (low, value, high) in enumerate(intervals):
+        colour, x, y = (render.FOR if number else render.AGAINST), place(value), 9 * number + 4.5
+        drawn += (
+            f'<path d="M5 {y}H{width - 5}" stroke="{render.INK}" stroke-opacity=".35"/>'
+            f'<path d="M{place(low):.1f} {y}H{place(high):.1f}" stroke="{colour}" stroke-width="2"/>'
+        )
+        drawn += (
+            f'<rect x="{x - 3:.1f}" y="{y - 3}" width="6" height="6" fill="{colour}"/>'
+            if number
+            else f'<circle cx="{x:.1f}" cy="{y}" r="3" fill="{colour}"/>'
+        )
+    height, words = 9 * len(intervals), escape(alt)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'aria-label="{words}" role="img"><title>{words}</title>{drawn}</svg>'
+    )
+
+
+def _counts(compared: Comparison) -> str:
+    """Number of flips of each kind, a row for each column of inputs; a number lists its flips."""
+    kinds = KINDS if compared.labels is not None else ("changed",)
+    heads = "".join(f'<th class="rw-right">{SIGNS[kind]} {kind}</th>' for kind in kinds)
+    body = ""
+    rows = zip(compared.columns, compared.counts().items(), strict=True)
+    for name, (column, numbers) in rows:
+        cells = ""
+        for kind in kinds:
+            link = view.to_set(f"{column} {kind}", filter=kind, column=column, page="flips")
+            cells += f'<td class="rw-right"{link if numbers[kind] else ""}>{numbers[kind]}</td>'
+        same = compared.count - sum(numbers.values())
+        body += f'<tr><td>{escape(name)}</td>{cells}<td class="rw-right rw-soft">{same}</td></tr>'
+    return (
+        f'<table class="rw-table rw-counts"><thead><tr><th>Inputs</th>{heads}'
+        f'<th class="rw-right">same</th></tr></thead><tbody>{body}</tbody></table>'
+    )
+
+
+# -- one sample -----------------------------------------------------------------------------------
+
+
+def sample(compared: Comparison, index: int, picture: Picture) -> str:
+    """Probabilities of one sample before and after, a block for each column.
+
+    The label and the predicted classes are always listed.  A predicted class has a sign: ✓ where it
+    is the label, ✗ where it is not, ● where no label is known.
+    """
+    blocks = "".join(_block(compared, name, index, picture) for name in compared.columns)
+    return f'<div class="rw-samples">{blocks}</div>'
+
+
+def _block(compared: Comparison, column: str, index: int, picture: Picture) -> str:
+    label = None if compared.labels is None else int(compared.labels[index])
+    shares = [found.probabilities[column][index].tolist() for found in compared.predictions]
+    predicted = [int(found.classes[column][index]) for found in compared.predictions]
+    likely = sorted(range(len(shares[0])), key=lambda number: -max(s[number] for s in shares))
+    needed = dict.fromkeys([*([] if label is None else [label]), *predicted])
+    listed = list(dict.fromkeys([*needed, *likely]))[: max(ROWS, len(needed))]
+    body = ""
+    for number in sorted(listed, key=lambda number: (number != label, likely.index(number))):
+        name, cells = markup.class_name(compared.classes, number), ""
+        for model, colour in zip(range(len(shares)), (render.AGAINST, render.FOR), strict=False):
+            bar, text = track(shares[model][number], colour), f"{100 * shares[model][number]:.1f}"
+            picked = f"<b>{text} {sign(number, label)}</b>" if number == predicted[model] else text
+            cells += f'<td class="rw-probability">{bar}{picked}</td>'
+        note = ' <span class="rw-num">label</span>' if number == label else ""
+        hover = escape(f"{name}: {' → '.join(f'{100 * s[number]:.2f} %' for s in shares)}")
+        body += f'<tr title="{hover}"><td>{escape(name)}{note}</td>{cells}</tr>'
+    words = [
+        f"{markup.class_name(compared.classes, number)} {sign(number, label)}"
+        for number in predicted
+    ]
+    title = column if column == "Input" else f"{column} input"
+    if len(set(predicted)) > 1:
+        truth = None if label is None else np.array([label])
+        old, new = np.array(predicted)[:, None]
+        kind = KINDS[int(kinds_of(old, new, truth)[0])]
+        title, said = f"{title}</b> · {SIGNS[kind]} {kind}", " → ".join(words)
+    else:
+        title, said = f"{title}</b>", words[0] + ", before and after" * (len(words) - 1)
+    heads = "<th>Model, %</th>" if len(shares) == 1 else "<th>Before, %</th><th>After, %</th>"
+    return (
+        f'<div class="rw-sample"><div class="rw-verdict">{picture(column, index, PORTRAIT)}'
+        f'<div><b>{title}<br><span class="rw-soft">{escape(said)}</span></div></div>'
+        f'<table class="rw-table rw-predictions"><thead><tr><th>Class</th>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def track(share: float, colour: str) -> str:
+    """A bar of ``share`` (0..1) within a track, as long as there is room for."""
+    bar = render.bar_tag(share, width=TRACK, colour=colour)
+    long = re.sub(r'style="width:\d+px', f'style="width:{100 * min(share, 1.0):.1f}%', bar)
+    return f'<span class="rw-track">{long}</span>'
+
+
+def sign(predicted: int, label: int | None) -> str:
+    """✓ for the label, ✗ for another class, ● where no label is known."""
+    if label is None:
+        return "●"
+    return "✓" if predicted == label else "✗"
+
+
+# -- flips ----------------------------------------------------------------------------------------
+
+
+def flip_list(
+    compared: Comparison, flips: Flips, picture: Picture, *, key: str, opens: bool, room: int
+) -> str:
+    """Flips as tiles that choose their sample.
+
+    Args:
+        compared: says what the classes are called.
+        flips: to list.
+        picture: makes their pictures.
+        key: of the list; it keeps its place on the page while this stays.
+        opens: whether a click opens the sample too.
+        room: characters of HTML; the tiles that do not fit are counted instead.
+    """
+    if not len(flips):
+        return markup.heading("", NO_FLIP)
+    tiles: list[str] = []
+    while len(tiles) < len(flips) and room > 0:
+        tiles.append(_tile(compared, flips, len(tiles), picture, opens=opens))
+        room -= len(tiles[-1])
+    more = ""
+    if len(tiles) < len(flips):
+        more = (
+            f'<div class="rw-more"><span class="rw-soft">The first {len(tiles)} of '
+            f"{len(flips)} flips.</span> <div data-only-live><span{view.to_do('show_more')}>"
+            "Show more</span></div></div>"
+        )
+    return f'<div class="rw-flips" data-list data-key="{key}">{"".join(tiles)}</div>{more}'
+
+
+def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, opens: bool) -> str:
+    """One flip: its picture, its kind, and the class before and after with its probability."""
+    number, name = int(flips.samples[place]), list(compared.columns)[flips.columns[place]]
+    kind = KINDS[flips.kinds[place]]
+    label = None if flips.labels[place] == UNKNOWN else int(flips.labels[place])
+    column = "" if compared.lone else f", {name.lower()}"
+    lines, names = "", []
+    for predicted, sure in (
+        (int(flips.before[place]), float(flips.sure_before[place])),
+        (int(flips.after[place]), float(flips.sure_after[place])),
+    ):
+        names.append(markup.class_name(compared.classes, predicted))
+        lines += (
+            f"<div><span>{sign(predicted, label)} {escape(names[-1])}</span> "
+            f'<span class="rw-num">{markup.percent(sure)}</span></div>'
+        )
+    title = f"Sample {number}{column}: {kind}, {names[0]} to {names[1]}"
+    if label is not None and kind == "changed":
+        truth = markup.class_name(compared.classes, label)
+        lines += f'<div class="rw-soft">label {escape(truth)}</div>'
+        title += f", label {truth}"
+    link = view.to_set(f"flip {number}{column}", index=number)
+    link += view.to_do("show_sample") if opens else ""
+    return (
+        f'<div class="rw-flip"{link} title="{escape(title)}">{picture(name, number, THUMBNAIL)}'
+        f"<div><div><b>{SIGNS[kind]} {kind}</b> "
+        f'<span class="rw-num">{number}{escape(column)}</span></div>{lines}</div></div>'
+    )
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def classes(
+    compared: Comparison,
+    flips: Flips,
+    column: str,
+    confusion: Confusion | None,
+    listing: Callable[[Flips], str],
+) -> str:
+    """What changed by class in a column of inputs, or in ``"all"``: heat maps and tables.
+
+    Args:
+        compared: both models.
+        flips: all flips between them.
+        column: as the traits spell it.
+        confusion: the heat map's cell whose flips are listed below, or None.
+        listing: makes that list.
+    """
+    names = [name for name in compared.columns if column in ("all", name.lower())]
+    below = (
+        '<div data-only-live><span class="rw-soft">Click a number to list its flips.</span></div>'
+    )
+    if confusion is not None and column in ("all", confusion[0]):
+        below = _cell_flips(compared, flips, confusion, listing)
+    cards = "".join(_class_card(compared, name) for name in names)
+    return f'<div class="rw-classes">{cards}</div>{below}'
+
+
+def _cell_flips(
+    compared: Comparison, flips: Flips, confusion: Confusion, listing: Callable[[Flips], str]
+) -> str:
+    """The flips of one cell of a heat map, with a cross that takes them away."""
+    column, truth, predicted = confusion
+    place = compared.names.index(column)
+    listed = compared.confusion(list(compared.columns)[place], CLASSES).classes
+    flips = flips.select(column=place).between(listed, truth, predicted)
+    words = f"{_truth_word(compared)} {_row_name(truth, compared.classes)}"
+    if predicted != truth:
+        words += f", {_row_name(predicted, compared.classes)} before or after"
+    if not compared.lone:
+        words += f", {column} inputs"
+    close = f"<div data-only-live><span{view.to_set(confusion=None)}>✕ Close</span></div>"
+    title = markup.heading(markup.some(len(flips), "flip"), words)
+    return f'<div class="rw-more">{title} {close}</div>{listing(flips)}'
+
+
+def _truth_word(compared: Comparison) -> str:
+    return "Predicted before" if compared.labels is None else "True class"
+
+
+def _class_card(compared: Comparison, column: str) -> str:
+    """Words, a heat map whose numbers list their flips, and a table of the classes."""
+    change = compared.confusion(column, CLASSES)
+    names = [_row_name(int(number), compared.classes) for number in change.classes]
+    rows = _truth_word(compared)
+    before, after = (found.classes[column] for found in compared.predictions)
+    note = f"{(before != after).sum()} of {markup.some(len(before), 'prediction')} differ"
+    if len(names) < change.class_count:
+        note += (
+            f"; the {CLASSES} of {change.class_count} classes that change most, the others together"
+        )
+    words = greatest(change, names)
+    listed, matrix = change.classes.tolist(), change.matrix.tolist()
+    handles = [
+        [
+            _to_list(column.lower(), truth, predicted) if value else ""
+            for predicted, value in zip(listed, row, strict=True)
+        ]
+        for truth, row in zip(listed, matrix, strict=True)
+    ]
+    chart = charts.heatmap(
+        matrix,
+        f"{column} inputs, number of predictions after minus before, by {rows.lower()} and predicted "
+        f"class: {words}",
+        rows=names,
+        columns=names,
+        texts=[[signed(value) for value in row] for row in matrix],
+        handles=handles,
+        row_title=rows,
+        column_title="Predicted class",
+    )
+    title = markup.heading("Inputs" if column == "Input" else f"{column} inputs", note)
+    return (
+        f'<div>{title}<br><span class="rw-soft">{escape(words)}</span>'
+        f'<div class="rw-change"><div data-list>{chart}</div>{_recall(change, names, rows)}</div></div>'
+    )
+
+
+def _to_list(column: str, truth: int, predicted: int) -> str:
+    key = f"{column} {truth} {predicted}"
+    return view.to_set(key, confusion=[column, truth, predicted])
+
+
+def greatest(change: ConfusionChange, names: Sequence[str]) -> str:
+    """The greatest changes in words; not escaped."""
+    size = np.abs(change.matrix).ravel()
+    order = np.argsort(-size, kind="stable")[:NAMED]
+    words = []
+    for place in order[size[order] > 0]:
+        row, column = divmod(int(place), len(names))
+        words.append(f"{names[row]} as {names[column]} {signed(int(change.matrix[row, column]))}")
+    return "; ".join(words) or "nothing changed"
+
+
+def signed(number: int) -> str:
+    """``+3``, ``−3`` with a real minus sign, and nothing for 0."""
+    return "" if number == 0 else f"{number:+d}".replace("-", "−")
+
+
+def _row_name(number: int, classes: Sequence[str] | None) -> str:
+    """Name of a row: a class, or all others together; not escaped."""
+    return "all others" if number == OTHERS else markup.class_name(classes, number)
+
+
+def _recall(change: ConfusionChange, names: Sequence[str], rows: str) -> str:
+    """For each class how many of its samples were right before and are now.
+
+    Without labels, rows are what was predicted before, and those right after stayed the same.
+    """
+    judged = rows == "True class"
+    heads = ("Samples", "Right before", "Right after", "Change")
+    body = ""
+    for name, samples, before, after in zip(
+        names, change.samples, change.before, change.after, strict=True
+    ):
+        numbers = [samples, before, after, signed(int(after - before)) or "0"]
+        cells = "".join(
+            f'<td class="rw-right">{text}</td>' for text in (numbers if judged else numbers[::2])
+        )
+        body += f"<tr><td>{escape(name)}</td>{cells}</tr>"
+    head = "".join(
+        f'<th class="rw-right">{name}</th>'
+        for name in (heads if judged else ("Samples", "Same after"))
+    )
+    return (
+        f'<table class="rw-table rw-recall"><thead><tr><th>{rows}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
