@@ -58,6 +58,6 @@ SET_TILE = ".rw-tiles img"
 SET_OPEN = ".rw-tiles td"
 """A picture of the whole set, and the tile around it, which opens its sample."""
 
-FLIP = ".rw-flip-tile button"
-CHART = ".rw-class-page .rw-heat"
+FLIP = ".rw-flip"
+CHART = ".rw-classes .rw-heat"
 BRANCH = ".rw-branch-off"
