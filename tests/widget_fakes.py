@@ -41,7 +41,7 @@ def pairs(count: int = 4) -> SamplePairs:
 class FakeEdit:
     """Adds to the bias of the last layer, so that predictions change."""
 
-    found = "key 0.1"
+    settings = "key 0.1"
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
