@@ -389,7 +389,7 @@ def test_long_histories_are_one_list(session: Session) -> None:
 
     class Nothing:
         layer = "x"
-        found = ""
+        settings = ""
 
         def apply(self, model: nn.Module) -> None:
             """Leave the model as it is."""

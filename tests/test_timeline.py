@@ -15,7 +15,7 @@ from rectify_widgets.widgets.history.timeline import GIVEN, Timeline
 
 
 class Edit:
-    found = "key 0.1"
+    settings = "key 0.1"
 
     def __init__(self, layer: str) -> None:
         self.layer = layer

@@ -263,30 +263,30 @@ class HistoryViewer(Panel):
 
     def _build(self, *, controls: bool) -> None:
         self.add_class("rw-history-card")
-        made = Controls(self)
-        self._heading = made.text()
-        self._steps = made.samples(1, name="step", label="Step")
-        self._branches = made.choice("branch", [("", 0)], "Branch")
+        make = Controls(self)
+        self._heading = make.text()
+        self._steps = make.samples(1, name="step", label="Step")
+        self._branches = make.choice("branch", [("", 0)], "Branch")
         self._buttons = {
-            "branch_off": made.button(
+            "branch_off": make.button(
                 "Branch off", "code-fork",
                 "Begin a branch at this step; later steps are kept", "branch_off",
             )
         }  # fmt: skip
-        rows = [made.row(self._steps.box, self._buttons["branch_off"], self._branches.box)]
+        rows = [make.row(self._steps.box, self._buttons["branch_off"], self._branches.box)]
         if controls:
-            file = made.field(
+            file = make.field(
                 ipw.Text, "file", "File", "Where Save writes the edits to", width="240px"
             )
-            save = made.button(
+            save = make.button(
                 "Save", "save", "Write the edits up to this step to the file",
                 lambda: self.save(self.file),
             )  # fmt: skip
-            undo = made.button("Undo", "undo", "Go one step back", "undo")
-            redo = made.button("Redo", "repeat", "Go one step forward", "redo")
+            undo = make.button("Undo", "undo", "Go one step back", "undo")
+            redo = make.button("Redo", "repeat", "Go one step forward", "redo")
             self._buttons |= {"undo": undo, "redo": redo, "save": save}
-            rows.append(made.row(made.unit(undo, redo), made.unit(file, save)))
-        self.children = (self._heading, *rows, made.state(), self.canvas)
+            rows.append(make.row(make.unit(undo, redo), make.unit(file, save)))
+        self.children = (self._heading, *rows, make.state(), self.canvas)
         self.listen(self, self._moved, ["step"])
         self.listen(self, self._branched, ["branch"])
         self.listen(self, lambda _: self.draw(), ["max_degradation", "target_gap"])
