@@ -236,6 +236,7 @@ def test_a_long_list_begins_with_what_there_is_room_for(make: Make) -> None:
     assert prediction.ROOM < len(viewer.canvas.html) < 60_000
     assert f"The first {first} of {count} flips" in viewer.canvas.html
     assert "Show more" not in viewer.still()
+    assert 5 < viewer.still().count('class="rw-flip"') < first, "a snapshot does not scroll"
     viewer.canvas.act({"do": {"show_more": None}})
     assert 2 * first - 2 <= viewer.canvas.html.count('class="rw-flip"') <= 2 * first + 2
     viewer.sort = "change"

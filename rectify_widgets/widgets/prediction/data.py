@@ -310,7 +310,6 @@ class ConfusionChange:
         matrix: change of each count, rows by true class, columns by predicted class.
         samples: number of samples of each row.
         before, after: how many of them were right; within `OTHERS` by their own classes.
-        class_count: number of classes of the model.
     """
 
     classes: Ints
@@ -318,7 +317,6 @@ class ConfusionChange:
     samples: Ints
     before: Ints
     after: Ints
-    class_count: int
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -337,13 +335,9 @@ def busiest(matrix: Ints, limit: int) -> Ints:
 def confusion_change(
     labels: Ints, before: Ints, after: Ints, classes: int, limit: int
 ) -> ConfusionChange:
-    """What changed between two models, for the ``limit`` classes that change most.
+    """What changed between two models that predict ``N`` classes each.
 
-    Args:
-        labels: ``N`` true classes.
-        before, after: ``N`` predicted classes of each model.
-        classes: number of classes.
-        limit: with more classes than this, those that change least are taken together.
+    Of more than ``limit`` classes, those that change least are taken together.
     """
     earlier, later = (confusion_matrix(labels, found, classes) for found in (before, after))
     matrix = later - earlier
@@ -366,7 +360,6 @@ def confusion_change(
         samples=folded(np.bincount(labels, minlength=classes), place),
         before=folded(np.diagonal(earlier), place),
         after=folded(np.diagonal(later), place),
-        class_count=classes,
     )
 
 

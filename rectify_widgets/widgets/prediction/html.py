@@ -358,10 +358,9 @@ def _class_card(compared: Comparison, column: str) -> str:
     rows = _truth_word(compared)
     before, after = (found.classes[column] for found in compared.predictions)
     note = f"{(before != after).sum()} of {markup.some(len(before), 'prediction')} differ"
-    if len(names) < change.class_count:
-        note += (
-            f"; the {CLASSES} of {change.class_count} classes that change most, the others together"
-        )
+    total = compared.predictions[0].class_count
+    if len(names) < total:
+        note += f"; the {CLASSES} of {total} classes that change most, the others together"
     words = greatest(change, names)
     listed, matrix = change.classes.tolist(), change.matrix.tolist()
     handles = [

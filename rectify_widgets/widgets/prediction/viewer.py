@@ -69,6 +69,9 @@ LABEL = "Predictions"
 ROOM = 45_000
 """Characters of HTML that a list of flips takes at first, and more by each click on "Show more"."""
 
+STILL_ROOM = 15_000
+"""The same in a snapshot."""
+
 PICTURES = 512
 """Thumbnails that are kept."""
 
@@ -319,6 +322,14 @@ class PredictionViewer(Panel):
         else:
             view = html.classes(compared, every, self.column, self.confusion, self._listing)
         return f"<div>{html.head(compared)}</div>{html.headline(compared)}<div>{view}</div>"
+
+    def still(self) -> str:
+        """The same; of a long list its start, since a snapshot does not scroll."""
+        room, self._room = self._room, STILL_ROOM
+        try:
+            return super().still()
+        finally:
+            self._room = room
 
     def _listing(self, flips: Flips) -> str:
         """Flips as tiles."""
