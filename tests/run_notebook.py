@@ -21,6 +21,7 @@ def run(path: Path) -> None:
         timeout=None,
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     for name in ("version", "codemirror_mode"):
