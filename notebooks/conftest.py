@@ -1,4 +1,42 @@
-"""The gallery is compared output by output, in tests/test_notebooks.py; here it would run once more,
-and be compared by its verdicts alone."""
+"""How pytest runs the tutorials: which of them are slow, and what follows a cell that failed.
 
-collect_ignore = ["02_widget_gallery.ipynb"]
+Imports pytest and nbval's cells only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nbval.plugin import IPyNbCell, IPyNbFile
+
+SLOW = ("03_spurious_correlation", "05_which_layer", "07_a_pretrained_imagenet_network")
+"""Tutorials of more than half a minute."""
+
+FAILED = pytest.StashKey[str]()
+"""The first cell of a notebook that failed."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cells of slow tutorials."""
+    for item in items:
+        if isinstance(item, IPyNbCell) and Path(item.path).stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what follows a failed cell: it would fail for want of what that cell makes."""
+    first = item.parent.stash.get(FAILED, None) if isinstance(item.parent, IPyNbFile) else None
+    if first is not None:
+        pytest.skip(f"{first} of this notebook failed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> pytest.TestReport:
+    """Remember which cell failed first."""
+    report: pytest.TestReport = yield
+    if isinstance(item.parent, IPyNbFile) and report.failed:
+        item.parent.stash.setdefault(FAILED, item.name)
+    return report

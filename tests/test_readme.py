@@ -28,9 +28,10 @@ def blocks(readme: str, language: str) -> list[str]:
 
 
 def test_two_commands_set_up_everything(readme: str) -> None:
-    *commands, several = blocks(readme, "bash")
+    start, test, slow, several = blocks(readme, "bash")
     assert several.startswith("torchrun "), "what starts several processes sets nothing up"
-    assert len(commands) == 2
+    assert slow == test.split(" && ")[-1].replace("-n 2", "-n 2 -m slow")
+    commands = [start, test]
     for command in commands:
         assert command.count("\n") == 1, "one line to copy"
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
