@@ -106,6 +106,7 @@ network, training_images = case.model, case.reference[:128]
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
     import rectify_widgets as rw
 

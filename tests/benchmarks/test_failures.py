@@ -109,6 +109,7 @@ def test_figures_are_means_by_name() -> None:
     assert failures._figures([]) == "–"
 
 
+@pytest.mark.slow
 def test_the_situations_are_what_they_are_called() -> None:
     case = cases.load("trojan")
     spoilt = failures.half_cleansed(case, 0)["pairs"]

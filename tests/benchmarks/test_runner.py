@@ -308,6 +308,7 @@ def soon(happens: Callable[[], bool], seconds: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes as Linux does")
+@pytest.mark.slow
 def test_killed_and_gone_on_with_on_several_processes(tmp_path: Path, repository: Path) -> None:
     """Killed after its first run and gone on with, it ends like a run in this process."""
     line = "spurious --n 1 --seeds 1 --limit 40 --methods static --workers 2 --out"
