@@ -63,13 +63,13 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
     body = ""
     for step, version in enumerate(timeline.path):
         trial = next((one for one in version.trials if one.accepted), None)
-        found = "" if version.edit is None else version.edit.settings
+        settings = "" if version.edit is None else version.edit.settings
         title = escape(version.title)
         body += (
             f'<tr{to_set(key=f"step {version.number}", step=step)}><td class="rw-right">'
             f"{'▸ ' if step == here else ''}{step}</td>"
             f"<td>{title if version.edit is None else f'<code>{title}</code>'}</td>"
-            f"<td>{escape(found)}</td>"
+            f"<td>{escape(settings)}</td>"
             f'<td class="rw-right">{percent(version.gap)}</td>'
             f'<td class="rw-right">{percent(version.degradation)}</td>'
             f"<td>{'' if trial is None else f'✓ {escape(trial.reason)}'}</td></tr>"
