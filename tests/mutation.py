@@ -155,14 +155,22 @@ def main() -> None:
         copy = Path(folder) / "copy"
         skipped = shutil.ignore_patterns(".git", ".venv", "*cache*", ".hypothesis")
         shutil.copytree(options.checkout, copy, ignore=skipped)
-        for mutant in draw(options.checkout, options.like, options.count, options.seed):
+        if options.again:
+            chosen = again(options.checkout, options.again)
+        else:
+            chosen = draw(options.checkout, options.count, options.seed)
+        for mutant in chosen:
             found = noticed(mutant, copy, options.workers)
             red += found
+            place = f"{mutant.path}:{mutant.number}"
             words = (
-                f"{mutant.path}:{mutant.number}: {mutant.before.strip()} -> {mutant.after.strip()}"
+                "red" if found else "GREEN",
+                place,
+                mutant.before.strip(),
+                mutant.after.strip(),
             )
-            print("red  " if found else "GREEN", words, flush=True)
-    print(f"{red} of {options.count} noticed")
+            print(*words, sep="\t", flush=True)
+    print(f"{red} of {len(chosen)} noticed")
 
 
 if __name__ == "__main__":
