@@ -119,10 +119,10 @@ def test_edit_undo_and_redo(make: Make) -> None:
     dashboard.layer = "0"
     with pytest.raises(ValueError, match="there is no edit to take back"):
         dashboard.undo()
-    made = dashboard.edit().wait()
+    revision = dashboard.edit().wait()
     assert [edit.layer for edit in dashboard.edits] == ["0"]
     assert dashboard.layers.edited == ("0",)
-    assert dashboard.model is made.model
+    assert dashboard.model is revision.model
     assert "Edited 0: gap" in dashboard.status
     assert dashboard.layers.measured.keys() == {"0"}
     first = dashboard.model
@@ -206,7 +206,7 @@ def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(workshop, "rectify", watch)
     dashboard = make(target_gap=0.1, seed=4)
-    fields = {field.description: field for field in dashboard._controls.children[1].children[:-1]}
+    fields = {field.description: field for field in dashboard._controls.options.values()}
     chosen = {"Budget, %": 2.5, "Rounds": 3, "Refining steps": 7, "Ranking": "projection"}
     for text, value in chosen.items():
         fields[text].value = value
@@ -220,7 +220,7 @@ def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -
     dashboard.strategy, dashboard.layer = "static", "6"
     assert fields["Strategy"].value == "static"
     dashboard.rectify().wait()
-    assert (asked[1]["layer"], asked[1].get("refine_steps")) == ("6", None)
+    assert (asked[1]["layer"], asked[1]["refine_steps"]) == ("6", 0)
 
 
 def test_save_needs_edits(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +284,10 @@ def test_buttons_say_what_can_be_done(make: Make, monkeypatch: pytest.MonkeyPatc
     assert off() == {"undo", "redo", "cancel", "save"}
     buttons["locate"].click()
     assert state == [{name: name != "cancel" for name in buttons}]
+    assert buttons["rectify"].button_style == "primary"
     buttons["rectify"].click()
     assert off() == {"redo", "cancel"}
+    assert [name for name in buttons if buttons[name].button_style] == ["save"], "the next step"
     buttons["undo"].click()
     assert off() == {"undo", "cancel", "save"}
     buttons["redo"].click()
@@ -310,9 +312,9 @@ def test_traits_of_the_viewers_are_linked(make: Make) -> None:
     dashboard.observe(lambda change: seen.append(change["new"]), names=["scores", "model"])
     dashboard.locate().wait()
     assert seen == [SCORES]
-    made = dashboard.edit().wait()
+    revision = dashboard.edit().wait()
     dashboard.undo().wait()
-    assert seen[1:] == [made.model, dashboard._original]
+    assert seen[1:] == [revision.model, dashboard._original]
     for name in ("scores", "result", "model", "status", "progress", "error", "busy"):
         with pytest.raises(traitlets.TraitError):
             setattr(dashboard, name, getattr(dashboard, name))
@@ -402,7 +404,7 @@ def test_the_snapshot_is_plain_html(make: Make, capsys: pytest.CaptureFixture[st
     dashboard = make(classes=["<ape>", "bee", "cat"])
     dashboard.rectify().wait()
     dashboard.snapshot()
-    page = dashboard.static_html()
+    page = dashboard.still()
     assert "application/vnd.jupyter.widget" not in page
     assert "<script" not in page
     assert "<ape>" not in page
@@ -415,7 +417,7 @@ def test_the_snapshot_is_plain_html(make: Make, capsys: pytest.CaptureFixture[st
 
 
 def test_snapshots_before_anything_is_scored(make: Make) -> None:
-    assert "Not scored yet" in make().static_html()
+    assert "Not scored yet" in make().still()
 
 
 # -- in the background ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.measuring import EditMeasure
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.widgets.actions import join
 from rectify_widgets.widgets.dashboard import workshop
@@ -64,12 +65,12 @@ def test_an_edit_is_solved_measured_and_leaves_the_model_alone(
     shop: Workshop, model: nn.Module
 ) -> None:
     before = state(model)
-    made = run(lambda job: shop.edit(job, (), "3"))
+    revision = run(lambda job: shop.edit(job, (), "3"))
     assert same(before, state(model))
-    assert [edit.layer for edit in made.edits] == ["3"]
-    assert made.earlier == (made.start,)
-    assert made.verdicts == (EditMeasure(model, pairs(2), REFERENCE).measure(made.model),)
-    assert same(state(shop.edited(made.edits)), state(made.model))
+    assert [edit.layer for edit in revision.edits] == ["3"]
+    assert revision.earlier == (revision.start,)
+    assert revision.verdicts == (EditMeasure(model, pairs(2), REFERENCE).measure(revision.model),)
+    assert same(state(shop.edited(revision.edits)), state(revision.model))
 
 
 def test_edits_go_on_from_edits(shop: Workshop) -> None:
@@ -82,13 +83,13 @@ def test_edits_go_on_from_edits(shop: Workshop) -> None:
 
 
 def test_a_rectification_has_the_figures_of_its_own_steps(shop: Workshop, model: nn.Module) -> None:
-    made, result = run(lambda job: shop.rectify(job, (), max_rounds=2))
+    revision, result = run(lambda job: shop.rectify(job, (), RectifyOptions(max_rounds=2)))
     alone = rectify(model, pairs(2), reference=REFERENCE, max_rounds=2)
-    assert made.start.gap == alone.gap_before
-    assert made.verdicts is None, "the trials say it"
+    assert revision.start.gap == alone.gap_before
+    assert revision.verdicts is None, "the trials say it"
     kept = [step for step in result.steps if step.accepted]
     assert len(kept) == len(alone.edits) == len(result.edits)
-    measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(made.edits)[1:]]
+    measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(revision.edits)[1:]]
     said = [(step.gap_after, step.degradation_after) for step in kept]
     assert measured == [pytest.approx(figures, abs=1e-6) for figures in said]
 
@@ -97,10 +98,10 @@ def test_a_rectification_of_an_edited_model_is_measured_against_the_original(
     shop: Workshop,
 ) -> None:
     first = run(lambda job: shop.edit(job, (), "0"))
-    made, result = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
-    assert made.earlier == (first.start, *first.verdicts)
-    assert made.verdicts is not None
-    assert len(made.verdicts) == len(result.edits)
+    revision, result = run(lambda job: shop.rectify(job, first.edits, RectifyOptions(max_rounds=1)))
+    assert revision.earlier == (first.start, *first.verdicts)
+    assert revision.verdicts is not None
+    assert len(revision.verdicts) == len(result.edits)
 
 
 def test_references_that_are_found_corrupted_change_the_scale_of_all(
@@ -112,11 +113,11 @@ def test_references_that_are_found_corrupted_change_the_scale_of_all(
         return replace(rectify(*given, **options), flagged=torch.arange(40))
 
     monkeypatch.setattr(workshop, "rectify", finds)
-    made, _ = run(lambda job: shop.rectify(job, first.edits, max_rounds=1))
+    revision, _ = run(lambda job: shop.rectify(job, first.edits, RectifyOptions(max_rounds=1)))
     again = EditMeasure(shop._model, pairs(2), REFERENCE, exclude=range(40))
     wanted = [again.measure(shop.edited(first.edits[:count])) for count in (0, 1)]
-    assert made.earlier == tuple(wanted)
-    assert made.earlier != (first.start, *first.verdicts)
+    assert revision.earlier == tuple(wanted)
+    assert revision.earlier != (first.start, *first.verdicts)
 
 
 def test_locate_scores_the_edited_model(shop: Workshop) -> None:

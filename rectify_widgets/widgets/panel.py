@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
@@ -323,13 +323,17 @@ def _close_parts(widget: ipw.Widget) -> None:
 
 
 # -- checks ---------------------------------------------------------------------------------------
-def refuse_unknown(owner: type, unknown: Mapping[str, object]) -> None:
-    """Raise a `TypeError` for the first unknown keyword, naming the closest known one."""
+def refuse_unknown(owner: type, unknown: Iterable[str], more: Iterable[str] = ()) -> None:
+    """Raise a `TypeError` for the first unknown keyword, naming the closest known one.
+
+    ``more`` are keywords that ``owner`` takes besides those of its signature.
+    """
     known = [
         name
         for name, parameter in inspect.signature(owner).parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
+    known += more
     for name in unknown:
         raise TypeError(
             f"{owner.__name__}() got an unexpected keyword argument {name!r}"

@@ -1,24 +1,18 @@
-"""The dashboard's buttons, options, progress bar, status line and error.  Imports ipywidgets.
-
-`Controls` shows a state, says which button was pressed, and keeps its fields equal to the panel's
-traits; it decides nothing.
-"""
+"""The dashboard's buttons, its options and the line that says what is going on.  Imports ipywidgets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from rectify_widgets.engine.find.ranking import RANKING_METHODS
+from rectify_widgets.engine.find.localization import RANKING_METHODS
 from rectify_widgets.engine.repair.options import STRATEGIES
-from rectify_widgets.widgets import markup
-from rectify_widgets.widgets.buttons import action_button, progress_bar
+from rectify_widgets.widgets.controls import Controls, show
 
 if TYPE_CHECKING:
-    from rectify_widgets.widgets.base import Panel
+    from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 
 BUTTONS = (
     ("rectify", "Rectify", "magic", "Find and edit layers until the target is reached"),
@@ -27,107 +21,75 @@ BUTTONS = (
     ("undo", "Undo", "undo", "Take the last edit back"),
     ("redo", "Redo", "repeat", "Make the edit again that was taken back"),
     ("cancel", "Cancel", "stop", "Stop what is under way"),
+    ("save", "Save", "download", "Write the edits up to the step in view to the file"),
 )
-"""Name, text, icon and explanation of each button in the first row."""
-
-SAVE = ("save", "Save", "download", "Write the edits up to the step in view to the file")
+"""Name, text, icon and explanation of each button."""
 
 
-class Controls(ipw.VBox):
-    """Buttons with a progress bar, the options of a rectification, and what is going on.
+class DashboardControls:
+    """Buttons with a progress bar, folded options, a file to save to, and the status.
 
-    Args:
-        panel: has the traits ``method``, ``strategy``, ``max_degradation``, ``target_gap``,
-            ``max_rounds``, ``refine_steps`` and ``file``.
-        press: called with the name of a button that was clicked.
+    Attributes:
+        buttons: by the name of their method.
+        options: the fields of the options, by the name of their trait.
+        rows: what to show, from top to bottom.
     """
 
-    def __init__(self, panel: Panel, press: Callable[[str], None]) -> None:
+    def __init__(self, panel: RectificationDashboard) -> None:
+        make = Controls(panel)
         self.buttons = {
-            name: action_button(
-                text, icon, tip, partial(press, name), name=name, primary=name == "rectify"
-            )
-            for name, text, icon, tip in (*BUTTONS, SAVE)
+            name: make.button(text, icon, tip, name) for name, text, icon, tip in BUTTONS
         }
-        self._bar = progress_bar()
-        self._status, self._error = ipw.HTML(), ipw.HTML()
-        row = ipw.HBox(
-            [*(self.buttons[name] for name, *_ in BUTTONS), self._bar],
-            layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="flex-start"),
+        rectify, locate, edit, undo, redo, cancel, save = self.buttons.values()
+        self.options = _option_fields(panel)
+        self._folded = make.row(*self.options.values(), name="options")
+        self._toggle = make.button(
+            "Options", "caret-right", "How Rectify goes about it", self._toggle_options
         )
-        options = ipw.HBox(
-            [*_options(panel), _linked(panel, "file", ipw.Text, "File", 200), self.buttons["save"]],
-            layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="center"),
-        )
-        options.add_class("rw-options")
-        super().__init__([row, options, self._status, self._error], layout=ipw.Layout(width="100%"))
+        show(self._folded, visible=False)
+        file = make.field(ipw.Text, "file", "File", "Where Save writes the edits", width="260px")
+        self.rows: list[ipw.Widget] = [
+            make.row(rectify, locate, edit, make.unit(undo, redo), cancel, make.bar()),
+            make.row(self._toggle, make.unit(file, save)),
+            self._folded,
+            make.state(),
+        ]
 
-    def show(
-        self,
-        *,
-        status: str,
-        progress: float,
-        error: BaseException | None,
-        enabled: Collection[str],
-    ) -> None:
-        """Show a state; ``enabled`` are the buttons that can be pressed."""
-        self._status.value = markup.status_line(status)
-        self._error.value = markup.error_box(error)
-        self._bar.value = progress
+    def update(self, enabled: Collection[str], next_step: str) -> None:
+        """Have the buttons show what can be done, and what is to be done next."""
         for name, button in self.buttons.items():
             button.disabled = name not in enabled
+            button.button_style = "primary" if name == next_step else ""
+
+    def _toggle_options(self) -> None:
+        is_open = self._toggle.icon == "caret-down"
+        self._toggle.icon = "caret-right" if is_open else "caret-down"
+        show(self._folded, visible=not is_open)
 
 
-def _options(panel: Panel) -> list[ipw.Widget]:
-    """Fields for what `rectify` takes."""
-    lists: dict[str, tuple[str, tuple[str, ...], int]] = {
-        "method": ("Ranking", tuple(RANKING_METHODS), 200),
-        "strategy": ("Strategy", STRATEGIES, 154),
-    }
-    fields = [
-        _linked(panel, name, ipw.Dropdown, text, width, options=options)
-        for name, (text, options, width) in lists.items()
-    ]
-    for name, text, width in (
-        ("target_gap", "Target gap, %", 142),
-        ("max_degradation", "Budget, %", 122),
-    ):
-        field = ipw.BoundedFloatText(
-            value=100.0 * getattr(panel, name),
-            min=0.0,
-            max=100.0,
-            step=0.5,
-            **_look(text, width),
-        )
-        panel.link(name, field, "value", transform=(_to_percent, _to_share))
-        fields.append(field)
-    whole: dict[str, tuple[str, int, int, int]] = {
-        "max_rounds": ("Rounds", 104, 1, 100),
-        "refine_steps": ("Refining steps", 150, 0, 1000),
-    }
-    for name, (text, width, low, high) in whole.items():
-        kind = ipw.BoundedIntText
-        fields.append(_linked(panel, name, kind, text, width, min=low, max=high))
-    return fields
-
-
-def _linked(
-    panel: Panel, name: str, kind: type[ipw.Widget], text: str, width: int, **options: Any
-) -> ipw.Widget:
-    """A field for one of the panel's traits."""
-    field = kind(value=getattr(panel, name), **options, **_look(text, width))
-    panel.link(name, field, "value")
-    return field
-
-
-def _look(text: str, width: int) -> dict[str, Any]:
-    layout = ipw.Layout(width="auto", flex=f"0 1 {width}px", margin="0 12px 4px 0", min_width="0")
-    return {"description": text, "layout": layout, "style": {"description_width": "auto"}}
-
-
-def _to_percent(share: float) -> float:
-    return round(100.0 * share, 4)
-
-
-def _to_share(percent: float) -> float:
-    return round(percent / 100.0, 6)
+def _option_fields(panel: RectificationDashboard) -> dict[str, ipw.Widget]:
+    make = Controls(panel, label="104px")
+    return {
+        "method": make.field(
+            ipw.Dropdown, "method", "Ranking", "How layers are ranked", options=RANKING_METHODS
+        ),
+        "target_gap": make.field(
+            ipw.BoundedFloatText, "target_gap", "Target gap, %",
+            "Gap at which the behaviour counts as removed", percent=True, max=100.0, step=0.5,
+        ),
+        "max_rounds": make.field(
+            ipw.BoundedIntText, "max_rounds", "Rounds", "Most rounds", min=1, max=100
+        ),
+        "strategy": make.field(
+            ipw.Dropdown, "strategy", "Strategy",
+            "dynamic: the best layers in turn; static: the chosen layer once", options=STRATEGIES,
+        ),
+        "max_degradation": make.field(
+            ipw.BoundedFloatText, "max_degradation", "Budget, %",
+            "Most loss of accuracy on uncorrupted inputs", percent=True, max=100.0, step=0.5,
+        ),
+        "refine_steps": make.field(
+            ipw.BoundedIntText, "refine_steps", "Refining steps",
+            "Gradient steps on the best edits of a round; 0 for none", min=0, max=1000,
+        ),
+    }  # fmt: skip

@@ -16,33 +16,32 @@ import ipywidgets as ipw
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_int, check_module
+from rectify_widgets.engine.base.checks import check_module
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.model.running import unwrap
-from rectify_widgets.engine.repair.refining import REFINE_STEPS
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
-from rectify_widgets.widgets.base import check_index, refuse_unknown
 from rectify_widgets.widgets.controls import show
 from rectify_widgets.widgets.dashboard import workshop
-from rectify_widgets.widgets.dashboard.controls import Controls
-from rectify_widgets.widgets.dashboard.options import RectifyOptions
+from rectify_widgets.widgets.dashboard.controls import DashboardControls
+from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import Panel, check_index, refuse_unknown
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import SHEETS
-from rectify_widgets.widgets.working import Working
 
 LOCATE_SHARE = 0.15
 """Share of the progress of a rectification that scoring the layers first takes."""
 
 
-class RectificationDashboard(Working, RectifyOptions):
+class RectificationDashboard(Panel, OptionTraits):
     """Layers, attribution maps, predictions and history of one model and its edits.
 
     Every button is a method that returns its job: ``await dashboard.rectify()`` in a notebook,
@@ -57,14 +56,12 @@ class RectificationDashboard(Working, RectifyOptions):
         classes: class names, by number.
         target: the class that the corruption leads to, for the attack success rate; None leaves
             that out.
-        method: how layers are scored, see `rectify_widgets.localize`.
         attribution: how inputs are attributed, see `rectify_widgets.attribute`.
-        strategy, max_rounds, max_degradation, target_gap, validation, seed: of
-            `rectify_widgets.rectify`.
-        refine_steps: of `rectify_widgets.rectify`, for the dynamic strategy; 0 keeps all edits in
-            closed form.
+        validation: of `rectify_widgets.rectify`.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
+        **options: of `rectify_widgets.rectify`: ``method``, ``strategy``, ``max_rounds``,
+            ``max_degradation``, ``target_gap``, ``refine_steps`` and the others of `RectifyOptions`.
 
     Raises:
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
@@ -105,83 +102,72 @@ class RectificationDashboard(Working, RectifyOptions):
         examples: SamplePairs | None = None,
         classes: Sequence[str] | None = None,
         target: int | None = None,
-        method: str = "edit-attribution",
         attribution: str = "integrated-gradients",
-        strategy: str = "dynamic",
-        max_rounds: int = 8,
-        refine_steps: int = REFINE_STEPS,
-        max_degradation: float = 0.01,
-        target_gap: float = 0.02,
         validation: tuple[Tensor, Tensor] | None = None,
-        seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         session: Session | None = None,
-        **unknown: object,
+        **options: Any,
     ) -> None:
-        refuse_unknown(type(self), unknown)
+        refuse_unknown(type(self), [name for name in options if name not in OPTIONS], OPTIONS)
         self._original = check_module("model", model)
         if not isinstance(pairs, SamplePairs):
             raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
         if examples is not None and not isinstance(examples, SamplePairs):
             raise TypeError(f"examples: got {type(examples).__name__}, want SamplePairs or None")
-        check_int("seed", seed, low=0)
-        self._facts = [type(unwrap(model)).__name__, markup.some(len(pairs), "pair")]
+        summary = [type(unwrap(model)).__name__, markup.some(len(pairs), "pair")]
         if isinstance(reference, Tensor):
-            self._facts.append(markup.some(len(reference), "reference"))
+            summary.append(markup.some(len(reference), "reference"))
+        samples = pairs if examples is None else actions.join(pairs, examples)
+        self._count = len(samples)
+        self.about = ", ".join(summary)
+        seed = RectifyOptions(**options).seed
         self._workshop = workshop.Workshop(model, pairs, reference, seed, validation)
-        shown = pairs if examples is None else actions.join(pairs, examples)
-        self._count = len(shown)
-        self.about = ", ".join(self._facts)
         super().__init__(session)
-        common: dict[str, Any] = {"classes": classes, "mean": mean, "std": std}
-        common["session"] = self.session
         with self.building():
+            self.set_options(**options)
             self.set_trait("model", model)
-            self.set_options(
-                method=method, strategy=strategy, target_gap=target_gap,
-                max_degradation=max_degradation, max_rounds=max_rounds, refine_steps=refine_steps,
-            )  # fmt: skip
+            display: dict[str, Any] = {"classes": classes, "mean": mean, "std": std}
+            shared: dict[str, Any] = {"session": self.session}
             self.layers = EditabilityViewer(
-                model, pairs, reference=reference, method=method, seed=seed,
-                session=self.session, controls=False,
+                model, pairs, reference=reference, method=self.method, seed=seed, controls=False,
+                **shared,
             )  # fmt: skip
-            self.maps = AttributionViewer(model, shown, method=attribution, **common)
-            self.predictions = PredictionViewer(model, None, shown, target=target, **common)
+            self.maps = AttributionViewer(model, samples, method=attribution, **display, **shared)
+            self.predictions = PredictionViewer(
+                model, None, samples, target=target, **display, **shared
+            )
             self.history = HistoryViewer(
-                model, max_degradation=max_degradation, target_gap=target_gap,
-                session=self.session, controls=False,
+                model, max_degradation=self.max_degradation, target_gap=self.target_gap,
+                controls=False, **shared,
             )  # fmt: skip
             self._compose()
+            self.layer = options.get("layer")
 
     def _compose(self) -> None:
-        self._controls = Controls(self, lambda name: self.press(getattr(self, name)))
-        show(self.predictions.samples.box, visible=False)
+        self._controls = DashboardControls(self)
+        show(getattr(self.predictions.samples, "box", self.predictions.samples), visible=False)
         views = (self.layers, self.maps, self.predictions, self.history)
-        for card, flex in zip(
-            views, ("2 1 380px", "1 1 306px", "1 1 306px", "1 1 100%"), strict=True
-        ):
-            card.layout.flex, card.layout.margin = flex, "0"
-            card.layout.min_width, card.layout.max_width = "0", "100%"
+        for card in views:
             card.add_class("rw-card")
-        cards = ipw.HBox(
-            views, layout=ipw.Layout(flex_flow="row wrap", width="100%", align_items="stretch")
-        )
+        cards = ipw.Box(views)
         cards.add_class("rw-cards")
-        self.fill([ipw.HTML(self._title()), self._controls, cards])
+        self.add_class("rw-dashboard")
+        self.children = (self.canvas, *self._controls.rows, cards)
         self.link("layer", self.layers)
         self.link("index", self.maps)
         self.link("index", self.predictions)
         self.listen(self, self._follow_layer, ["layer"])
-        self.listen(self, self._show_state, ["status", "progress", "error", "busy"])
+        self.listen(self, self._update, ["busy"])
         self.listen(self.layers, self._take_scores, ["scores"])
         self.listen(self.history, self._follow_model, ["model"])
         self.listen(self, self._follow_limits, ["max_degradation", "target_gap"])
-        self.listen(self.history, self._show_state, ["step", "branch"])
+        self.listen(self.history, self._update, ["step", "branch"])
         for viewer in (self.maps, self.predictions, self.history):
             self.listen(viewer, self._take_error, ["error"])
         self.set_trait("status", "Ready. Rectify finds and edits the layers for you.")
-        self._show_state(None)
+        self._update(None)
+        self.draw()
 
     # -- what can be read -------------------------------------------------------------------------
 
@@ -201,25 +187,25 @@ class RectificationDashboard(Working, RectifyOptions):
 
         return self.act(work, "Locate", lambda job: self._show_scores(job.result(), len(edits)))
 
-    def edit(self) -> Job[workshop.Made]:
+    def edit(self) -> Job[workshop.Revision]:
         """Edit the chosen layer (or, where none is chosen, the best one) once."""
         edits, layer = self.edits, self.layer
         parent = self.history.timeline.here.number
 
-        def work(job: Job[workshop.Made]) -> workshop.Made:
+        def work(job: Job[workshop.Revision]) -> workshop.Revision:
             return self._workshop.edit(job, edits, layer)
 
-        def show(job: Job[workshop.Made]) -> None:
-            made = job.result()
-            (name,) = (edit.layer for edit in made.edits)
-            after = made.verdicts[-1] if made.verdicts else made.start
-            self._add(made, parent)
-            if made.start.gap > 0:
-                share = 1.0 - after.gap / made.start.gap
+        def show(job: Job[workshop.Revision]) -> None:
+            revision = job.result()
+            (name,) = (edit.layer for edit in revision.edits)
+            after = revision.verdicts[-1] if revision.verdicts else revision.start
+            self._add(revision, parent)
+            if revision.start.gap > 0:
+                share = 1.0 - after.gap / revision.start.gap
                 self.layers.measured = {**self.layers.measured, name: share}
             self.set_trait(
                 "status",
-                f"Edited {name}: gap {markup.percent(made.start.gap)} → "
+                f"Edited {name}: gap {markup.percent(revision.start.gap)} → "
                 f"{markup.percent(after.gap)}, degradation {markup.percent(after.degradation)}.",
             )
 
@@ -232,23 +218,23 @@ class RectificationDashboard(Working, RectifyOptions):
         """
         edits, scored = self.edits, bool(self.scores)
         parent = self.history.timeline.here.number
-        options = self.rectify_options(self.layer)
-        done: list[workshop.Made] = []
+        options = self.options(self.layer)
+        done: list[workshop.Revision] = []
 
         def work(job: Job[Rectification]) -> Rectification:
             start = 0.0
             if not scored:
                 start = LOCATE_SHARE
-                found = self._workshop.locate(job, edits, options["method"], span=(0.0, start))
+                found = self._workshop.locate(job, edits, options.method, span=(0.0, start))
                 job.call(lambda: self._show_scores(found, len(edits)))
-            made, result = self._workshop.rectify(job, edits, span=(start, 1.0), **options)
-            done.append(made)
+            revision, result = self._workshop.rectify(job, edits, options, span=(start, 1.0))
+            done.append(revision)
             return result
 
         def show(job: Job[Rectification]) -> None:
-            result, made = job.result(), done[0]
+            result, revision = job.result(), done[0]
             self.set_trait("result", result)
-            self._add(made, parent, result.steps)
+            self._add(revision, parent, result.steps)
             self.layers.measured = {**self.layers.measured, **shares(result.steps)}
             self.set_trait("status", markup.outcome(result))
 
@@ -296,7 +282,7 @@ class RectificationDashboard(Working, RectifyOptions):
     # -- behind the buttons -----------------------------------------------------------------------
 
     def act(self, work: Any, label: str, show: Any) -> Job[Any]:
-        """As `Working.act`; scoring a whole set of maps would keep the work waiting, so it ends."""
+        """As `Panel.act`; scoring a whole set of maps would keep the work waiting, so it ends."""
         self.check_idle()
         if self.maps.page == "set":
             self.maps.cancel()
@@ -308,14 +294,14 @@ class RectificationDashboard(Working, RectifyOptions):
         self.layers.show(localization, note)
         self.set_trait("status", self.layers.status)
 
-    def _add(self, made: workshop.Made, parent: int, trials: Sequence[Step] = ()) -> None:
+    def _add(self, revision: workshop.Revision, parent: int, trials: Sequence[Step] = ()) -> None:
         """Put new edits into the history, after the version that they were made from."""
         self.history.append(
-            made.edits, made.verdicts, trials=trials, parent=parent, model=made.model
+            revision.edits, revision.verdicts, trials=trials, parent=parent, model=revision.model
         )
         earlier = self.history.timeline.lineage(parent)
         numbers = [version.number for version in earlier]
-        self.history.measured(dict(zip(numbers, made.earlier, strict=True)))
+        self.history.measured(dict(zip(numbers, revision.earlier, strict=True)))
 
     def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
         """The version in view comes into all views."""
@@ -341,18 +327,22 @@ class RectificationDashboard(Working, RectifyOptions):
         self.history.max_degradation = self.max_degradation
         self.history.target_gap = self.target_gap
 
-    def _show_state(self, _: object) -> None:
+    def _update(self, _: object) -> None:
+        """Offer what can be done now; the next step stands out."""
         timeline = self.history.timeline
-        enabled = {"cancel"} if self.busy else {"rectify", "locate", "edit"}
-        if not self.busy and timeline.step:
-            enabled.add("undo")
-        if not self.busy and timeline.step < len(timeline.path) - 1:
-            enabled.add("redo")
-        if timeline.step:
-            enabled.add("save")
-        self._controls.show(
-            status=self.status, progress=self.progress, error=self.error, enabled=enabled
-        )
+        edited, is_last = bool(timeline.step), timeline.step == len(timeline.path) - 1
+        can = {
+            "rectify": not self.busy,
+            "locate": not self.busy,
+            "edit": not self.busy,
+            "undo": not self.busy and edited,
+            "redo": not self.busy and not is_last,
+            "cancel": self.busy,
+            "save": edited,
+        }
+        after = "save" if edited else "rectify"
+        next_step = "cancel" if self.busy else after
+        self._controls.update({name for name, able in can.items() if able}, next_step)
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -375,12 +365,18 @@ class RectificationDashboard(Working, RectifyOptions):
         """The sheets of all widgets."""
         return SHEETS
 
-    def static_html(self) -> str:
+    def html(self) -> str:
+        """The title; the viewers below it say the rest."""
+        title = '<span class="rw-title">Rectification</span>'
+        return f'{title} <span class="rw-soft">{escape(self.about.replace(", ", " · "))}</span>'
+
+    def still(self) -> str:
         """All views, one under the other."""
-        views = (self.layers, self.maps, self.predictions)
-        columns = "".join(f"<div>{view.still()}</div>" for view in views)
+        columns = "".join(
+            f"<div>{view.still()}</div>" for view in (self.layers, self.maps, self.predictions)
+        )
         pieces = [
-            self._title() + markup.status_line(self.status) + markup.error_box(self.error),
+            self.html() + markup.status_line(self.status) + markup.error_box(self.error),
             f'<div class="rw-columns">{columns}</div>',
             self.history.still() if len(self.history.timeline) > 1 else "",
         ]
@@ -390,10 +386,6 @@ class RectificationDashboard(Working, RectifyOptions):
         """Let go of the model and of the references."""
         self.set_trait("model", None)
         self._workshop.forget()
-
-    def _title(self) -> str:
-        facts = escape(" · ".join(self._facts))
-        return f'<span class="rw-title">Rectification</span> <span class="rw-soft">{facts}</span>'
 
 
 def shares(steps: Sequence[Step]) -> dict[str, float]:

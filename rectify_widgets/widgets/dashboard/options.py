@@ -1,86 +1,62 @@
-"""`RectifyOptions`: how a rectification goes about it, as traits that are checked when set.
-
-Imports the engine's checks and traitlets; no ipywidgets.
-"""
+"""The options of a rectification as traits of a widget; the engine checks and documents them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import traitlets
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
-from rectify_widgets.engine.find.ranking import RANKING_METHODS
-from rectify_widgets.engine.repair.options import STRATEGIES
-from rectify_widgets.engine.repair.refining import REFINE_STEPS
+from rectify_widgets.engine.repair.options import RectifyOptions
+
+DEFAULTS = RectifyOptions()
+
+OPTIONS = tuple(field.name for field in fields(RectifyOptions))
+"""Names of everything that can be given."""
+
+FIELDS = ("method", "strategy", "target_gap", "max_degradation", "max_rounds", "refine_steps")
+"""Those that can be changed in the widget."""
 
 
-class RectifyOptions(traitlets.HasTraits):
-    """Options of `rectify_widgets.rectify`, for a widget that shows them as fields."""
+class OptionTraits(traitlets.HasTraits):
+    """Options of `rectify_widgets.rectify` for a widget that shows some of them as fields."""
 
-    method = traitlets.Unicode("edit-attribution")
+    method = traitlets.Unicode(DEFAULTS.method)
     """How layers are ranked, see `rectify_widgets.localize`."""
 
-    strategy = traitlets.Unicode("dynamic")
+    strategy = traitlets.Unicode(DEFAULTS.strategy)
     """``"dynamic"``, or ``"static"`` for one edit of the chosen layer."""
 
-    target_gap = traitlets.Float(0.02)
+    target_gap = traitlets.Float(DEFAULTS.target_gap)
     """Gap at which the behaviour counts as removed, a fraction."""
 
-    max_degradation = traitlets.Float(0.01)
+    max_degradation = traitlets.Float(DEFAULTS.max_degradation)
     """Budget for the loss of accuracy on uncorrupted inputs, a fraction."""
 
-    max_rounds = traitlets.Int(8)
+    max_rounds = traitlets.Int(DEFAULTS.max_rounds)
     """Most rounds of a rectification."""
 
-    refine_steps = traitlets.Int(REFINE_STEPS)
+    refine_steps = traitlets.Int(DEFAULTS.refine_steps)
     """Gradient steps on the best edits of a round, with the dynamic strategy; 0 for none."""
 
-    def set_options(
-        self,
-        *,
-        method: object,
-        strategy: object,
-        target_gap: object,
-        max_degradation: object,
-        max_rounds: object,
-        refine_steps: object,
-    ) -> None:
-        """Set all of them, checked as arguments: a wrong one is a `TypeError` or `ValueError`."""
-        self.method = check_choice("method", method, RANKING_METHODS)
-        self.strategy = check_choice("strategy", strategy, STRATEGIES)
-        self.target_gap = check_number("target_gap", target_gap, low=0.0, high=1.0)
-        self.max_degradation = check_number("max_degradation", max_degradation, low=0.0, high=1.0)
-        self.max_rounds = check_int("max_rounds", max_rounds, low=1)
-        self.refine_steps = check_int("refine_steps", refine_steps, low=0)
+    _given = DEFAULTS
 
-    def rectify_options(self, layer: str | None) -> dict[str, Any]:
-        """Keywords for `rectify`; the static strategy edits ``layer``."""
-        names = ("method", "strategy", "target_gap", "max_degradation", "max_rounds")
-        options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.strategy == "static":
-            options["layer"] = layer
-        else:
-            options["refine_steps"] = self.refine_steps
-        return options
+    def set_options(self, **given: Any) -> None:
+        """Start from these; a wrong one is a `TypeError` or `ValueError` that names it."""
+        self._given = RectifyOptions(**given)
+        for name in FIELDS:
+            if name in given:
+                setattr(self, name, getattr(self._given, name))
 
-    @traitlets.validate("method")
-    def _check_method(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("method", proposal["value"], RANKING_METHODS)
+    def options(self, layer: str | None) -> RectifyOptions:
+        """The current options; the static strategy edits ``layer``."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
+        static = self.strategy == "static"
+        values |= {"layer": layer, "refine_steps": None} if static else {"layer": None}
+        return replace(self._given, **values)
 
-    @traitlets.validate("strategy")
-    def _check_strategy(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("strategy", proposal["value"], STRATEGIES)
-
-    @traitlets.validate("target_gap", "max_degradation")
-    def _check_share(self, proposal: Mapping[str, Any]) -> float:
-        return check_number(proposal["trait"].name, proposal["value"], low=0.0, high=1.0)
-
-    @traitlets.validate("max_rounds")
-    def _check_rounds(self, proposal: Mapping[str, int]) -> int:
-        return check_int("max_rounds", proposal["value"], low=1)
-
-    @traitlets.validate("refine_steps")
-    def _check_steps(self, proposal: Mapping[str, int]) -> int:
-        return check_int("refine_steps", proposal["value"], low=0)
+    @traitlets.validate(*FIELDS)
+    def _check_option(self, proposal: Mapping[str, Any]) -> Any:
+        name = proposal["trait"].name
+        return getattr(replace(DEFAULTS, **{name: proposal["value"]}), name)

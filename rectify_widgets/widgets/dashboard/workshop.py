@@ -9,7 +9,7 @@ can be drawn meanwhile (see `session`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.measuring import EditMeasure
+from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.solving import solve_edit
@@ -29,14 +30,14 @@ from rectify_widgets.widgets.jobs import Job
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """Edits that were made from some version of a model.
+class Revision:
+    """New edits of some version of a model.
 
     Attributes:
         edits: in order.
         model: a copy with all edits up to the last of them.
         earlier: what was measured of the model as given and after each edit up to the version that
-            these were made from, on the same scale.
+            they start from, on the same scale.
         verdicts: what was measured after each edit; None where the trials say it.
     """
 
@@ -47,7 +48,7 @@ class Made:
 
     @property
     def start(self) -> Verdict:
-        """What was measured of the version that the edits were made from."""
+        """What was measured of the version that the edits start from."""
         return self.earlier[-1]
 
 
@@ -103,7 +104,7 @@ class Workshop:
             seed=self._seed,
         )
 
-    def edit(self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None) -> Made:
+    def edit(self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None) -> Revision:
         """Solve the edit of one layer, whatever it costs, and measure it."""
         model = self.edited(edits)
         edit = solve_edit(
@@ -121,10 +122,10 @@ class Workshop:
         self,
         job: Job[Any],
         edits: Sequence[RankOneEdit],
+        options: RectifyOptions,
         *,
         span: tuple[float, float] = (0.0, 1.0),
-        **options: Any,
-    ) -> tuple[Made, Rectification]:
+    ) -> tuple[Revision, Rectification]:
         """Edit the model with these edits further, until the target is reached.
 
         A rectification that was cancelled gives the edits that it had kept.
@@ -135,18 +136,17 @@ class Workshop:
             self.edited(edits),
             self._pairs,
             reference=self._reference,
-            seed=self._seed,
             validation=self._validation,
             progress=job.part(start, late),
             cancel=job.cancelled,
-            **options,
+            **asdict(options),
         )
         if not edits:  # measured already, on the same references
-            self._look_again(result.flagged)
+            self._exclude(result.flagged)
             given = Verdict(result.gap_before, 0.0, 0.0, 0.0)
-            return Made(tuple(result.edits), result.model, (given,), None), result
+            return Revision(tuple(result.edits), result.model, (given,), None), result
         if len(result.flagged):
-            self._look_again(result.flagged)
+            self._exclude(result.flagged)
         return self._measured(job, edits, tuple(result.edits)), result
 
     def measure(self, edits: Sequence[RankOneEdit], job: Job[Any] | None = None) -> list[Verdict]:
@@ -180,15 +180,15 @@ class Workshop:
         self._verdicts.clear()
 
     def _measured(
-        self, job: Job[Any], before: Sequence[RankOneEdit], made: tuple[RankOneEdit, ...]
-    ) -> Made:
+        self, job: Job[Any], before: Sequence[RankOneEdit], edits: tuple[RankOneEdit, ...]
+    ) -> Revision:
         job.progress(job.fraction, "measuring the edits")
-        every = (*before, *made)
+        every = (*before, *edits)
         verdicts = self.measure(every, job)
         start = len(before) + 1
-        return Made(made, self.edited(every), tuple(verdicts[:start]), tuple(verdicts[start:]))
+        return Revision(edits, self.edited(every), tuple(verdicts[:start]), tuple(verdicts[start:]))
 
-    def _look_again(self, flagged: Tensor) -> None:
+    def _exclude(self, flagged: Tensor) -> None:
         """Leave these references out of every measurement from now on."""
         if self._flagged is None or not torch.equal(self._flagged, flagged):
             self._flagged, self._measure = flagged, None
