@@ -171,7 +171,7 @@ def test_show_replaces_and_compares(make: Make) -> None:
     viewer.show(found("trial", _0=0.5, _3=0.4, _6=0.0), "after 1 edit")
     assert viewer.layer == "3", "what was chosen stays"
     assert list(viewer.scores) == ["0", "3", "6"]
-    assert "after 1 edit" in viewer.canvas.html
+    assert "after 1 edit" in texts(viewer)
     viewer.show([found("projection"), found("trial")])
     assert viewer.method == "projection"
     assert dict(viewer.localizations["trial"].scores) == SCORES

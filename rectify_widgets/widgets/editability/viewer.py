@@ -144,9 +144,10 @@ class EditabilityViewer(Panel):
 
     def _build_controls(self, given: Sequence[Localization], *, controls: bool) -> list[ipw.Widget]:
         make, can_score = Controls(self), self._model is not None
+        self._heading = make.text()
         look = make.row(make.choices("view", VIEWS, "View"), make.choices("order", ORDERS, "Order"))
         if not controls or (not can_score and len(given) < 2):
-            return [look]
+            return [self._heading, look]
         method = make.field(
             ipw.Dropdown,
             "method",
@@ -156,7 +157,7 @@ class EditabilityViewer(Panel):
             options=list(RANKING_METHODS) if can_score else [one.method for one in given],
         )
         if not can_score:
-            return [make.row(method), look]
+            return [self._heading, make.row(method), look]
         tip = "Score how editable each layer is, by the method in front"
         locate = make.button("Locate", "search", tip, "locate", primary=True)
         cancel = make.button("Cancel", "stop", "Stop scoring; earlier scores stay", "cancel")
@@ -166,7 +167,8 @@ class EditabilityViewer(Panel):
 
         self.listen(self, follow, ["busy"])
         follow(None)
-        return [make.row(method, locate, cancel, make.bar()), make.state(), look]
+        buttons = make.row(method, locate, cancel, make.bar())
+        return [self._heading, buttons, make.state(), look]
 
     # -- what can be asked ------------------------------------------------------------------------
 
@@ -242,15 +244,26 @@ class EditabilityViewer(Panel):
 
     def html(self) -> str:
         """All layers in one list: every method, what was measured, what cannot be edited."""
-        heading = markup.heading("Editability of the layers", self._notes.get(self.method, ""))
         folding = html.folding() if self.view == "tree" and self._layers.groups else ""
-        return heading + folding + html.layer_table(self._entries(), self._knowledge(), self.view)
+        return folding + html.layer_table(self._entries(), self._knowledge(), self.view)
+
+    def draw(self) -> None:
+        """Show the current state, and of which model it is."""
+        self._heading.value = self._title()
+        super().draw()
+
+    def still(self) -> str:
+        """The current view without handles, below its heading."""
+        return self._title() + super().still()
 
     def forget(self) -> None:
         """Let go of the model and the samples."""
         self._model = self._pairs = self._reference = None
 
     # -- behind the view --------------------------------------------------------------------------
+
+    def _title(self) -> str:
+        return markup.heading("Editability of the layers", self._notes.get(self.method, ""))
 
     def _knowledge(self) -> Knowledge:
         scores = [
