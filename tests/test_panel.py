@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectify_widgets.widgets.controls import Controls
+from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import PAGE, SHEETS, element, read_sheets
 from rectify_widgets.widgets.view import View, grid, still, to_do, to_set
+from tests.widget_fakes import network, pairs
 
 SCRIPT = Path(__file__).parents[1] / "rectify_widgets" / "widgets" / "view.js"
 
@@ -222,6 +224,30 @@ def test_controls_of_a_kind_share_layout_and_style(panel: Small) -> None:
 
 
 # -- pages ----------------------------------------------------------------------------------------
+
+
+def test_looks_are_shared_by_the_panels_of_a_session_and_end_with_the_last() -> None:
+    before = set(ipw.widget._instances)
+    session = Session(synchronous=True)
+    one, other = Small(session), Small(session)
+    first, second = Controls(one).samples(3), Controls(other).samples(3)
+    assert first.slider.layout is second.slider.layout
+    assert first.slider.style is second.slider.style
+    one.children, other.children = (first.box,), (second.box,)
+    one.close()
+    assert second.slider.layout.comm is not None, "the other panel is still there"
+    other.close()
+    assert set(ipw.widget._instances) == before
+
+
+def test_a_whole_dashboard_takes_few_comms() -> None:
+    before = set(ipw.widget._instances)
+    dashboard = RectificationDashboard(network(), pairs(), target=1, attribution="saliency")
+    dashboard.settle()
+    count = len(set(ipw.widget._instances) - before)
+    dashboard.close()
+    assert count <= 120
+    assert set(ipw.widget._instances) == before
 
 
 class Pieces(HTMLParser):

@@ -23,10 +23,10 @@ from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
-from rectify_widgets.widgets.base import Panel
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 

@@ -1,8 +1,9 @@
 """The controls of a panel: buttons, lists, sliders and rows of them, alike and aligned.
 
 Imports ipywidgets.  Everything is linked to the panel's traits.  One layout and one style serve all
-controls of a kind, which takes a third of the comms.  Buttons stand beside each slider and each list,
-since a notebook keeps some of the keys that those want for itself: Tab and Enter go everywhere.
+controls of a kind in all panels of a session, which takes a quarter of the comms.  Buttons stand
+beside each slider and each list, since a notebook keeps some of the keys that those want for itself:
+Tab and Enter go everywhere.
 """
 
 from __future__ import annotations
@@ -32,20 +33,15 @@ class Controls:
     def __init__(self, panel: Panel, *, label: str = "auto") -> None:
         self._panel = panel
         self._label = label
-        self._layouts: dict[str, ipw.Layout] = {}
-        self._styles: dict[type, Any] = {}
 
-    def layout(self, kind: str, **options: str) -> ipw.Layout:
-        """The layout of all controls of a kind, made when it is first asked for."""
-        if kind not in self._layouts:
-            self._layouts[kind] = ipw.Layout(**options)
-        return self._layouts[kind]
+    def layout(self, **options: str) -> ipw.Layout:
+        """The layout of all controls that have these options."""
+        layout: ipw.Layout = self._panel.looks.get(ipw.Layout, **options)
+        return layout
 
-    def style(self, kind: type, **options: str) -> Any:
-        """The style of all controls of a kind, likewise."""
-        if kind not in self._styles:
-            self._styles[kind] = kind(**options)
-        return self._styles[kind]
+    def style(self, kind: type[ipw.Widget], **options: str) -> Any:
+        """The style of all controls of a kind that have these options."""
+        return self._panel.looks.get(kind, **options)
 
     def button(
         self,
@@ -62,7 +58,7 @@ class Controls:
             icon=icon,
             tooltip=tip,
             button_style="primary" if primary else "",
-            layout=self.layout("button", width="auto", flex="0 0 auto", margin="0"),
+            layout=self.layout(width="auto", flex="0 0 auto", margin="0"),
             style=self.style(ipw.ButtonStyle),
         )
         button.add_class("rw-action")
@@ -77,7 +73,7 @@ class Controls:
         button = ipw.Button(
             icon=icon,
             tooltip=what,
-            layout=self.layout("arrow", width="32px", flex="0 0 auto", margin="0"),
+            layout=self.layout(width="32px", flex="0 0 auto", margin="0"),
             style=self.style(ipw.ButtonStyle),
         )
         button.add_class("rw-step")
@@ -90,7 +86,7 @@ class Controls:
             options=[(text, value) for value, text in options.items()],
             value=getattr(self._panel, name),
             description=label,
-            layout=self.layout("choices", width="auto", margin="0"),
+            layout=self.layout(width="auto", margin="0"),
             style=self.style(ipw.ToggleButtonsStyle, button_width="auto", description_width="auto"),
         )
         buttons.add_class("rw-choices")
@@ -126,7 +122,7 @@ class Controls:
             value=_to_percent(value) if percent else value,
             description=label,
             tooltip=tip,
-            layout=self.layout(f"field {width}", width=width, flex="0 0 auto", margin="0"),
+            layout=self.layout(width=width, flex="0 0 auto", margin="0"),
             style=self.described(kind),
             **options,
         )
@@ -144,9 +140,7 @@ class Controls:
         bar = ipw.FloatProgress(
             min=0.0,
             max=1.0,
-            layout=self.layout(
-                "bar", flex="1 1 140px", min_width="80px", width="auto", height="28px"
-            ),
+            layout=self.layout(flex="1 1 140px", min_width="80px", width="auto", height="28px"),
             style=self.described(ipw.FloatProgress),
         )
         bar.add_class("rw-progress")
@@ -159,7 +153,7 @@ class Controls:
         """A piece of HTML among the controls."""
         return ipw.HTML(
             html,
-            layout=self.layout("text", width="auto", margin="0"),
+            layout=self.layout(width="auto", margin="0"),
             style=self.described(ipw.HTML),
         )
 
@@ -180,7 +174,7 @@ class Controls:
         """Controls side by side; what does not fit goes below, each whole."""
         box = ipw.HBox(
             children,
-            layout=self.layout("row", flex_flow="row wrap", width="100%", align_items="center"),
+            layout=self.layout(flex_flow="row wrap", width="100%", align_items="center"),
         )
         box.add_class("rw-row")
         if name:
@@ -189,9 +183,7 @@ class Controls:
 
     def unit(self, *children: ipw.Widget, grow: str = "0 0 auto") -> ipw.HBox:
         """Controls that stay together in one line."""
-        layout = self.layout(
-            f"unit {grow}", flex_flow="row nowrap", align_items="center", flex=grow, width="auto"
-        )
+        layout = self.layout(flex_flow="row nowrap", align_items="center", flex=grow, width="auto")
         box = ipw.HBox(children, layout=layout)
         box.add_class("rw-unit")
         return box
@@ -211,7 +203,7 @@ class Samples:
             max=max(count - 1, 0),
             description=label,
             continuous_update=False,
-            layout=controls.layout("slider", flex="1 1 220px", width="auto", min_width="220px"),
+            layout=controls.layout(flex="1 1 220px", width="auto", min_width="220px"),
             style=controls.described(ipw.IntSlider),
         )
         self.play = ipw.Play(
@@ -219,7 +211,7 @@ class Samples:
             max=max(count - 1, 0),
             interval=INTERVAL,
             show_repeat=False,
-            layout=controls.layout("play", width="auto", flex="0 0 auto"),
+            layout=controls.layout(width="auto", flex="0 0 auto", margin="0"),
             style=controls.described(ipw.Play),
         )
         self._panel, self._name = panel, name
@@ -255,7 +247,7 @@ class Choice:
             options=_pairs(options),
             value=_plain(getattr(panel, name)),
             description=label,
-            layout=controls.layout("list", flex="1 1 160px", width="auto", min_width="160px"),
+            layout=controls.layout(flex="1 1 160px", width="auto", min_width="160px"),
             style=controls.described(ipw.Dropdown),
         )
         back = controls.arrow("chevron-left", f"Previous {label.lower()}", lambda: self._step(-1))

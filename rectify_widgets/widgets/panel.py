@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
 
 import ipywidgets as ipw
 import traitlets
@@ -29,6 +30,41 @@ from rectify_widgets.widgets.style import PAGE, SHEETS, element
 from rectify_widgets.widgets.view import View, still
 
 T = TypeVar("T")
+
+
+class Looks:
+    """Layouts and styles of the controls in all panels of a session; the last panel closes them."""
+
+    _of: ClassVar[WeakKeyDictionary[Session, Looks]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[object, ...], ipw.Widget] = {}
+        self._panels = 0
+
+    @classmethod
+    def of(cls, session: Session) -> Looks:
+        """Those of a session."""
+        return cls._of.setdefault(session, cls())
+
+    def use(self) -> None:
+        """One panel more."""
+        self._panels += 1
+
+    def get(self, kind: type[ipw.Widget], **options: Any) -> Any:
+        """The one layout or style with these options, made when it is first asked for."""
+        key = (kind, *options.items())
+        if key not in self._parts:
+            self._parts[key] = kind(**options)
+            self._parts[key].is_shared = True
+        return self._parts[key]
+
+    def release(self) -> None:
+        """One panel less."""
+        self._panels -= 1
+        if not self._panels:
+            for part in self._parts.values():
+                part.close()
+            self._parts.clear()
 
 
 class Panel(ipw.VBox):
@@ -74,7 +110,9 @@ class Panel(ipw.VBox):
         self._owns_session = session is None
         self._job: Job[Any] | None = None
         self._undo_links: list[Callable[[], None]] = []
-        self.canvas = View(self, self.sheets)
+        self.looks = Looks.of(self.session)
+        self.looks.use()
+        self.canvas = View(self, self.sheets, layout=self.looks.get(ipw.Layout, width="100%"))
         self.add_class("rw-panel")
         if self.marks:
             self.listen(self, lambda _: self._mark(), list(self.marks))
@@ -297,6 +335,7 @@ class Panel(ipw.VBox):
         for child in parts:
             close_tree(child)
         _close_parts(self)
+        self.looks.release()
         self.forget()
         super().close()
 
@@ -318,7 +357,7 @@ def close_tree(widget: ipw.Widget) -> None:
 def _close_parts(widget: ipw.Widget) -> None:
     for part in ("layout", "style"):
         piece = getattr(widget, part, None)
-        if isinstance(piece, ipw.Widget):
+        if isinstance(piece, ipw.Widget) and not hasattr(piece, "is_shared"):
             piece.close()
 
 

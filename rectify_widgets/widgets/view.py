@@ -52,6 +52,7 @@ class View(anywidget.AnyWidget):
     Args:
         panel: names in `Panel.handles` the traits and methods that the HTML may set and call.
         sheets: names of style sheets, after the shared one.
+        **options: of every widget, such as its layout.
     """
 
     _esm = (files(__package__) / "view.js").read_text(encoding="utf-8")
@@ -64,10 +65,10 @@ class View(anywidget.AnyWidget):
     """Names of traits with their values: handles that set these are marked as chosen.  Apart from
     `html`, so that a click does not send the whole view again."""
 
-    def __init__(self, panel: Panel, sheets: Sequence[str] = ()) -> None:
+    def __init__(self, panel: Panel, sheets: Sequence[str] = (), **options: Any) -> None:
         names = ("base", *sheets)
         # A page has one style element for each id, which by default is that of the class.
-        super().__init__(_css=read_sheets(*names), _anywidget_id="rw-" + "-".join(names))
+        super().__init__(_css=read_sheets(*names), _anywidget_id="rw-" + "-".join(names), **options)
         self._panel: Panel | None = panel
         self.on_msg(lambda _, message, __: self.act(message))
 

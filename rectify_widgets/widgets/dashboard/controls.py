@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
-from rectify_widgets.engine.find.localization import RANKING_METHODS
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.repair.options import STRATEGIES
 from rectify_widgets.widgets.controls import Controls, show
 
@@ -31,7 +31,8 @@ class DashboardControls:
 
     Attributes:
         buttons: by the name of their method.
-        options: the fields of the options, by the name of their trait.
+        options: the fields of the options, by the name of their trait; made when they are first
+            unfolded.
         rows: what to show, from top to bottom.
     """
 
@@ -41,16 +42,17 @@ class DashboardControls:
             name: make.button(text, icon, tip, name) for name, text, icon, tip in BUTTONS
         }
         rectify, locate, edit, undo, redo, cancel, save = self.buttons.values()
-        self.options = _option_fields(panel)
-        self._folded = make.row(*self.options.values(), name="options")
+        self._panel = panel
+        self.options: dict[str, ipw.Widget] = {}
+        self._folded = make.row(name="options")
         self._toggle = make.button(
-            "Options", "caret-right", "How Rectify goes about it", self._toggle_options
+            "Options", "caret-right", "How Rectify goes about it", self.toggle_options
         )
         show(self._folded, visible=False)
         file = make.field(ipw.Text, "file", "File", "Where Save writes the edits", width="260px")
         self.rows: list[ipw.Widget] = [
             make.row(rectify, locate, edit, make.unit(undo, redo), cancel, make.bar()),
-            make.row(self._toggle, make.unit(file, save)),
+            make.row(self._toggle, file, save),
             self._folded,
             make.state(),
         ]
@@ -61,7 +63,11 @@ class DashboardControls:
             button.disabled = name not in enabled
             button.button_style = "primary" if name == next_step else ""
 
-    def _toggle_options(self) -> None:
+    def toggle_options(self) -> None:
+        """Unfold the options, or fold them again."""
+        if not self.options:
+            self.options = _option_fields(self._panel)
+            self._folded.children = tuple(self.options.values())
         is_open = self._toggle.icon == "caret-down"
         self._toggle.icon = "caret-right" if is_open else "caret-down"
         show(self._folded, visible=not is_open)
@@ -71,7 +77,7 @@ def _option_fields(panel: RectificationDashboard) -> dict[str, ipw.Widget]:
     make = Controls(panel, label="104px")
     return {
         "method": make.field(
-            ipw.Dropdown, "method", "Ranking", "How layers are ranked", options=RANKING_METHODS
+            ipw.Dropdown, "method", "Ranking", "How layers are ranked", options=list(RANKING_METHODS)
         ),
         "target_gap": make.field(
             ipw.BoundedFloatText, "target_gap", "Target gap, %",

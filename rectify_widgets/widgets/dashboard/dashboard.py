@@ -146,11 +146,11 @@ class RectificationDashboard(Panel, OptionTraits):
 
     def _compose(self) -> None:
         self._controls = DashboardControls(self)
-        show(getattr(self.predictions.samples, "box", self.predictions.samples), visible=False)
+        show(self.predictions.samples.box, visible=False)  # the maps have one
         views = (self.layers, self.maps, self.predictions, self.history)
         for card in views:
             card.add_class("rw-card")
-        cards = ipw.Box(views)
+        cards = ipw.Box(views, layout=self.looks.get(ipw.Layout, width="100%"))
         cards.add_class("rw-cards")
         self.add_class("rw-dashboard")
         self.children = (self.canvas, *self._controls.rows, cards)
