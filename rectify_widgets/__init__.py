@@ -1,4 +1,4 @@
-"""Find, show and mend the layer behind an unreliable behaviour of an image classifier.
+"""Find, show and repair the layer behind an unreliable behaviour of an image classifier.
 
 The engine (``rectify_widgets.engine``) needs torch only; the widgets wrap it.  Imports run one way:
 ``widgets`` to ``explain`` and ``cases`` to ``engine``.

@@ -13,6 +13,7 @@ from torch.nn import functional
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import localize
+from rectify_widgets.engine.model import gradients
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -40,10 +41,11 @@ def run(
     start, end = ends()
     dtype = next(model.parameters()).dtype
     layers = editable_layers(model, start).editable
-    with eval_mode(model) as module:
+    with eval_mode(model) as module, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "chunk_size", lambda *_: batch_size)
         found = sweep(
             module, layers, start.to(dtype), end.to(dtype), LABELS, RIVALS,
-            steps=steps, batch_size=batch_size, monitor=monitor or Monitor(),
+            steps=steps, monitor=monitor or Monitor(),
         )  # fmt: skip
     return layers, found
 

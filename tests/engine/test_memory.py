@@ -42,7 +42,7 @@ def sizes_of(moments: list[int]) -> Sizes:
         f"layer{number}": LayerSize(inputs=10, outputs=20, moment=moment, unfolded=5)
         for number, moment in enumerate(moments)
     }
-    return Sizes(layers=layers, sample=3, forward=50, sweep=70, weights=100)
+    return Sizes(layers=layers, sample=3, forward=50, sweep=70, copy=0)
 
 
 # --- what is alive at one time -------------------------------------------------------------------
@@ -73,11 +73,11 @@ def test_sizes_are_those_of_the_network() -> None:
     example = torch.zeros(1, 3, 6, 6)
     with eval_mode(network) as module:
         catalog = editable_layers(module, example)
-        sizes = measure_sizes(module, catalog.editable, example)
+        sizes = measure_sizes(module, catalog.editable, example, copied=True)
     first, last = sizes.layers.values()
     assert first == LayerSize(3 * 8 * 8 * 4, 8 * 36 * 4, 27**2 * 4, 27 * 36 * 4)
     assert last == LayerSize(288 * 4, 5 * 4, 288**2 * 4, 288 * 4)
-    assert sizes.weights == sum(p.numel() for p in network.parameters()) * 4
+    assert sizes.copy == sum(p.numel() for p in network.parameters()) * 4
     # The copy that the model gets, what the convolution makes of it, and what the ReLU does.
     assert sizes.forward == 4 * (3 * 36 + 2 * 8 * 36)
     # The gradients of both layers' outputs at least are alive together with the inputs' way.
@@ -256,7 +256,7 @@ def test_a_copied_model_takes_its_own_memory() -> None:
         own = pose_problem(module, pairs, reference, memory_limit=2**33, own=True)
     assert plain.sizes is not None
     assert own.sizes is not None
-    weights = plain.sizes.weights
+    weights = sum(p.nbytes for p in model.parameters())
     assert (plain.sizes.copy, own.sizes.copy) == (0, weights)
     counts, names = counts_of(len(pairs), len(reference), reference), list(plain.layers)
     assert (

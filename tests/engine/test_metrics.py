@@ -126,10 +126,7 @@ def test_intervals() -> None:
     assert not evaluate(Echo(), clean).intervals
 
 
-def test_bootstrap_of_another_statistic() -> None:
-    values = torch.arange(101).double()
-    low, high = bootstrap(values, confidence=0.9, seed=0, statistic=torch.median)
-    assert 35 < low < 50 < high < 65
+def test_bootstrap_of_values_that_are_alike() -> None:
     ones = torch.ones(10).double()
     assert bootstrap(ones, confidence=0.9, seed=0) == (1.0, 1.0)
 

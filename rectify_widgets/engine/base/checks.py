@@ -9,9 +9,12 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Kind = TypeVar("Kind")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -57,14 +60,19 @@ def check_number(argument: str, value: object, *, low: float, high: float = math
     return number
 
 
+def check_type(
+    argument: str, value: object, kind: type[Kind] | tuple[type[Kind], ...], want: str
+) -> Kind:
+    """``value`` if it is of that type; ``want`` says in the message what it should be."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument}: got {type(value).__name__}, want {want}")
+    return value
+
+
 def check_module(argument: str, model: object) -> nn.Module:
     """``model`` if it is a torch module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{argument}: got {type(model).__name__}, want a torch.nn.Module that maps "
-            "N × C × H × W inputs to N × classes scores"
-        )
-    return model
+    want = "a torch.nn.Module that maps N × C × H × W inputs to N × classes scores"
+    return check_type(argument, model, nn.Module, want)
 
 
 def check_inputs(argument: str, value: object, *, like: Tensor | None = None) -> Tensor:
@@ -74,11 +82,8 @@ def check_inputs(argument: str, value: object, *, like: Tensor | None = None) ->
         TypeError: not a tensor, or not of a floating type.
         ValueError: no samples, NaN or infinity, on the meta device, or another sample shape.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{argument}: got {type(value).__name__}, want a floating-point torch.Tensor of shape "
-            "N × C × H × W"
-        )
+    want = "a floating-point torch.Tensor of shape N × C × H × W"
+    value = check_type(argument, value, Tensor, want)
     if not value.is_floating_point():
         raise TypeError(
             f"{argument}: got dtype {value.dtype}, want floating-point inputs as the model takes "

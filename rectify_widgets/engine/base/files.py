@@ -1,4 +1,4 @@
-"""Reading and writing tensors with a description.  Imports safetensors.
+"""Reading and writing tensors with a description, as safetensors.
 
 Nothing in such a file can be executed; a file of another kind is refused before a tensor is used.
 """
@@ -23,12 +23,9 @@ def write_tensors(
     old one or the new one, never half of it.
 
     Raises:
-        TypeError: ``path`` is not a path.
-        FileNotFoundError: the folder does not exist.
+        TypeError, FileNotFoundError, ValueError: see `check_file`.
     """
-    file = _path(path)
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"path: no folder {str(file.parent)!r}; make it first")
+    file = check_file("path", path)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     target = Path(os.path.realpath(file))  # a link stays one
     beside = target.with_name(f".{target.name}.partial")
@@ -49,7 +46,7 @@ def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], di
         FileNotFoundError: there is no such file.
         ValueError: it is not a safetensors file, or one of another kind.
     """
-    file = _path(path)
+    file = _path("path", path)
     if not file.is_file():
         raise FileNotFoundError(f"path: no file {str(file)!r}")
     try:
@@ -63,7 +60,23 @@ def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], di
     return metadata, tensors
 
 
-def _path(path: object) -> Path:
+def check_file(argument: str, path: object) -> Path:
+    """``path`` if a file can be written there.
+
+    Raises:
+        TypeError: it is not a path.
+        FileNotFoundError: its folder does not exist.
+        ValueError: it is a folder itself.
+    """
+    file = _path(argument, path)
+    if file.is_dir():
+        raise ValueError(f"{argument}: {str(file)!r} is a folder, want the name of a file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{argument}: no folder {str(file.parent)!r}; make it first")
+    return file
+
+
+def _path(argument: str, path: object) -> Path:
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path: got {type(path).__name__}, want the name of a file")
+        raise TypeError(f"{argument}: got {type(path).__name__}, want the name of a file")
     return Path(os.fspath(path))

@@ -1,4 +1,4 @@
-"""Progress and cancellation hooks that every long call of the engine takes.  Imports nothing."""
+"""Progress and cancellation hooks that every long call of the engine takes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Monitor:
     def check(self) -> None:
         """Raise `Cancelled` if the ``cancel`` hook says so."""
         cancel = self._cancel
-        if cancel is None:
-            return
-        if cancel() if callable(cancel) else cancel.is_set():
+        if cancel is not None and (cancel() if callable(cancel) else cancel.is_set()):
             raise Cancelled("cancelled")
+
+
+SILENT = Monitor()
+"""Reports nothing and never stops."""

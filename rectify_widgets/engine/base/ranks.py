@@ -1,16 +1,14 @@
 """One call made by several processes at once: each does a share, all get the whole result.
 
-Imports torch only.  The processes are those of ``torch.distributed``, which the caller has started
-and joined (``torchrun``, then ``init_process_group`` with gloo or NCCL).  Work is divided only when
-*every* process makes the call with ``distributed=True`` and the same arguments.  It is not implied
-by running under ``torchrun``: a script that measures on its first process alone, as training scripts
-do, would then wait for the others forever.
+The processes are those of ``torch.distributed``, which the caller has started and joined
+(``torchrun``, then ``init_process_group`` with gloo or NCCL).  Work is divided only when *every*
+process makes the call with ``distributed=True`` and the same arguments; running under ``torchrun``
+is not enough, since training scripts measure on their first process alone.
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 repair.py
 
 Where one process raises an error between two exchanges, all raise one.  Where one dies, ``torchrun``
-ends the others; without it they wait as long as ``init_process_group(timeout=...)`` says (in torch
-ten minutes with NCCL, thirty with gloo, where nothing is given).
+ends the others; without it they wait for the ``timeout`` of ``init_process_group``.
 """
 
 from __future__ import annotations
@@ -121,12 +119,13 @@ class Ranks:
         except Exception as raised:  # noqa: BLE001 - raised again below
             error = raised
         stopped = isinstance(error, Cancelled)
-        counts = self.sum(torch.tensor([error is not None and not stopped, stopped]).long())
+        flags = torch.tensor([error is not None and not stopped, stopped])
+        failures, stops = self.sum(flags.long()).tolist()
         if error is not None:
             raise error
-        if int(counts[0]):
+        if failures:
             raise RuntimeError("distributed: another rank failed, and shows why")
-        if int(counts[1]):
+        if stops:
             raise Cancelled("cancelled on another rank")
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from rectify_widgets.engine.base.checks import check_inputs, check_labels
+from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_type
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
 from rectify_widgets.engine.model.running import preserving_rng
 
@@ -33,6 +33,10 @@ Labelled: TypeAlias = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 """Inputs and their labels: two tensors, or a data set or a data loader of (input, label)."""
 
 _INPUT_NAMES = ("pixel_values", "image", "images", "img", "input", "inputs", "x", "data")
+_LOADER_OPTIONS = (
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+    "multiprocessing_context", "generator", "prefetch_factor",
+)  # fmt: skip
 _LABEL_NAMES = ("labels", "label", "target", "targets", "y", "class")
 
 
@@ -66,18 +70,10 @@ def batches(
         split = check_inputs(argument, inputs, like=like).split(batch_size)
         yield from split if whole else ranks.share(split)
         return
-    if not isinstance(inputs, Dataset | DataLoader):
-        raise TypeError(
-            f"{argument}: got {type(inputs).__name__}, want a tensor N × C × H × W, "
-            "a torch Dataset or a DataLoader"
-        )
-    count = 0
-    for batch in _stream(inputs, batch_size, ranks, whole=whole):
+    want = "a tensor N × C × H × W, a torch Dataset or a DataLoader"
+    for batch in _stream(argument, inputs, batch_size, ranks, want, whole=whole):
         like = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
-        count += 1
         yield like
-    if not count and (whole or not ranks.several):
-        raise ValueError(f"{argument}: got no samples, want at least one")
 
 
 def labelled(
@@ -103,20 +99,11 @@ def labelled(
         pairs = list(zip(inputs.split(batch_size), labels.split(batch_size), strict=True))
         yield from ranks.share(pairs)
         return
-    if not isinstance(data, Dataset | DataLoader):
-        raise TypeError(
-            f"{argument}: got {type(data).__name__}, want a pair (inputs, labels) of tensors, or a "
-            "Dataset or DataLoader that yields such pairs"
-        )
-    count = 0
-    for batch in _stream(data, batch_size, ranks):
-        inputs = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
+    want = "a pair (inputs, labels) of tensors, or a Dataset or DataLoader that yields such pairs"
+    for batch in _stream(argument, data, batch_size, ranks, want):
+        like = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
         labels = _joined(argument, batch, _label_of)
-        like = inputs
-        count += 1
-        yield inputs, check_labels(f"{argument}: its labels", labels, count=len(inputs))
-    if not count and not ranks.several:
-        raise ValueError(f"{argument}: got no samples, want at least one")
+        yield like, check_labels(f"{argument}: its labels", labels, count=len(like))
 
 
 def gather(argument: str, inputs: object, limit: int | None = None, ranks: Ranks = ALONE) -> Tensor:
@@ -153,32 +140,44 @@ class _Samples(list[Any]):
 
 
 def _stream(
-    source: Dataset[Any] | DataLoader[Any], batch_size: int, ranks: Ranks, *, whole: bool = False
+    argument: str,
+    source: object,
+    batch_size: int,
+    ranks: Ranks,
+    want: str,
+    *,
+    whole: bool = False,
 ) -> Iterator[object]:
     """What a loader yields, or `_Samples` of a data set; the caller's random numbers stay."""
-    if isinstance(source, DataLoader):
-        loader = source
-    else:
-        if not isinstance(source, IterableDataset) and count_inputs(source) == 0:
+    loader: Any = source
+    empty = ValueError(f"{argument}: got no samples, want at least one")
+    if not isinstance(source, DataLoader):
+        data = check_type(argument, source, Dataset, want)
+        if not isinstance(data, IterableDataset) and count_inputs(data) == 0:
+            if whole or not ranks.several:
+                raise empty
             return
         generator = torch.Generator().manual_seed(0)
-        loader = DataLoader(source, batch_size, collate_fn=_Samples, generator=generator)
+        loader = DataLoader(data, batch_size, collate_fn=_Samples, generator=generator)
     # A loader takes its seed, and a shuffle its order, from the caller's random numbers, and a data
     # set may augment its samples with them.
     generators = [loader.generator, getattr(loader.sampler, "generator", None)]
     own = [one for one in generators if isinstance(one, torch.Generator)]
     states = [one.get_state() for one in own]
+    count = 0
     try:
         with preserving_rng():
             if ranks.several:  # one order on all ranks
                 for one in (torch.default_generator, *own):
                     one.manual_seed(0)
-                yield from _shared(loader, ALONE if whole else ranks)
-            else:
-                yield from loader
+            shared = _shared(loader, ALONE if whole else ranks) if ranks.several else loader
+            for count, batch in enumerate(shared, start=1):  # noqa: B007 - counted below
+                yield batch
     finally:
         for one, state in zip(own, states, strict=True):
             one.set_state(state)
+    if not count and (whole or not ranks.several):
+        raise empty
 
 
 def _shared(loader: DataLoader[Any], ranks: Ranks) -> Iterator[object]:
@@ -195,23 +194,11 @@ def _shared(loader: DataLoader[Any], ranks: Ranks) -> Iterator[object]:
         if loader.batch_sampler is not None:
             size: Any = loader.batch_sampler
             sampler = BatchSampler(sampler, size.batch_size, size.drop_last)
-    part = _EveryNth(sampler, ranks)
-    return iter(
-        DataLoader(
-            loader.dataset,
-            batch_size=1 if loader.batch_sampler is not None else None,
-            batch_sampler=part if loader.batch_sampler is not None else None,
-            sampler=part if loader.batch_sampler is None else None,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor,
-        )
-    )
+    part: Any = _EveryNth(sampler, ranks)
+    same: Any = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
+    if loader.batch_sampler is None:
+        return iter(DataLoader(loader.dataset, batch_size=None, sampler=part, **same))
+    return iter(DataLoader(loader.dataset, batch_sampler=part, **same))
 
 
 class _EveryNth(Sampler[Any]):

@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.base.checks import check_inputs, check_labels
+from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,4 @@ class SamplePairs:
 
 def check_pairs(pairs: object) -> SamplePairs:
     """``pairs`` if it is `SamplePairs`."""
-    if not isinstance(pairs, SamplePairs):
-        raise TypeError(
-            f"pairs: got {type(pairs).__name__}, want SamplePairs(corrupted=..., clean=...)"
-        )
-    return pairs
+    return check_type("pairs", pairs, SamplePairs, "SamplePairs(corrupted=..., clean=...)")

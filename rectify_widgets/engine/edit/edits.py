@@ -17,7 +17,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_module, nearest
+from rectify_widgets.engine.base.checks import check_module, check_type, nearest
 from rectify_widgets.engine.base.files import read_tensors, write_tensors
 from rectify_widgets.engine.edit.statistics import weight_bytes
 from rectify_widgets.engine.model.catalog import editable_layers
@@ -235,8 +235,7 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
     """Write edits, in order, as one safetensors file (a few kilobytes; no weight of the model).
 
     Raises:
-        TypeError: an item that is not an edit, or a path that is not one.
-        FileNotFoundError: the folder does not exist.
+        TypeError, FileNotFoundError: an item that is no edit, no path, or no such folder.
     """
     tensors, about = pack_edits(edits)
     write_tensors(path, FORMAT, tensors, {"edits": about})
@@ -255,8 +254,7 @@ def pack_edits(edits: Sequence[RankOneEdit]) -> tuple[dict[str, Tensor], str]:
 
 def _check_edits(edits: Sequence[RankOneEdit]) -> Sequence[RankOneEdit]:
     for edit in edits:
-        if not isinstance(edit, RankOneEdit):
-            raise TypeError(f"edits: got {type(edit).__name__}, want RankOneEdit objects in a list")
+        check_type("edits", edit, RankOneEdit, "RankOneEdit objects in a list")
     return edits
 
 
@@ -264,8 +262,7 @@ def load_edits(path: str | Path) -> Edits:
     """Read edits written by `RankOneEdit.save`, `save_edits` or ``Rectification.save``.
 
     Raises:
-        TypeError: ``path`` is not a path.
-        FileNotFoundError: there is no such file.
+        TypeError, FileNotFoundError: not a path, or no such file.
         ValueError: the file holds no edits, or damaged ones.
     """
     return unpack_edits(str(path), *read_tensors(path, FORMAT, "edits"))
@@ -274,7 +271,7 @@ def load_edits(path: str | Path) -> Edits:
 def unpack_edits(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Edits:
     """The edits from the content of the file at ``path``."""
     try:
-        about = list(enumerate(json.loads(metadata["edits"])))
+        about = enumerate(json.loads(metadata["edits"]))
         return Edits([_read_edit(item, tensors, number) for number, item in about])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(

@@ -1,10 +1,8 @@
 """Solving ``(C + λ · mean(diag C) · I) d = b`` for one layer, dense or matrix-free.
 
-Imports torch only.  Both solvers have one method, ``solve(b, ridge)``, for ``D`` right-hand sides a
-group, ``G × D × K``.
-The dense one factorises the second moment; the matrix-free one never forms it: ``C v`` is a
-one-channel convolution of the layer's stored inputs with ``v``, followed by that convolution's
-weight gradient, inside a preconditioned conjugate-gradient iteration.
+Imports torch only.  The dense solver factorises the second moment; the matrix-free one never forms
+it: ``C v`` is a one-channel convolution of the layer's stored inputs with ``v``, followed by that
+convolution's weight gradient, inside a preconditioned conjugate-gradient iteration.
 """
 
 from __future__ import annotations
@@ -74,9 +72,8 @@ class DenseSolver:
     def whiten(self, right: Tensor, ridge: float) -> Tensor:
         """``L⁻¹ b`` where ``L Lᵀ`` is the regularised second moment, ``G × D × K``."""
         self.solve(right, ridge)
-        factor = self._factors[ridge]
         columns = right.transpose(1, 2)
-        whitened: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+        whitened = torch.linalg.solve_triangular(self._factors[ridge], columns, upper=False)
         return whitened.transpose(1, 2)
 
     def _factorise(self, ridge: float) -> Tensor:
@@ -124,11 +121,10 @@ class MatrixFreeSolver:
         self._keys = list(keys)
         self._iterations = iterations
         self._tolerance = tolerance
-        self._positions = 0
+        self._positions = sum(len(batch) * batch.positions for batch in self._keys)
         parts = []
         for batch in self._keys:
-            ones = torch.ones_like(batch.norms()).unsqueeze(2)
-            self._positions += ones[:, 0, 0].numel()
+            ones = batch.inputs.new_ones(len(batch), layer.groups, 1, batch.positions)
             parts.append(batch.squares().gather(ones))
         self._diagonal = torch.stack(parts).sum(dim=0) / self._positions
         self._scale = _scale("reference", layer.name, self._diagonal[:, 0]).reshape(-1, 1, 1)

@@ -7,17 +7,17 @@ layer, so that stale ones are refused by name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_type
 from rectify_widgets.engine.base.files import read_tensors, write_tensors
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import ALONE, Ranks, check_distributed
@@ -147,8 +147,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
                 module = stack.enter_context(eval_mode(model))
                 example = next(batches("reference", reference, batch_size))
                 catalog = editable_layers(module, example)
-                several = isinstance(layers, Iterable) and not isinstance(layers, str)
-                chosen = catalog.select("layers", list(layers or ()) if several else layers)
+                chosen = catalog.select("layers", layers)
                 chunk = None
                 if limit is not None:
                     like = example[:1].to(device=model_device(module), dtype=model_dtype(module))
@@ -165,8 +164,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         Raises:
             TypeError, ValueError: other layers, key space, shapes or upstream weights.
         """
-        if not isinstance(other, KeyStatistics):
-            raise TypeError(f"other: got {type(other).__name__}, want KeyStatistics")
+        check_type("other", other, KeyStatistics, "KeyStatistics")
         if self.key_space != other.key_space:
             raise ValueError(f"other: got {other.key_space!r} keys, want {self.key_space!r}")
         if set(self) != set(other):
@@ -174,17 +172,13 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
                 f"other: got layers {sorted(other)}, want the same layers {sorted(self)}"
             )
         merged = {name: part.merge(name, other[name]) for name, part in self.items()}
-        return KeyStatistics(
-            merged, key_space=self.key_space, references=self.references + other.references
-        )
+        total = self.references + other.references
+        return KeyStatistics(merged, key_space=self.key_space, references=total)
 
     def updated(self, newer: KeyStatistics) -> KeyStatistics:
         """These statistics with the layers of ``newer`` in place of their own."""
-        return KeyStatistics(
-            {**self._layers, **newer._layers},
-            key_space=self.key_space,
-            references=self.references,
-        )
+        layers = {**self._layers, **newer._layers}
+        return KeyStatistics(layers, key_space=self.key_space, references=self.references)
 
     def check(self, model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) -> None:
         """Refuse statistics that are missing, of another shape, or stale for ``names``.
@@ -210,18 +204,14 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """Write a safetensors file.
 
         Raises:
-            TypeError: ``path`` is not a path.
-            FileNotFoundError: the folder does not exist.
+            TypeError, FileNotFoundError: not a path, or no such folder.
         """
         about = {
             name: {"positions": part.positions, "fingerprint": part.fingerprint}
             for name, part in self.items()
         }
-        metadata = {
-            "key_space": self.key_space,
-            "references": str(self.references),
-            "layers": json.dumps(about),
-        }
+        size = {"key_space": self.key_space, "references": str(self.references)}
+        metadata = {**size, "layers": json.dumps(about)}
         tensors = {name: part.total for name, part in self.items()}
         write_tensors(path, _FORMAT, tensors, metadata)
 
@@ -230,17 +220,14 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """Read a file written by `save`.
 
         Raises:
-            TypeError: ``path`` is not a path.
-            FileNotFoundError: there is no such file.
+            TypeError, FileNotFoundError: not a path, or no such file.
             ValueError: the file is not one of key statistics, or it is damaged.
         """
         metadata, tensors = read_tensors(path, _FORMAT, "key statistics")
         try:
             layers = {
-                name: LayerStatistics(
-                    tensors[name], int(item["positions"]), str(item["fingerprint"])
-                )
-                for name, item in json.loads(metadata["layers"]).items()
+                name: LayerStatistics(tensors[name], int(it["positions"]), str(it["fingerprint"]))
+                for name, it in json.loads(metadata["layers"]).items()
             }
             references = int(metadata["references"])
             return cls(layers, key_space=metadata["key_space"], references=references)
@@ -334,17 +321,15 @@ def fingerprints(model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) 
         name: _digest((*part.parameters(recurse=False), *part.buffers(recurse=False)))
         for name, part in module.named_modules()
     }
-    result = {}
-    for name in names:
-        upstream = hashlib.blake2b(digest_size=16)
-        for part in catalog.upstream[name]:
-            upstream.update(part.encode() + digests[part])
-        result[name] = upstream.hexdigest()
-    return result
+    upstream = {
+        name: b"".join(part.encode() + digests[part] for part in catalog.upstream[name])
+        for name in names
+    }
+    return {name: blake2b(whole, digest_size=16).hexdigest() for name, whole in upstream.items()}
 
 
 def _digest(tensors: Iterable[Tensor]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     for tensor in tensors:
         if not nn.parameter.is_lazy(tensor):
             digest.update(weight_bytes(tensor))

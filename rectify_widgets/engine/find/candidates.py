@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached, closed_form, key_sums
 from rectify_widgets.engine.edit.edits import RankOneEdit, digest
 from rectify_widgets.engine.edit.solver import Solver
@@ -162,26 +162,23 @@ def keys_and_scores(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
     inputs: Tensor,
-    monitor: Monitor | None = None,
+    monitor: Monitor = SILENT,
 ) -> tuple[dict[str, Keys], Tensor]:
     """See `layer_keys`, and the scores that the same passes give, in float32 or better."""
 
     def run(rows: slice) -> tuple[dict[str, Keys], Tensor]:
-        if monitor is not None:
-            monitor.check()
+        monitor.check()
         keys: dict[str, Keys] = {}
 
         def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
-            samples = rows.stop - rows.start
-            keys[name] = layers[name].keys(layer_input.detach().clone(), samples=samples)
+            keys[name] = layers[name].keys(layer_input.clone(), samples=rows.stop - rows.start)
 
         with capturing({name: layer.module for name, layer in layers.items()}, keep):
             scores = predict(model, inputs[rows])
         return keys, scores.to(working_dtype(scores.dtype))
 
-    parts, scores = zip(
-        *in_chunks(len(inputs), chunk_size(inputs, inputs.device), run), strict=True
-    )
+    chunks = in_chunks(len(inputs), chunk_size(inputs, inputs.device), run)
+    parts, scores = zip(*chunks, strict=True)
     keys = {
         name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
         for name, layer in layers.items()
@@ -249,10 +246,10 @@ def candidates(
         sums = key_sums(layer, *solve)
     except Unreached:
         return []
-    grid = [(kind, ridge) for kind in directions if kind in sums for ridge in ridges]
-    if not grid or name not in probed.path_gradients:
+    kinds = [kind for kind in dict.fromkeys(directions) if kind in sums]
+    if not kinds or name not in probed.path_gradients:
         return []
-    kinds = list(dict.fromkeys(kind for kind, _ in grid))
+    grid = [(kind, ridge) for kind in kinds for ridge in ridges]
     right = torch.stack([sums[kind] for kind in kinds], dim=1)
     solved = {ridge: solver.solve(right, ridge) for ridge in ridges}
     rights = torch.stack([solved[ridge][:, kinds.index(kind)] for kind, ridge in grid], dim=1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 
 import torch
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_type
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.edit.statistics import BATCH
 from rectify_widgets.engine.find.candidates import RIDGES
@@ -49,19 +49,18 @@ class MemoryEstimate:
     largest: Mapping[str, int]
 
     def __str__(self) -> str:
-        lines = [f"peak {format_bytes(self.peak)} in {self.passes} pass{'es' * (self.passes > 1)}"]
-        lines += [f"  {format_bytes(size):>10}  {phase}" for phase, size in self.phases.items()]
-        lines += ["layers that take most:"]
-        lines += [f"  {format_bytes(size):>10}  {name}" for name, size in self.largest.items()]
-        return "\n".join(lines)
+        return "\n".join(f"{format_bytes(size):>10}  {what}" for what, size in self._rows())
 
     def _repr_html_(self) -> str:
-        rows = [
+        rows = [(escape(what), format_bytes(size)) for what, size in self._rows()]
+        return html_table(rows, align="lr")
+
+    def _rows(self) -> list[tuple[str, int]]:
+        return [
             (f"peak, {self.passes} pass{'es' * (self.passes > 1)}", self.peak),
             *self.phases.items(),
             *((f"layer {name}", size) for name, size in self.largest.items()),
         ]
-        return html_table([(escape(what), format_bytes(size)) for what, size in rows], align="lr")
 
 
 def estimate_memory(
@@ -82,7 +81,7 @@ def estimate_memory(
             ``"rectify"``, each with its defaults.
         pairs: number of pairs.
         references: number of references.
-        memory_limit: as given to the call, in bytes.
+        memory_limit: of the call, in bytes.
 
     Raises:
         TypeError, ValueError: bad input; a limit below what a single layer takes.
@@ -91,27 +90,23 @@ def estimate_memory(
     check_int("pairs", pairs, low=1)
     check_int("references", references, low=0)
     limit = check_limit(memory_limit)
-    if not isinstance(input_shape, tuple | list | torch.Size):
-        raise TypeError(f"input_shape: got {input_shape!r}, want (channels, height, width)")
-    shape = [check_int("input_shape", size, low=1) for size in input_shape]
+    want = "(channels, height, width)"
+    sides = check_type("input_shape", input_shape, (tuple, list), want)
+    shape = [check_int("input_shape", side, low=1) for side in sides]
     if len(shape) != 3:
-        raise ValueError(f"input_shape: got {tuple(shape)}, want (channels, height, width)")
+        raise ValueError(f"input_shape: got {tuple(shape)}, want {want}")
     with eval_mode(model) as module:
         example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
         catalog = editable_layers(module, example)
-        sizes = measure_sizes(module, catalog.select("layers", None), example)
-    if call == "rectify":
-        sizes = replace(sizes, copy=sizes.weights)
+        layers = catalog.select("layers", None)
+        sizes = measure_sizes(module, layers, example, copied=call == "rectify")
     counts = counts_of(pairs, references, example)
     names = list(sizes.layers)
     groups = [names] if call == "collect" else parts(sizes, counts, names, limit)
     batch = max(min(BATCH, references), 1)
-    phases = {
-        "statistics": max(
-            collect_peak(sizes, group, collect_chunk(sizes, group, batch, limit))
-            for group in groups
-        )
-    }
+    chunks = [collect_chunk(sizes, group, batch, limit) for group in groups]
+    peaks = [collect_peak(sizes, *one) for one in zip(groups, chunks, strict=True)]
+    phases = {"statistics": max(peaks)}
     if call != "collect":
         phases["sweep and solving"] = max(proposal_peak(sizes, counts, group) for group in groups)
         shared = counts.references * sum(size.outputs for size in sizes.layers.values())

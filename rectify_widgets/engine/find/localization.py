@@ -5,6 +5,7 @@ Imports torch; matplotlib and pandas only in `Localization.plot` and `Localizati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
+from rectify_widgets.engine.base.checks import (
+    check_choice,
+    check_int,
+    check_number,
+    check_type,
+    nearest,
+)
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import check_distributed
 from rectify_widgets.engine.base.tables import frame, html_table
@@ -82,8 +89,7 @@ class Localization:
             ValueError: it was not scored, cannot be edited, or the corruption does not reach it.
         """
         name = self.best if layer is None else layer
-        if not isinstance(name, str):
-            raise TypeError(f"layer: got {name!r}, want the dotted name of a layer, or None")
+        check_type("layer", name, str, "the dotted name of a layer, or None")
         if name in self.edits:
             return self.edits[name]
         if name in self.refused:
@@ -97,18 +103,13 @@ class Localization:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each scored layer, best first."""
-        return [
-            {
-                "rank": rank,
-                "layer": name,
-                "kind": self.kinds.get(name, ""),
-                "score": score,
-                "direction": self.choices[name][0] if name in self.choices else "",
-                "ridge": self.choices[name][1] if name in self.choices else float("nan"),
-                "completeness_error": self.completeness.get(name, float("nan")),
-            }
-            for rank, (name, score) in enumerate(self.scores.items(), start=1)
-        ]
+        rows: list[dict[str, Any]] = []
+        for rank, (name, score) in enumerate(self.scores.items(), start=1):
+            direction, ridge = self.choices.get(name, ("", math.nan))
+            row = {"rank": rank, "layer": name, "kind": self.kinds.get(name, ""), "score": score}
+            error = self.completeness.get(name, math.nan)
+            rows.append(row | {"direction": direction, "ridge": ridge, "completeness_error": error})
+        return rows
 
     def __repr__(self) -> str:
         return (
@@ -118,18 +119,15 @@ class Localization:
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(name) for name in self.scores))
-        head = (
-            f"{'rank':>4}  {'layer':<{width}}  {'score':>9}  {'direction':<9} {'ridge':>6}  "
-            f"{'completeness error':>18}"
-        )
-        lines = [head]
-        lines += [
-            f"{row['rank']:>4}  {row['layer']:<{width}}  {row['score']:>9.3g}  "
-            f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>18.0%}"
-            for row in self.rows()
-        ]
-        lines += [
-            f"   –  {name:<{width}}  not editable: {why}" for name, why in self.refused.items()
+        head = f"{'rank':>4}  {'layer':<{width}}  {'score':>9}  {'direction':<9} {'ridge':>6}"
+        lines = [
+            f"{head}  {'completeness error':>18}",
+            *(
+                f"{row['rank']:>4}  {row['layer']:<{width}}  {row['score']:>9.3g}  "
+                f"{row['direction']:<9} {row['ridge']:>6g}  {row['completeness_error']:>18.0%}"
+                for row in self.rows()
+            ),
+            *(f"   –  {name:<{width}}  not editable: {why}" for name, why in self.refused.items()),
         ]
         return "\n".join(lines)
 

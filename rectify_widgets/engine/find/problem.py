@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_labels, check_number
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.checks import check_labels, check_number, check_type
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
@@ -112,22 +112,20 @@ class Problem:
         """The pairs themselves as a probe."""
         return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)
 
-    def probe(
-        self, model: nn.Module, seed: int, monitor: Monitor | None = None, *, size: int = PROBE
-    ) -> Probe:
+    def probe(self, model: nn.Module, seed: int, monitor: Monitor = SILENT) -> Probe:
         """References on which the behaviour still shows; then those closest to it."""
         if not self.given:
             return self.pair_probe()
         scores = predict_all(model, self.carriers, monitor=monitor)
         margins = margin(scores, self.answers, runner_up(scores, self.answers))
         wrong = (margins < 0).nonzero().flatten()
-        if len(wrong) >= size:
-            rows = wrong[_shuffle(len(wrong), seed)[:size].to(wrong.device)]
+        if len(wrong) >= PROBE:
+            rows = wrong[_shuffle(len(wrong), seed)[:PROBE].to(wrong.device)]
         else:
-            rows = margins.argsort()[:size]
+            rows = margins.argsort()[:PROBE]
         return Probe(self.carriers[rows], self.references[rows], self.answers[rows])
 
-    def sources(self, seed: int, size: int = PROBE) -> list[tuple[Tensor, Tensor]]:
+    def sources(self, seed: int) -> list[tuple[Tensor, Tensor]]:
         """Corrupted and clean inputs to solve from.
 
         The pairs alone and, where there are enough references to judge on others, the pairs with
@@ -135,12 +133,10 @@ class Problem:
         """
         sources = [(self.pairs.corrupted, self.pairs.clean)]
         if self.given and len(self.references) >= SPLIT // 2:
-            rows = _shuffle(len(self.references), seed)[:size].to(self.references.device)
+            rows = _shuffle(len(self.references), seed)[:PROBE].to(self.references.device)
+            more = (self.carriers[rows], self.references[rows])
             sources.append(
-                (
-                    torch.cat([self.pairs.corrupted, self.carriers[rows]]),
-                    torch.cat([self.pairs.clean, self.references[rows]]),
-                )
+                (torch.cat([sources[0][0], more[0]]), torch.cat([sources[0][1], more[1]]))
             )
         return sources
 
@@ -158,7 +154,7 @@ def pose_problem(
     memory_limit: int | None = None,
     own: bool = False,
     seed: int = 0,
-    monitor: Monitor | None = None,
+    monitor: Monitor = SILENT,
     ranks: Ranks = ALONE,
 ) -> Problem:
     """Check the input of a call and put the problem together.
@@ -175,12 +171,12 @@ def pose_problem(
         memory_limit: bytes to keep to, or None.
         own: whether the model is a copy of the call's own, which takes memory too.
         seed: which references, and which pair's corruption goes onto which.
-        monitor: checked between batches, if given.
+        monitor: checked between batches.
         ranks: the processes that share the call; all of them get the same problem.
     """
     pairs = check_pairs(pairs)
-    if statistics is not None and not isinstance(statistics, KeyStatistics):
-        raise TypeError(f"statistics: got {type(statistics).__name__}, want KeyStatistics")
+    if statistics is not None:
+        check_type("statistics", statistics, KeyStatistics, "KeyStatistics")
     if opacity is not None:
         check_number("opacity", opacity, low=0.0, high=1.0)
     memory_limit = check_limit(memory_limit)
@@ -213,24 +209,21 @@ def pose_problem(
         labels = predict_all(model, pairs.clean, monitor=monitor).argmax(dim=1)
     labels = check_labels("pairs.labels", labels, count=len(pairs), classes=scores.shape[1])
     catalog = editable_layers(model, pairs.clean)
-    answers = labels
-    if reference is not None:
-        answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     chosen = catalog.select(argument, layers)
-    sizes = None if memory_limit is None else measure_sizes(model, chosen, pairs.clean[:1])
-    if sizes is not None and own:
-        sizes = replace(sizes, copy=sizes.weights)
+    carriers, answers = pairs.corrupted, labels
+    if reference is not None:
+        carriers = transplant(pairs, references, opacity=opacity, seed=seed)
+        answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
+    sizes = None
+    if memory_limit is not None:
+        sizes = measure_sizes(model, chosen, pairs.clean[:1], copied=own)
     problem = Problem(
         model=model,
         catalog=catalog,
         layers=chosen,
         pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
         references=references,
-        carriers=(
-            pairs.corrupted
-            if reference is None
-            else transplant(pairs, references, opacity=opacity, seed=seed)
-        ),
+        carriers=carriers,
         answers=answers,
         given=reference is not None,
         limit=memory_limit,
@@ -242,10 +235,7 @@ def pose_problem(
 
 
 def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
-    """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``.
-
-    Where `Problem.halves` splits them, one half is solved with.
-    """
+    """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``."""
     taken = min(references, MAX_REFERENCES)
     more = PROBE if taken >= SPLIT // 2 else 0
     return Counts(

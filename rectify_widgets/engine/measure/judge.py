@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.measure.replay import Replay
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import predict_all
@@ -71,7 +71,7 @@ class Judge:
         references: Tensor,
         carriers: Tensor,
         validation: tuple[Tensor, Tensor] | None = None,
-        monitor: Monitor | None = None,
+        monitor: Monitor = SILENT,
     ) -> None:
         self._inputs = {"corrupted": carriers, "clean": references}
         self._replays: dict[str, Replay] = {}
@@ -105,53 +105,36 @@ class Judge:
             self._replays.clear()
 
     def measure(
-        self, model: nn.Module, monitor: Monitor | None = None, edited: str | None = None
+        self, model: nn.Module, monitor: Monitor = SILENT, edited: str | None = None
     ) -> Verdict:
         """Measure ``model``; reports to the monitor and checks it between batches.
 
         ``edited`` names the layer that is being tried, where work is shared.
         """
-        if monitor is not None:
-            monitor.report(0.0, "measuring the gap")
-        gap = self._gap(model, monitor, edited)
-        if monitor is not None:
-            monitor.report(0.5, "measuring the degradation")
+        monitor.report(0.0, "measuring the gap")
+        gap = self._distance(self._predict(model, "corrupted", monitor, edited))
+        monitor.report(0.5, "measuring the degradation")
         return self._finish(model, gap, monitor, edited)
 
     def measure_below(
-        self,
-        model: nn.Module,
-        bar: float,
-        monitor: Monitor | None = None,
-        edited: str | None = None,
+        self, model: nn.Module, bar: float, monitor: Monitor = SILENT, edited: str | None = None
     ) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""
-        gap = self._gap(model, monitor, edited)
+        gap = self._distance(self._predict(model, "corrupted", monitor, edited))
         return None if gap >= bar else self._finish(model, gap, monitor, edited)
 
-    def _predict(
-        self, model: nn.Module, kind: str, monitor: Monitor | None, edited: str | None
-    ) -> Tensor:
+    def _predict(self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None) -> Tensor:
         if edited is not None and kind in self._replays:
             return self._replays[kind].scores(model, edited, monitor)
         return predict_all(model, self._inputs[kind], monitor=monitor)
 
-    def _gap(self, model: nn.Module, monitor: Monitor | None, edited: str | None) -> float:
-        return self._distance(self._predict(model, "corrupted", monitor, edited))
-
     def _finish(
-        self, model: nn.Module, gap: float, monitor: Monitor | None, edited: str | None
+        self, model: nn.Module, gap: float, monitor: Monitor, edited: str | None
     ) -> Verdict:
         scores = self._predict(model, "clean", monitor, edited)
         losses = self._losses(model, scores, monitor, edited) - self._start
         worst, sufferer = self._worst(losses)
-        return Verdict(
-            gap=gap,
-            disturbance=self._distance(scores),
-            degradation=float(losses.mean()),
-            worst_class=worst,
-            sufferer=sufferer,
-        )
+        return Verdict(gap, self._distance(scores), float(losses.mean()), worst, sufferer)
 
     def _distance(self, scores: Tensor) -> float:
         change = (scores.softmax(dim=1) - self._original).abs()
@@ -159,7 +142,7 @@ class Judge:
         return float(distance) if bool(torch.isfinite(distance)) else 1.0
 
     def _losses(
-        self, model: nn.Module, scores: Tensor, monitor: Monitor | None, edited: str | None
+        self, model: nn.Module, scores: Tensor, monitor: Monitor, edited: str | None
     ) -> Tensor:
         """Cost of each sample's current prediction; to be compared with that at the start."""
         if self._validation is not None:

@@ -6,15 +6,16 @@ each input only its predicted class and its label are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int, check_labels, check_module, check_number
-from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.base.progress import SILENT, Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import Ranks, check_distributed
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
@@ -203,29 +204,22 @@ def evaluate_predictions(
                 raise ValueError(
                     f"corrupted: all its labels are the target {target}, want other classes too"
                 )
+    # Nothing to average where all clean inputs are of the target class.
+    values = {name: hits.double() for name, hits in outcomes.items() if len(hits)}
+    rates: Any = {name: float(hits.mean()) for name, hits in values.items()}
     intervals = {}
     if confidence is not None:
         intervals = {
-            name: bootstrap(hits.double(), confidence=confidence, seed=seed)
-            for name, hits in outcomes.items()
-            if len(hits)  # nothing to resample where all clean inputs are of the target class
+            name: bootstrap(hits, confidence=confidence, seed=seed) for name, hits in values.items()
         }
-    rates = {
-        name: float(hits.double().mean()) if len(hits) else None for name, hits in outcomes.items()
-    }
     return Report(
-        overall_accuracy=rates["overall_accuracy"] or 0.0,
-        attack_success_rate=rates.get("attack_success_rate"),
-        corrupted_accuracy=rates.get("corrupted_accuracy"),
-        clean_target_rate=rates.get("clean_target_rate"),
+        **rates,
         intervals=intervals,
         samples=(len(y), 0 if corrupted is None else len(corrupted[1])),
     )
 
 
-def scored(
-    model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor | None = None
-) -> Tensor:
+def scored(model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor = SILENT) -> Tensor:
     """Scores on the CPU.  Infinite ones are allowed (a masked class), NaN is not."""
     scores = predict_all(model, inputs, batch_size, monitor).cpu()
     if bool(scores.isnan().any()):
@@ -259,27 +253,19 @@ def _on_cpu(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]
     return predicted.cpu(), labels.cpu()
 
 
-def bootstrap(
-    values: Tensor,
-    *,
-    confidence: float,
-    seed: int,
-    statistic: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (or of another ``statistic`` over the last axis).
+def bootstrap(values: Tensor, *, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean.
 
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; 1,000 resamples.
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(values)
-    parts = []
-    for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1)):
-        drawn = values[torch.randint(count, (len(rows), count), generator=generator)]
-        if statistic is None:
-            parts.append(drawn.mean(dim=1))
-        else:
-            parts.append(torch.stack([statistic(row) for row in drawn]))
-    means = torch.cat(parts)
+    means = torch.cat(
+        [
+            values[torch.randint(count, (len(rows), count), generator=generator)].mean(dim=1)
+            for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1))
+        ]
+    )
     tail = (1 - confidence) / 2
     low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
     return float(low), float(high)

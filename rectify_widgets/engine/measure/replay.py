@@ -1,10 +1,9 @@
 """Trial edits of a layer share everything that runs before it: it is run once and cached.
 
-Imports torch only.  One forward pass of one
-sample shows which module calls end before a layer begins; a replay returns the cached output of
-those calls and runs everything behind, so that the scores are the same to the bit.  Only outputs
-that something behind uses are cached: a block's output and its skip connection, not what happens
-within.
+Imports torch only.  One forward pass of one sample shows which module calls end before a layer begins; a replay returns
+the cached output of those calls and runs everything behind, so that the scores are the same to the
+bit.  Only outputs that something behind uses are cached: a block's output and its skip connection,
+not what happens within.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import chunk_size, predict, predict_all, working_dtype
 
@@ -98,41 +97,28 @@ class Replay:
         self._chunks = inputs.split(chunk_size(inputs, inputs.device))
         calls = _trace(model, inputs[:1])
         self._plans: dict[str, _Plan] = {}
-        for layer in layers:
-            if layer.name not in self._plans:
-                plan = _plan(model, layer.module, calls, inputs[:1])
-                if plan is not None:
-                    self._plans[layer.name] = plan
+        for layer in {layer.name: layer for layer in layers}.values():
+            if plan := _plan(model, layer.module, calls, inputs[:1]):
+                self._plans[layer.name] = plan
         self._kept: list[dict[int, Any]] = []
         wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
         with suppress(torch.OutOfMemoryError):  # then what is cached so far has to do
-            self._keep(model, calls, wanted, room, monitor)
+            for chunk in self._chunks if wanted else ():
+                monitor.check()
+                kept = _answers(model, calls, wanted, chunk)
+                room -= sum(leaf.nbytes for leaf in tree_leaves(kept) if isinstance(leaf, Tensor))
+                if room < 0 or len(kept) < len(wanted):
+                    break
+                self._kept.append(kept)
 
-    def _keep(
-        self,
-        model: nn.Module,
-        calls: list[_Call],
-        wanted: frozenset[int],
-        room: int,
-        monitor: Monitor,
-    ) -> None:
-        for chunk in self._chunks if wanted else ():
-            monitor.check()
-            kept = _answers(model, calls, wanted, chunk)
-            room -= sum(leaf.nbytes for leaf in tree_leaves(kept) if isinstance(leaf, Tensor))
-            if room < 0 or len(kept) < len(wanted):
-                break
-            self._kept.append(kept)
-
-    def scores(self, model: nn.Module, edited: str, monitor: Monitor | None = None) -> Tensor:
+    def scores(self, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Tensor:
         """Scores of the model as it is now, which differs in the edited layer alone."""
         plan = self._plans.get(edited)
         kept = self._kept if plan is not None else []
         parts = []
         for chunk, answers in zip(self._chunks, kept, strict=False):
             assert plan is not None  # noqa: S101 - nothing is kept without one
-            if monitor is not None:
-                monitor.check()
+            monitor.check()
             try:
                 with _answering(plan, answers):
                     scores = predict(model, chunk)

@@ -7,8 +7,8 @@ exactly once and compute ``W k + b``, and which dimension of a layer's input cou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -71,16 +71,14 @@ class LayerCatalog:
 
     def select(self, argument: str, names: object) -> dict[str, EditableLayer]:
         """The named layers in network order, all of them for ``None``; at least one."""
-        if names is None:
-            chosen = dict(self.editable)
-        else:
-            if isinstance(names, str):
-                names = [names]
-            if not isinstance(names, list | tuple | set | frozenset):
+        chosen = dict(self.editable)
+        if names is not None:
+            if not isinstance(names, Iterable):
                 raise TypeError(f"{argument}: got {names!r}, want a list of layer names or None")
-            if not names:
+            asked = [names] if isinstance(names, str) else list(names)
+            if not asked:
                 raise ValueError(f"{argument}: got an empty list, want at least one name, or None")
-            wanted = {self.get(argument, name).name for name in names}
+            wanted = {self.get(argument, name).name for name in asked}
             chosen = {name: layer for name, layer in self.editable.items() if name in wanted}
         if not chosen:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.refused.items())
@@ -121,19 +119,12 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    trace = trace_layers(model, editable, check_inputs("example", example)[:2])
-    order = sorted(editable, key=trace.started.__getitem__)
-    kept = {
-        name: replace(editable[name], axis=trace.axes[name])
-        for name in order
-        if name not in trace.refused
-    }
-    refused.update({name: trace.refused[name] for name in order if name in trace.refused})
-    begun = sorted(trace.started, key=trace.started.__getitem__)
-    upstream = {
-        name: tuple(part for part in begun if trace.started[part] < trace.started[name])
-        for name in kept
-    }
+    started, axes, wrong = trace_layers(model, editable, check_inputs("example", example)[:2])
+    order = sorted(editable, key=started.__getitem__)
+    kept = {name: replace(editable[name], axis=axes[name]) for name in order if name not in wrong}
+    refused.update({name: wrong[name] for name in order if name in wrong})
+    begun = sorted(started, key=started.__getitem__)
+    upstream = {name: tuple(p for p in begun if started[p] < started[name]) for name in kept}
     return LayerCatalog(kept, refused, upstream)
 
 
@@ -186,25 +177,16 @@ def _lazy(parameter: Tensor) -> bool:
     return bool(nn.parameter.is_lazy(parameter))
 
 
-@dataclass(frozen=True)
-class LayerTrace:
-    """How the layers behave in a forward pass.
-
-    Attributes:
-        started: a number for each module, in the order in which they began to run.
-        refused: layers that cannot be edited, with the reason.
-        axes: dimension of the input that counts the samples, for all other layers.
-    """
-
-    started: Mapping[str, int]
-    refused: Mapping[str, str]
-    axes: Mapping[str, int]
-
-
 def trace_layers(
     model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
-) -> LayerTrace:
-    """Trace ``layers`` while the model runs on the first of ``example``, then on two samples."""
+) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+    """How the layers behave while the model runs on the first of ``example``, then on two samples.
+
+    Returns:
+        A number for each module, in the order in which they began to run; for each layer the
+        dimension of its input that counts the samples; and the layers that cannot be edited
+        instead, with the reason.
+    """
     started: dict[str, int] = {}
     wrong: dict[str, str] = {}
     alone: dict[str, Tensor] = {}
@@ -234,37 +216,30 @@ def trace_layers(
             scores = predict(module, two)
         with capturing(modules, lambda *_: None):  # with hooks, hence without fast paths
             arrange(module, two, scores)
-    refused: dict[str, str] = {}
     for name in layers:
-        if calls[0][name] == 0:
-            refused[name] = "the forward pass does not call it (its weight may be used directly)"
-        elif calls[0][name] > 1:
-            refused[name] = f"used {calls[0][name]} times in one forward pass"
-        elif name in wrong:
-            refused[name] = wrong[name]
-        elif calls[1][name] != 1:
-            refused[name] = f"used {calls[1][name]} times in a forward pass of two samples"
-        elif isinstance(reason := axes[name], str):
-            refused[name] = reason
-    known = {name: axis for name, axis in axes.items() if isinstance(axis, int)}
-    return LayerTrace(started, refused, known)
+        once, twice = calls[0][name], calls[1][name]
+        if once == 0:
+            wrong[name] = "the forward pass does not call it (its weight may be used directly)"
+        elif once > 1:
+            wrong[name] = f"used {once} times in one forward pass"
+        elif name not in wrong and twice != 1:
+            wrong[name] = f"used {twice} times in a forward pass of two samples"
+        elif name not in wrong and isinstance(reason := axes[name], str):
+            wrong[name] = reason
+    return started, {name: axis for name, axis in axes.items() if isinstance(axis, int)}, wrong
 
 
 @contextmanager
 def _noting_order(parts: Mapping[str, nn.Module], started: dict[str, int]) -> Iterator[None]:
     """Record the order in which modules begin to run."""
-    handles = []
-    try:
+    with ExitStack() as stack:
         for name, part in parts.items():
 
             def begin(_: nn.Module, __: object, name: str = name) -> None:
                 started.setdefault(name, len(started))
 
-            handles.append(part.register_forward_pre_hook(begin))
+            stack.callback(part.register_forward_pre_hook(begin).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     for name in parts:
         # A part that is never called may have its weight used by the module that holds it.
         started.setdefault(name, started.get(name.rpartition(".")[0], 0))

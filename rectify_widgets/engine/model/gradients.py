@@ -38,7 +38,6 @@ def sweep(
     rivals: Tensor,
     *,
     steps: int = PATH_STEPS,
-    batch_size: int | None = None,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
     """Each layer's gradient of the margin, averaged over midpoints between ``start`` and ``end``.
@@ -51,10 +50,9 @@ def sweep(
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
         labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
         steps: midpoints of the path.
-        batch_size: points in one pass; None takes a size that stops promptly on cancel.
         monitor: progress and cancellation.
     """
-    most = batch_size or chunk_size(start, start.device)
+    most = chunk_size(start, start.device)
 
     def average(rows: slice) -> dict[str, Tensor]:
         share = monitor.part(rows.start / len(start), rows.stop / len(start))

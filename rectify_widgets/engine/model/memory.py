@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rectify_widgets.engine.base.checks import check_int
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT
 from rectify_widgets.engine.model.gradients import PATH_STEPS, path_average
 from rectify_widgets.engine.model.keys import EditableLayer, pad
 from rectify_widgets.engine.model.running import capturing, predict, working_dtype
@@ -61,10 +61,8 @@ class Sizes:
     """Most that is alive at one time in a forward pass."""
     sweep: int
     """The same with the backward pass, gradients of all layers included."""
-    weights: int
-    """All parameters and buffers; whatever the number of samples."""
-    copy: int = 0
-    """The copy of them that a call works on, if it makes one."""
+    copy: int
+    """The copy of all parameters and buffers that a call works on, if it makes one."""
 
 
 class _Live(TorchDispatchMode):
@@ -105,13 +103,16 @@ def _place(storage: torch.UntypedStorage) -> int:
     return int(storage._cdata)  # noqa: SLF001 - has no public name
 
 
-def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor) -> Sizes:
+def measure_sizes(
+    model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor, *, copied: bool = False
+) -> Sizes:
     """Measure the memory of one sample forward and of one step of a sweep.
 
     Args:
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         layers: those to measure.
         example: ``1 × C × H × W`` on the model's device.
+        copied: whether the call works on a copy of the model, which takes memory too.
     """
     measured: dict[str, LayerSize] = {}
 
@@ -119,14 +120,12 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
         layer = layers[name]
         each = working_dtype(inputs.dtype).itemsize
         padded = pad(layer.module, inputs) if isinstance(layer.module, nn.Conv2d) else inputs
+        key = layer.groups * layer.key_size * each
         measured[name] = LayerSize(
             inputs=padded.numel() * each,
             outputs=output.numel() * each,
-            moment=layer.groups * layer.key_size**2 * each,
-            unfolded=layer.groups
-            * layer.key_size
-            * each
-            * min(64, output.numel() // layer.outputs),
+            moment=key * layer.key_size,
+            unfolded=key * min(64, output.numel() // layer.outputs),
         )
 
     tensors = [*model.parameters(), *model.buffers()]
@@ -139,13 +138,13 @@ def measure_sizes(model: nn.Module, layers: Mapping[str, EditableLayer], example
         scores = predict(model, example)
     labels = torch.zeros(1, dtype=torch.long, device=scores.device)
     with whole:
-        path_average(model, layers, example, example, labels, labels + 1, 1, 1, Monitor())
+        path_average(model, layers, example, example, labels, labels + 1, 1, 1, SILENT)
     return Sizes(
         layers=measured,
-        sample=example.numel() * example.element_size(),
+        sample=example.nbytes,
         forward=plain.most,
         sweep=whole.most,
-        weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        copy=sum(tensor.nbytes for tensor in tensors) if copied else 0,
     )
 
 
@@ -171,19 +170,14 @@ def held(size: LayerSize, counts: Counts) -> int:
     return keys + 2 * counts.probe * size.outputs + size.moment
 
 
-def fixed(sizes: Sizes, counts: Counts) -> int:
-    """Bytes that proposing edits takes whatever the layers: references, carriers, and one pass."""
-    data = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
-    swept = min(counts.chunk, counts.probe * PATH_STEPS)
-    passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
-    return data + passing + sizes.copy
-
-
 def proposal_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
     """Bytes of proposing edits of these layers, at most."""
+    samples = 2 * (counts.references + counts.probe + counts.sources) * sizes.sample
+    swept = min(counts.chunk, counts.probe * PATH_STEPS)
+    passing = max(swept * sizes.sweep, counts.chunk * sizes.forward)
     some = [sizes.layers[name] for name in names]
     solving = max((size.moment for size in some), default=0) * FACTORS
-    return fixed(sizes, counts) + sum(held(size, counts) for size in some) + solving
+    return samples + passing + sizes.copy + sum(held(size, counts) for size in some) + solving
 
 
 def collect_peak(sizes: Sizes, names: Collection[str], chunk: int) -> int:
@@ -210,12 +204,8 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
     """
     if limit is None:
         return batch
-    needed = limit_for(collect_peak(sizes, names, 1))
-    if needed > limit:
-        raise ValueError(
-            f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)} for the second moments "
-            f"of {len(names)} layers; give more, or fewer layers"
-        )
+    why = f"for the second moments of {len(names)} layers; give more, or fewer layers"
+    _refuse_below(limit_for(collect_peak(sizes, names, 1)), limit, why)
     fitting = (limit / (1 + SLACK) - _standing(sizes, names)) // _passing(sizes, names)
     return max(1, min(batch, int(fitting)))
 
@@ -233,23 +223,26 @@ def parts(sizes: Sizes, counts: Counts, names: Sequence[str], limit: int | None)
     """
     if limit is None:
         return [list(names)]
+
+    def needed(some: Sequence[str]) -> int:
+        return limit_for(max(proposal_peak(sizes, counts, some), collect_peak(sizes, some, 1)))
+
     groups: list[list[str]] = []
     for name in names:
-        if groups and limit_for(_peak(sizes, counts, [*groups[-1], name])) <= limit:
+        if groups and needed([*groups[-1], name]) <= limit:
             groups[-1].append(name)
-            continue
-        needed = limit_for(_peak(sizes, counts, [name]))
-        if needed > limit:
-            raise ValueError(
-                f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)}, which layer "
-                f"{name!r} takes alone; give more, or fewer references or pairs"
-            )
-        groups.append([name])
+        else:
+            why = f"for layer {name!r} alone; give more, or fewer references or pairs"
+            _refuse_below(needed([name]), limit, why)
+            groups.append([name])
     return groups
 
 
-def _peak(sizes: Sizes, counts: Counts, names: Sequence[str]) -> int:
-    return max(proposal_peak(sizes, counts, names), collect_peak(sizes, names, 1))
+def _refuse_below(needed: int, limit: int, why: str) -> None:
+    if needed > limit:
+        raise ValueError(
+            f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)} {why}"
+        )
 
 
 def hand_back(device: torch.device) -> None:

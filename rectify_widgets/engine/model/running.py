@@ -19,9 +19,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rectify_widgets.engine.base.checks import check_module
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
 
 CHUNK = 500_000
@@ -89,10 +90,7 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: it has lazy layers without a shape, or cannot be copied.
     """
     module = runnable(model)
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
-        raise ValueError(
-            "model: it has lazy layers without a shape; run it once on an input before this call"
-        )
+    _refuse_lazy(module)
     try:
         with only_here(model), torch.inference_mode(mode=False):  # otherwise it could not be edited
             return copy.deepcopy(module)
@@ -103,8 +101,11 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or bool(getattr(module, "_compiled_call_impl", None))
+def _refuse_lazy(module: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError(
+            "model: it has lazy layers without a shape; run it once on an input before this call"
+        )
 
 
 @contextmanager
@@ -122,43 +123,27 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
             not at all (the meta device).
     """
     module = runnable(check_module("model", model))
-    tensors = [*module.parameters(), *module.buffers()]
-    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
-        raise ValueError(
-            "model: it has lazy layers without a shape; run it once on an input before this call"
-        )
-    if any(tensor.is_meta for tensor in tensors):
+    _refuse_lazy(module)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError("model: its weights are on the meta device, want a model that holds data")
-    device = model_device(module)
+    own, parts = unwrap(module), list(module.modules())
     with ExitStack() as stack:
         stack.enter_context(only_here(module))
-        stack.enter_context(_arranging(module))
-        flags = [(part, part.training) for part in module.modules()]
+        if own not in _CHANNELS_LAST:  # the outermost block
+            _CHANNELS_LAST[own] = False
+            stack.callback(_CHANNELS_LAST.pop, own)
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if any(_is_compiled(part) for part, _ in flags):
+        stack.enter_context(torch.autocast(model_device(module).type, enabled=False))
+        if any(
+            hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None)
+            for part in parts
+        ):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for part, _ in flags:
-                part.training = False
-            yield module
-        finally:
-            for part, training in flags:
-                part.training = training
-
-
-@contextmanager
-def _arranging(model: nn.Module) -> Iterator[None]:
-    """Forget the memory format of the model when the outermost block ends."""
-    own = unwrap(model)
-    outermost = own not in _CHANNELS_LAST
-    _CHANNELS_LAST.setdefault(own, False)
-    try:
-        yield
-    finally:
-        if outermost:
-            del _CHANNELS_LAST[own]
+        for part in parts:
+            stack.callback(setattr, part, "training", part.training)
+            part.training = False
+        yield module
 
 
 @contextmanager
@@ -254,8 +239,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
         TypeError: the model returns something that is not a tensor.
         ValueError: the scores are not ``N × classes`` with two classes or more.
     """
-    # With gradients the caller chooses the format: that of a weight must not go through channels_last, see
-    # `keys.pad`.
+    # With gradients the caller chooses the format: a weight's must not be channels_last, see `pad`.
     given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
     try:
         with preserving_rng(inputs.device):
@@ -281,7 +265,7 @@ def predict_all(
     model: nn.Module,
     inputs: Tensor,
     batch_size: int | None = None,
-    monitor: Monitor | None = None,
+    monitor: Monitor = SILENT,
 ) -> Tensor:
     """Scores of any number of inputs in float32 or better; the monitor is checked between batches.
 
@@ -290,10 +274,8 @@ def predict_all(
     device, dtype = model_device(model), model_dtype(model)
 
     def scores(rows: slice) -> Tensor:
-        if monitor is not None:
-            monitor.check()
-        chunk = inputs[rows].to(device=device, dtype=dtype)
-        return predict(model, chunk).to(working_dtype(dtype))
+        monitor.check()
+        return predict(model, inputs[rows].to(device, dtype)).to(working_dtype(dtype))
 
     size = batch_size or chunk_size(inputs, device)
     return torch.cat(list(in_chunks(len(inputs), size, scores)))
@@ -308,21 +290,19 @@ def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterato
     first = 0
     while first < count:
         rows = slice(first, min(first + size, count))
-        together = rows.stop - first
         try:
             result = work(rows)
         except torch.OutOfMemoryError as error:
-            if together == 1:
+            size = (rows.stop - first) // 2
+            if size == 0:
                 if hasattr(error, "add_note"):
                     error.add_note("this was a single input, so smaller chunks cannot help")
                 raise
-            size = together // 2
         else:
             first = rows.stop
             yield result
             continue
-        # Not while the error is being handled, whose frames still hold their tensors.
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # not while the error is handled, whose frames hold tensors
 
 
 def chunk_size(inputs: Tensor, device: torch.device) -> int:

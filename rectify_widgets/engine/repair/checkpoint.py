@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,29 +57,11 @@ class State:
     evidence: Evidence | None = None
 
 
-def check_path(path: object) -> Path:
-    """``path`` as the place of a checkpoint.
-
-    Raises:
-        TypeError: it is not a path.
-        FileNotFoundError: the folder does not exist.
-        ValueError: it is a folder itself.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"checkpoint: got {type(path).__name__}, want the name of a file")
-    file = Path(os.fspath(path))
-    if file.is_dir():
-        raise ValueError(f"checkpoint: {str(file)!r} is a folder, want the name of a file")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"checkpoint: no folder {str(file.parent)!r}; make it first")
-    return file
-
-
 class Checkpoint:
     """The file of one run; without a path nothing is stored.
 
     Args:
-        path: see `check_path`.
+        path: see `check_file`.
         problem: with the model as given.
         validation: labelled inputs, or None.
         options: how it rectifies; only a limit of memory may differ when the run goes on.

@@ -8,12 +8,12 @@ about what was not measured, such as a Trojan at another place than that of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.find.problem import SPLIT, Problem
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
 from rectify_widgets.engine.model.running import predict_all
@@ -46,7 +46,7 @@ class ClassChanges:
         monitor: checked between batches, before the first edit.
     """
 
-    def __init__(self, problem: Problem, monitor: Monitor | None = None) -> None:
+    def __init__(self, problem: Problem, monitor: Monitor = SILENT) -> None:
         self._problem = problem
         count = len(problem.references)
         self._rows = torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
@@ -54,21 +54,18 @@ class ClassChanges:
         scores = predict_all(problem.model, problem.pairs.clean)
         self._classes_known = scores.shape[1]
         self._clean = scores.argmax(dim=1)
-        self._moved = (
-            predict_all(problem.model, problem.pairs.corrupted).argmax(dim=1) != self._clean
-        )
+        corrupted = predict_all(problem.model, problem.pairs.corrupted).argmax(dim=1)
+        self._moved = corrupted != self._clean
 
-    def _classes(self, inputs: Tensor, monitor: Monitor | None = None) -> Tensor:
+    def _classes(self, inputs: Tensor, monitor: Monitor = SILENT) -> Tensor:
         """Classes that the model now predicts for those rows of ``inputs``, ``N``."""
         return predict_all(self._problem.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
 
-    def evidence(self, flagged: Sequence[int], suspected: float, *, shared: bool) -> Evidence:
+    def evidence(self, flagged: list[int], suspected: float, *, shared: bool) -> Evidence:
         """The evidence when the loop has ended."""
         problem = self._problem
         answers = problem.answers[self._rows]
-        included = ~torch.isin(
-            self._rows.to(answers.device), torch.tensor(flagged, device=answers.device)
-        )
+        included = ~torch.isin(self._rows, torch.tensor(flagged)).to(answers.device)
         led = (self._before != answers) & included
         wrong = (self._classes(problem.carriers) != answers)[included]
         other = (self._classes(problem.references) != answers)[included]

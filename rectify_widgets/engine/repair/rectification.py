@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_module
+from rectify_widgets.engine.base.files import check_file
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.model.catalog import LayerCatalog
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
-from rectify_widgets.engine.repair.checkpoint import Checkpoint, check_path
+from rectify_widgets.engine.repair.checkpoint import Checkpoint
 from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Rectification
@@ -97,7 +98,7 @@ def rectify(
         ridges=ridges, refine_steps=refine_steps, opacity=opacity, memory_limit=memory_limit,
         seed=seed,
     )  # fmt: skip
-    path = None if checkpoint is None else check_path(checkpoint)
+    path = None if checkpoint is None else check_file("checkpoint", checkpoint)
     monitor = Monitor(progress, cancel)
     work = copied(model)
     with eval_mode(work) as module:
@@ -119,9 +120,9 @@ def rectify(
             loop.restore(state)
         if loop.state.stopped is None:
             stopped = loop.run(monitor, lambda: file.save(loop.state))
-            loop.state.stopped = stopped
+            end = loop.state
+            end.stopped = stopped
             if stopped != "cancelled":  # cancelling should not take longer
-                end = loop.state
                 end.evidence = changes.evidence(end.flagged, end.suspected, shared=loop.shared)
                 file.save(end)
         end = loop.state
@@ -145,9 +146,8 @@ def rectify(
 
 def _last_layer(catalog: LayerCatalog) -> str:
     """The last convolution or, without one, the last linear layer."""
-    names = [layer.name for layer in catalog]
-    convolutions = [layer.name for layer in catalog if isinstance(layer.module, nn.Conv2d)]
-    return (convolutions or names)[-1]
+    convolutions = [layer.name for layer in catalog if layer.is_convolution]
+    return (convolutions or list(catalog.editable))[-1]
 
 
 def check_validation(model: nn.Module, data: object, like: Tensor) -> tuple[Tensor, Tensor]:

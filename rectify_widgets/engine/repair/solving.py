@@ -155,19 +155,6 @@ def _best(
         ) from None
 
 
-def _patch_edit(
-    problem: Problem, name: str, solver: Solver, direction: str, ridge: float
-) -> RankOneEdit:
-    corrupted, clean = _pair_keys(problem, name)
-    source = _sum(key_sums(problem.layers[name], corrupted, clean), name, direction)
-    right = solver.solve(source.unsqueeze(1), ridge)
-    left = closed_form(right, corrupted, clean)
-    candidate = Candidate(
-        problem.layers[name], direction, ridge, left[:, 0], right[:, 0], share=0.0, cost=0.0
-    )
-    return candidate.edit()
-
-
 def _channel_edit(
     problem: Problem,
     name: str,
@@ -189,17 +176,16 @@ def _channel_edit(
     statistics.check(problem.model, problem.catalog, [name])
     solver = DenseSolver(name, statistics[name].moment)
     if not isinstance(layer.module, nn.Conv2d):
-        return _patch_edit(problem, name, solver, direction, ridge)
-    inputs: dict[bool, Tensor] = {}
-    for corrupt, samples in ((True, problem.pairs.corrupted), (False, problem.pairs.clean)):
-
-        def keep(_: str, layer_input: Tensor, __: Tensor, corrupt: bool = corrupt) -> None:
-            inputs[corrupt] = layer_input.detach().clone()
-
-        with capturing({name: layer.module}, keep):
-            predict(problem.model, samples)
+        keys = _pair_keys(problem, name)
+        solved = solver.solve(_sum(key_sums(layer, *keys), name, direction).unsqueeze(1), ridge)
+        lefts = closed_form(solved, *keys)
+        return Candidate(layer, direction, ridge, lefts[:, 0], solved[:, 0], 0.0, 0.0).edit()
+    inputs: list[Tensor] = []
+    with capturing({name: layer.module}, lambda _, found, __: inputs.append(found.clone())):
+        predict(problem.model, problem.pairs.corrupted)
+        predict(problem.model, problem.pairs.clean)
     count = len(problem.pairs)
-    corrupted, clean = (layer.pixels(inputs[corrupt], count) for corrupt in (True, False))
+    corrupted, clean = (layer.pixels(one, count) for one in inputs)
     change = corrupted - clean
     weights = change.norm(dim=2)
     if float(weights.max()) <= 0.0:
@@ -207,8 +193,8 @@ def _channel_edit(
     weights = weights / weights.sum(dim=(0, 2), keepdim=True).clamp_min(1e-30)
     source = corrupted if direction == "key" else change
     right = solver.solve(torch.einsum("ngp,ngkp->gk", weights, source).unsqueeze(1), ridge)[:, 0]
-    whole = layer.keys(inputs[False], count) - layer.keys(inputs[True], count)
-    left = closed_form_channel(layer, right, inputs[True].to(right), whole.values())
+    whole = layer.keys(inputs[1], count) - layer.keys(inputs[0], count)
+    left = closed_form_channel(layer, right, inputs[0].to(right), whole.values())
     return RankOneEdit(
         layer=name,
         left=left.reshape(layer.outputs, -1).cpu(),
