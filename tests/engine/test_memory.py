@@ -256,7 +256,7 @@ def test_a_copied_model_takes_its_own_memory() -> None:
         own = pose_problem(module, pairs, reference, memory_limit=2**33, own=True)
     assert plain.sizes is not None
     assert own.sizes is not None
-    weights = sum(p.nbytes for p in model.parameters())
+    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
     assert (plain.sizes.copy, own.sizes.copy) == (0, weights)
     counts, names = counts_of(len(pairs), len(reference), reference), list(plain.layers)
     assert (

@@ -73,7 +73,7 @@ class DenseSolver:
         """``L⁻¹ b`` where ``L Lᵀ`` is the regularised second moment, ``G × D × K``."""
         self.solve(right, ridge)
         columns = right.transpose(1, 2)
-        whitened = torch.linalg.solve_triangular(self._factors[ridge], columns, upper=False)
+        whitened: Tensor = torch.linalg.solve_triangular(self._factors[ridge], columns, upper=False)
         return whitened.transpose(1, 2)
 
     def _factorise(self, ridge: float) -> Tensor:
