@@ -132,7 +132,7 @@ def noticed(mutant: Mutant, copy: Path, workers: int) -> bool:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-n", str(workers), *options, *tests],
             cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True,
-            check=False, timeout=1800,
+            check=False, timeout=900,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return True
