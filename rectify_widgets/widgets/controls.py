@@ -9,14 +9,12 @@ Tab and Enter go everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as ipw
 
 from rectify_widgets.widgets import markup
-
-if TYPE_CHECKING:
-    from rectify_widgets.widgets.panel import Panel
+from rectify_widgets.widgets.panel import Panel
 
 INTERVAL = 900
 """Milliseconds between two samples while playing."""

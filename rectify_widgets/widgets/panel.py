@@ -6,9 +6,7 @@ one `View`; panels that are part of a larger one share its session.
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
@@ -18,12 +16,9 @@ from weakref import WeakKeyDictionary
 import ipywidgets as ipw
 import traitlets
 from IPython.display import display
-from torch import Tensor
 
-from rectify_widgets.engine.base.checks import check_int, check_number, nearest
-from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.explain import check_images
 from rectify_widgets.widgets import markup
+from rectify_widgets.widgets.checks import check_path
 from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import PAGE, SHEETS, element
@@ -248,19 +243,20 @@ class Panel(ipw.VBox):
             self.set_trait("busy", False)
             show(job)
 
-        def report(job: Job[T]) -> None:
-            self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-            self.set_trait("status", markup.progress_line(job))
-
         lane = f"action {id(self)}"
         try:
             self._action = job = self.begin(
-                work, lane=lane, label=label, on_done=finish, on_progress=report
+                work, lane=lane, label=label, on_done=finish, on_progress=self.report
             )
         except BaseException:  # the session is closed
             self._rest()
             raise
         return job
+
+    def report(self, job: Job[Any]) -> None:
+        """Say how far a job is."""
+        self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
+        self.set_trait("status", markup.progress_line(job))
 
     def check_idle(self) -> None:
         """Raise a `RuntimeError` if something is under way."""
@@ -359,75 +355,3 @@ def _close_parts(widget: ipw.Widget) -> None:
         piece = getattr(widget, part, None)
         if isinstance(piece, ipw.Widget) and not hasattr(piece, "is_shared"):
             piece.close()
-
-
-# -- checks ---------------------------------------------------------------------------------------
-def refuse_unknown(owner: type, unknown: Iterable[str], more: Iterable[str] = ()) -> None:
-    """Raise a `TypeError` for the first unknown keyword, naming the closest known one.
-
-    ``more`` are keywords that ``owner`` takes besides those of its signature.
-    """
-    known = [
-        name
-        for name, parameter in inspect.signature(owner).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    known += more
-    for name in unknown:
-        raise TypeError(
-            f"{owner.__name__}() got an unexpected keyword argument {name!r}"
-            f"{nearest(name, known)}; it takes {', '.join(known)}"
-        )
-
-
-def check_path(argument: str, path: object) -> Path:
-    """A path to a file in a folder that exists."""
-    if not isinstance(path, str | Path):
-        raise TypeError(f"{argument}: got {type(path).__name__}, want the path of a file")
-    goal = Path(path)
-    if goal.is_dir() or not goal.parent.is_dir():
-        raise ValueError(f"{argument}: got {str(path)!r}, want a file in a folder that exists")
-    return goal
-
-
-def check_samples(argument: str, samples: object) -> dict[str, Tensor]:
-    """Columns of samples to show: one for a tensor, two for pairs."""
-    if isinstance(samples, SamplePairs):
-        return {
-            "Clean": check_images(samples.clean),
-            "Corrupted": check_images(samples.corrupted),
-        }
-    if not isinstance(samples, Tensor):
-        raise TypeError(
-            f"{argument}: got {type(samples).__name__}, want SamplePairs or a tensor N × C × H × W"
-        )
-    return {"Input": check_images(samples)}
-
-
-def check_index(index: object, count: int) -> int:
-    """``index`` if it is one of ``count`` samples."""
-    number = check_int("index", index, low=0)
-    if number >= count:
-        raise ValueError(f"index: got {number}, want 0 to {count - 1}: one of {count} samples")
-    return number
-
-
-def check_classes(classes: object) -> tuple[str, ...] | None:
-    """Class names, by number, or None."""
-    if classes is None:
-        return None
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise TypeError(f"classes: got {type(classes).__name__}, want a list of class names")
-    return tuple(str(name) for name in classes)
-
-
-def check_channels(argument: str, values: object, channels: int) -> tuple[float, ...] | None:
-    """One number a channel, or None."""
-    if values is None:
-        return None
-    numbers = values.tolist() if isinstance(values, Tensor) else values
-    if isinstance(numbers, str) or not isinstance(numbers, Sequence):
-        raise TypeError(f"{argument}: got {type(values).__name__}, want {channels} numbers or None")
-    if len(numbers) != channels:
-        raise ValueError(f"{argument}: got {len(numbers)} numbers, want {channels}: one a channel")
-    return tuple(check_number(argument, value, low=-math.inf) for value in numbers)

@@ -26,11 +26,11 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape, unescape
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anywidget
 import numpy as np
@@ -39,11 +39,20 @@ import traitlets
 from rectify_widgets.widgets.render import Floats, shrink_plane
 from rectify_widgets.widgets.style import read_sheets
 
-if TYPE_CHECKING:
-    from rectify_widgets.widgets.panel import Panel
-
 GRID = 64
 """Longest side of the numbers behind a map; of larger maps each number is a mean."""
+
+
+class Owner(Protocol):
+    """What a view asks of its panel."""
+
+    handles: tuple[str, ...]
+
+    def has_trait(self, name: str) -> bool:
+        """Whether there is such a trait."""
+
+    def press(self, method: Callable[[], object]) -> None:
+        """Call the method, and show what it raises."""
 
 
 class View(anywidget.AnyWidget):
@@ -65,11 +74,11 @@ class View(anywidget.AnyWidget):
     """Names of traits with their values: handles that set these are marked as chosen.  Apart from
     `html`, so that a click does not send the whole view again."""
 
-    def __init__(self, panel: Panel, sheets: Sequence[str] = (), **options: Any) -> None:
+    def __init__(self, panel: Owner, sheets: Sequence[str] = (), **options: Any) -> None:
         names = ("base", *sheets)
         # A page has one style element for each id, which by default is that of the class.
         super().__init__(_css=read_sheets(*names), _anywidget_id="rw-" + "-".join(names), **options)
-        self._panel: Panel | None = panel
+        self._panel: Owner | None = panel
         self.on_msg(lambda _, message, __: self.act(message))
 
     def act(self, message: Mapping[str, Any]) -> None:

@@ -23,16 +23,17 @@ from rectify_widgets.widgets import controls, markup
 from rectify_widgets.widgets.attribution import data, html
 from rectify_widgets.widgets.attribution.concentration import Pick, Scores
 from rectify_widgets.widgets.attribution.data import MapCache, Query, SampleMaps, SetScores
-from rectify_widgets.widgets.controls import Controls
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.panel import (
-    Panel,
+from rectify_widgets.widgets.checks import (
+    CheckedTrait,
     check_channels,
     check_classes,
     check_index,
     check_samples,
     refuse_unknown,
 )
+from rectify_widgets.widgets.controls import Controls
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.session import Session
 
 TITLE = "What the model looks at"
@@ -79,7 +80,7 @@ class AttributionViewer(Panel):
     index = traitlets.Int(0)
     """The sample in view, from 0."""
 
-    method = traitlets.Unicode("integrated-gradients")
+    method = CheckedTrait("integrated-gradients", check_choice, choices=ATTRIBUTION_METHODS)
     """The attribution method."""
 
     layer = traitlets.Unicode(None, allow_none=True)
@@ -88,7 +89,7 @@ class AttributionViewer(Panel):
     target = traitlets.Int(None, allow_none=True)
     """The class that is explained; None is each input's own prediction."""
 
-    opacity = traitlets.Float(0.85)
+    opacity = CheckedTrait(0.85, check_number, low=0.0, high=1.0)
     """Opacity of the maps over their images, 0 to 1."""
 
     signed = traitlets.Bool(True)
@@ -97,10 +98,10 @@ class AttributionViewer(Panel):
     after = traitlets.Instance(nn.Module, allow_none=True)
     """The edited model, or None."""
 
-    page = traitlets.Unicode("sample")
+    page = CheckedTrait("sample", check_choice, choices=PAGES)
     """What is in view: "sample", or "set" for the distribution over all samples."""
 
-    ranking = traitlets.Unicode("before")
+    ranking = CheckedTrait("before", check_choice, choices=RANKINGS)
     """Whose percentiles the page of the set shows where `after` is set: "before" or "after"."""
 
     def __init__(
@@ -183,18 +184,6 @@ class AttributionViewer(Panel):
 
     # -- traits -----------------------------------------------------------------------------------
 
-    @traitlets.validate("method")
-    def _check_method(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("method", proposal["value"], ATTRIBUTION_METHODS)
-
-    @traitlets.validate("page")
-    def _check_page(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("page", proposal["value"], PAGES)
-
-    @traitlets.validate("ranking")
-    def _check_ranking(self, proposal: Mapping[str, str]) -> str:
-        return check_choice("ranking", proposal["value"], RANKINGS)
-
     @traitlets.validate("index")
     def _check_index(self, proposal: Mapping[str, int]) -> int:
         return check_index(proposal["value"], self._count)
@@ -221,10 +210,6 @@ class AttributionViewer(Panel):
         if self._built:
             self._offer_targets(target)
         return target
-
-    @traitlets.validate("opacity")
-    def _check_opacity(self, proposal: Mapping[str, float]) -> float:
-        return check_number("opacity", proposal["value"], low=0.0, high=1.0)
 
     def _changed(self, change: Mapping[str, object]) -> None:
         name = change["name"]
@@ -356,10 +341,6 @@ class AttributionViewer(Panel):
             self.set_trait("status", f"{query.method}: {some} scored{stopped}")
             self.draw()
 
-        def report(job: Job[TileMaps]) -> None:
-            self.set_trait("progress", min(max(job.fraction, 0.0), 1.0))
-            self.set_trait("status", markup.progress_line(job))
-
         self.set_trait("progress", 0.0)
         if task.left:
             self._scores, self._tiles = task.scores, {}
@@ -368,7 +349,7 @@ class AttributionViewer(Panel):
         self._arrange()
         self._action = job = self.begin(
             work, lane=self._lane, label="Scores of the set", short=not task.left, on_done=show,
-            on_progress=report,
+            on_progress=self.report,
         )  # fmt: skip
         if task.left:
             self.draw()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
 
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.repair.options import STRATEGIES
 from rectify_widgets.widgets.controls import Controls, show
-
-if TYPE_CHECKING:
-    from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
+from rectify_widgets.widgets.panel import Panel
 
 BUTTONS = (
     ("rectify", "Rectify", "magic", "Find and edit layers until the target is reached"),
@@ -36,7 +33,7 @@ class DashboardControls:
         rows: what to show, from top to bottom.
     """
 
-    def __init__(self, panel: RectificationDashboard) -> None:
+    def __init__(self, panel: Panel) -> None:
         make = Controls(panel)
         self.buttons = {
             name: make.button(text, icon, tip, name) for name, text, icon, tip in BUTTONS
@@ -73,7 +70,7 @@ class DashboardControls:
         show(self._folded, visible=not is_open)
 
 
-def _option_fields(panel: RectificationDashboard) -> dict[str, ipw.Widget]:
+def _option_fields(panel: Panel) -> dict[str, ipw.Widget]:
     make = Controls(panel, label="104px")
     return {
         "method": make.field(

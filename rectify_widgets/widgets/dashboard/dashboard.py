@@ -25,6 +25,7 @@ from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
+from rectify_widgets.widgets.checks import check_index, refuse_unknown
 from rectify_widgets.widgets.controls import show
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import DashboardControls
@@ -32,7 +33,7 @@ from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.panel import Panel, check_index, refuse_unknown
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.style import SHEETS

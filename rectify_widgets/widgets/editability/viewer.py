@@ -19,6 +19,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.widgets import actions, markup
+from rectify_widgets.widgets.checks import refuse_unknown
 from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.editability import html
 from rectify_widgets.widgets.editability.data import (
@@ -31,7 +32,7 @@ from rectify_widgets.widgets.editability.data import (
     first_folds,
 )
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.panel import Panel, refuse_unknown
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.session import Session
 
 VIEWS = {"bars": "Bars", "table": "Table", "tree": "Tree"}

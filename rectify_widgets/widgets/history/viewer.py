@@ -23,11 +23,12 @@ from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup, view
+from rectify_widgets.widgets.checks import check_path, refuse_unknown
 from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.history import html
 from rectify_widgets.widgets.history.timeline import Timeline
 from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.panel import Panel, check_path, refuse_unknown
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.session import Session
 
 COPIES = 4

@@ -21,16 +21,16 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.measure.metrics import Report, check_target
 from rectify_widgets.widgets import markup
-from rectify_widgets.widgets.controls import Controls, show
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.panel import (
-    Panel,
+from rectify_widgets.widgets.checks import (
     check_channels,
     check_classes,
     check_index,
     check_samples,
     refuse_unknown,
 )
+from rectify_widgets.widgets.controls import Controls, show
+from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction import html
 from rectify_widgets.widgets.prediction.data import (
     KINDS,
