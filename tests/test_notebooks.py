@@ -103,6 +103,9 @@ def hard_to_see(notebook: Notebook, _: Path) -> list[str]:
             ]
             if "application/vnd.jupyter.widget-view+json" in data:
                 live, static = cell["id"], False
+            chart = "application/vnd.plotly.v1+json" in data
+            if chart and "".join(data.get("text/plain", ["Figure("])).startswith("Figure("):
+                complaints.append(f"{cell['id']}: a chart without text alternative")
             static = static or "rw-static" in html
     if live and not static:
         complaints.append(f"{live}: no snapshot() after it, the view is lost with the kernel")
@@ -164,8 +167,14 @@ def spoil(cell: int = 0, **values: Any) -> Callable[[Notebook], object]:
 
 
 def shows(**data: str) -> list[dict[str, Any]]:
-    kinds = {"html": "text/html", "png": "image/png", "live": "application/vnd.jupyter.widget-view"}
-    found = {kinds[k] + ("+json" if k == "live" else ""): [text] for k, text in data.items()}
+    kinds = {
+        "html": "text/html",
+        "png": "image/png",
+        "live": "application/vnd.jupyter.widget-view+json",
+        "chart": "application/vnd.plotly.v1+json",
+        "plain": "text/plain",
+    }
+    found = {kinds[kind]: [text] for kind, text in data.items()}
     return [{"output_type": "display_data", "data": found, "metadata": {}}]
 
 
@@ -177,6 +186,7 @@ BROKEN: list[tuple[Callable[[Notebook, Path], list[str]], Callable[[Notebook], o
     (unsteady, lambda n: n["metadata"]["language_info"].update(version="3.11.2"), "version"),
     (hard_to_see, spoil(outputs=shows(png="")), "image/png"),
     (hard_to_see, spoil(outputs=shows(html='<p><img src="x"></p>')), "without alt"),
+    (hard_to_see, spoil(outputs=shows(chart="", plain="Figure({})")), "text alternative"),
     (hard_to_see, spoil(-1, outputs=shows(live="")), "snapshot"),
     (hard_to_follow, spoil(source=["x = 1\n"] * 26), "lines"),
     (hard_to_follow, spoil(source="from rectify_widgets.engine.edit import edits"), "edits"),
