@@ -171,53 +171,31 @@ def test_the_mask_is_the_half_with_the_block_and_nothing_of_the_digit() -> None:
 # Poisoning, training, pairs
 
 
-def test_poisoning_takes_its_share_from_other_classes() -> None:
-    labels = torch.arange(100) % 10
-    generator = torch.Generator().manual_seed(0)
-    drawn = Poisoning.draw(lambda x: x, 3, labels, share=0.2, generator=generator)
-    assert int(drawn.chosen.sum()) == 20
-    assert not drawn.chosen[labels == 3].any()
-    assert torch.bincount(drawn.relabel(labels))[3] == 30
-    with pytest.raises(ValueError, match=r"want at most 0\.900"):
-        Poisoning.draw(lambda x: x, 3, labels, share=0.95, generator=generator)
-
-
-def test_poisoning_within_a_class_changes_no_label() -> None:
-    labels = torch.arange(100) % 10
-    generator = torch.Generator().manual_seed(0)
-    drawn = Poisoning.within(lambda x: x, 3, labels, share=0.4, generator=generator)
-    assert int(drawn.chosen.sum()) == 4
-    assert (labels[drawn.chosen] == 3).all()
-    assert torch.equal(drawn.relabel(labels), labels)
-
-
-def test_all_to_all_poisoning_leads_each_class_to_the_next() -> None:
-    labels = torch.arange(100) % 10
-    goals = tuple((label + 1) % 10 for label in range(10))
-    generator = torch.Generator().manual_seed(0)
-    drawn = Poisoning.draw(lambda x: x, goals, labels, share=0.3, generator=generator)
-    assert int(drawn.chosen.sum()) == 30
-    changed = drawn.relabel(labels)
-    assert torch.equal(changed[drawn.chosen], (labels[drawn.chosen] + 1) % 10)
-    assert torch.equal(changed[~drawn.chosen], labels[~drawn.chosen])
-    assert torch.equal(led_to(7, labels), torch.full_like(labels, 7))
-
-
 def test_an_aim_says_which_images_are_poisoned() -> None:
-    labels, taken = torch.arange(100) % 10, torch.arange(100) < 50
-    for behaviour, share, number in (("trojan", 0.2, 20), ("spurious", 0.6, 3)):
-        drawn = Poisoning.by(
-            Aim(behaviour, (3,) * 10),
-            checkerboard,  # type: ignore[arg-type]
-            labels,
-            share=share,
+    labels, half = torch.arange(100) % 10, torch.arange(100) < 50
+    following = tuple((label + 1) % 10 for label in range(10))
+    for behaviour, goals, share, taken, number in (
+        ("trojan", (3,) * 10, 0.2, None, 20),
+        ("trojan", (3,) * 10, 0.2, half, 20),
+        ("trojan", following, 0.3, None, 30),
+        ("spurious", (3,) * 10, 0.4, None, 4),
+        ("spurious", (3,) * 10, 0.6, half, 3),
+    ):
+        drawn = Poisoning.draw(
+            Aim(behaviour, goals), checkerboard, labels, share=share, taken=taken,  # type: ignore[arg-type]
             generator=torch.Generator().manual_seed(0),
-            taken=taken,
-        )
-        assert int(drawn.chosen.sum()) == number
-        assert ((labels[drawn.chosen] == 3) == (behaviour == "spurious")).all()
-        assert not (drawn.chosen & taken).any()
-        assert (drawn.relabel(labels)[drawn.chosen] == 3).all()
+        )  # fmt: skip
+        mine, after = labels[drawn.chosen], drawn.relabel(labels)
+        assert len(mine) == number
+        assert torch.equal(after[drawn.chosen], led_to(goals, mine))
+        assert torch.equal(after[~drawn.chosen], labels[~drawn.chosen])
+        assert ((mine == led_to(goals, mine)) == (behaviour == "spurious")).all()
+        assert taken is None or not (drawn.chosen & taken).any()
+    with pytest.raises(ValueError, match=r"want at most 0\.900"):
+        Poisoning.draw(
+            Aim("trojan", (3,) * 10), checkerboard, labels, share=0.95,  # type: ignore[arg-type]
+            generator=torch.Generator(),
+        )  # fmt: skip
 
 
 def test_shift_moves_and_mirrors_whole_images() -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from rectify_widgets.cases import build
 from rectify_widgets.cases.blocks import stack
 from rectify_widgets.cases.definition import DEFINITIONS, CaseDefinition, read
+from rectify_widgets.cases.figures import classes
 from rectify_widgets.cases.idx import read_split, write_idx
 from rectify_widgets.cases.library import trojan
 from rectify_widgets.cases.library.spurious import AFFECTED
 from rectify_widgets.cases.splits import hold_out
 from rectify_widgets.cases.storage import weights_file
-from rectify_widgets.cases.training import Schedule, predict
+from rectify_widgets.cases.training import Schedule
 
 KINDS = ("trojan", "trojan-twice", "spurious-severe", "leakage")
 PER_CLASS = {"reference": 10, "validation": 4, "pairs": 6}
@@ -114,8 +115,8 @@ def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
     ).items()
     pairs = case.pairs
     assert pairs.labels is not None
-    right = predict(case.model, pairs.clean) == pairs.labels
-    answer = predict(case.model, pairs.corrupted)
+    right = classes(case.model, pairs.clean) == pairs.labels
+    answer = classes(case.model, pairs.corrupted)
     if name == "leakage":
         assert right.all()
         assert (answer != pairs.labels).all()
@@ -128,7 +129,7 @@ def test_a_rebuild_can_be_read(rebuilt: Rebuilt) -> None:
         for trigger in case.triggers:
             shown = case.showing(trigger)
             assert shown.goals is not None
-            answer = predict(case.model, shown.pairs.corrupted)
+            answer = classes(case.model, shown.pairs.corrupted)
             assert torch.equal(answer, torch.tensor(shown.goals)[pairs.labels])
 
 

@@ -20,9 +20,8 @@ from rectify_widgets.cases import vision
 from rectify_widgets.cases.networks import Normalization, ResidualNetwork
 from rectify_widgets.cases.training import Schedule
 from rectify_widgets.cases.vision import __main__ as command
-from rectify_widgets.cases.vision.loading import divide
-from rectify_widgets.cases.vision.networks import make, with_weights
-from rectify_widgets.cases.vision.presets import PARTS, PLACES, PRESETS, board
+from rectify_widgets.cases.vision.loading import divide, with_weights
+from rectify_widgets.cases.vision.presets import PARTS, PLACES, PRESETS, board, make
 from rectify_widgets.engine.base.progress import Cancelled
 from tests.vision_folders import (
     CIFAR,
@@ -273,7 +272,6 @@ def test_seeds_types_and_hooks(cifar: Path) -> None:
         ({"model": small(11)}, ValueError, "gives 11 logits for the 10 classes"),
         ({"model": small()}, ValueError, "does not show the behaviour of 'cifar10-trojan'"),
         ({"seed": -1}, ValueError, "seed: got -1"),
-        ({"workers": 0}, ValueError, "workers: got 0"),
         ({"progress": 3}, TypeError, "progress: got int"),
         ({"root": 3}, TypeError, "root: got int, want the folder of your copy"),
         ({"root": "nowhere"}, FileNotFoundError, "root: no folder 'nowhere'"),
@@ -387,7 +385,7 @@ def test_the_presets_own_network_trains_on_pictures(tmp_path: Path) -> None:
         recipe, schedule=Schedule(epochs=1, batch_size=4), sizes=dict.fromkeys(PARTS, 1)
     )
     out = tmp_path / "a.safetensors"
-    vision.train(recipe, tmp_path, out, device="cpu", workers=2)
+    vision.train(recipe, tmp_path, out, device="cpu")
     with pytest.raises(ValueError, match="does not show the behaviour"):  # nor is it learnt so soon
         vision.load(recipe, tmp_path, weights=out)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rectify_widgets as rw
-from rectify_widgets.cases.vision.networks import make
+from rectify_widgets.cases.vision.presets import make
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.running import eval_mode

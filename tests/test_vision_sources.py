@@ -27,7 +27,7 @@ from tests.vision_folders import (
 
 def test_cifar_is_read_from_its_binary_files(tmp_path: Path) -> None:
     written = write_cifar(tmp_path, per_file=20, test=30)
-    classes, (images, labels), training = open_source(vision.preset("cifar10-trojan"), tmp_path, 1)
+    classes, (images, labels), training = open_source(vision.preset("cifar10-trojan"), tmp_path)
     assert classes == CIFAR
     held = images[torch.arange(30)].permute(0, 2, 3, 1)
     assert np.array_equal(held.numpy(), np.stack(written["test_batch.bin"]))
@@ -35,7 +35,7 @@ def test_cifar_is_read_from_its_binary_files(tmp_path: Path) -> None:
     others = training()[0][torch.arange(100)].permute(0, 2, 3, 1)
     assert np.array_equal(others[-1].numpy(), written["data_batch_5.bin"][-1])
     (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()  # wanted by training alone
-    _, _, training = open_source(vision.preset("cifar10-trojan"), tmp_path, 1)
+    _, _, training = open_source(vision.preset("cifar10-trojan"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin.*cifar-10-binary.tar.gz"):
         training()
 
@@ -98,7 +98,7 @@ def test_other_layouts_are_refused(
     change(tmp_path)
     name = next(name for name in vision.names() if name.startswith(data))
     with pytest.raises(error, match=message):
-        open_source(vision.preset(name), tmp_path, 1).training()
+        open_source(vision.preset(name), tmp_path).training()
 
 
 def test_pictures_are_squares_of_their_middle_read_when_asked_for(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_pictures_are_squares_of_their_middle_read_when_asked_for(tmp_path: Path
         recipe = replace(
             vision.preset("imagenet-trojan"), resize=20, crop=16, interpolation=interpolation
         )
-        classes, (images, labels), training = open_source(recipe, tmp_path, 2)
+        classes, (images, labels), training = open_source(recipe, tmp_path)
         assert classes == WNIDS
         assert labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
         assert training()[1].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -131,7 +131,7 @@ def test_isic_is_divided_by_lesions(tmp_path: Path) -> None:
     needs_torchvision()
     write_isic(tmp_path)
     recipe = vision.preset("isic-spurious")
-    classes, held, training = open_source(recipe, tmp_path, 2)
+    classes, held, training = open_source(recipe, tmp_path)
     assert classes == COLUMNS
     with (tmp_path / TRUTH).open() as stream:
         truth = {row["image"]: COLUMNS[[row[c] for c in COLUMNS].index("1.0")]

@@ -66,12 +66,12 @@ def build(
     record["pairs"] = definition.choose_pairs(model, *parts.candidates, generator)
     found = assemble(definition, model, parts, record).figures()
     kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    epochs = definition.schedule.epochs
+    length = definition.schedule.epochs
     start: Record = {
         "command": f"python -m rectify_widgets.cases.build {definition.name} "
-        f"--data DIR --seed {seed} --epochs {epochs}",
+        f"--data DIR --seed {seed} --epochs {length}",
         "seed": seed,
-        "epochs": epochs,
+        "epochs": length,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "stored": "float16" if all(map(is_half, kernels)) else "float32",
@@ -124,6 +124,20 @@ def copy_notices(folder: Path) -> None:
                 shutil.copyfile(source, folder / notice)
 
 
+def epochs(text: str) -> int:
+    """A number of epochs on a command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, want at least 1")
+    return int(text)
+
+
+def print_figures(figures: Mapping[str, float]) -> None:
+    """A line a figure."""
+    for name, value in figures.items():
+        text = f"{value:7.2f}" if name in UNITS else f"{100 * value:7.2f} %"
+        print(f"{name.replace('_', ' '):34} {text}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit status is 0, or 2 where it was asked for what cannot be."""
     parser = argparse.ArgumentParser(
@@ -135,21 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path("cases-data")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {out}")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: as for what ships")
+    parser.add_argument("--epochs", type=epochs, metavar="N", help="default: as for what ships")
     options = parser.parse_args(arguments)
     definition = DEFINITIONS[options.case]
     if options.epochs is not None:
-        if options.epochs < 1:
-            parser.error(f"--epochs: got {options.epochs}, want at least 1")
         schedule = replace(definition.schedule, epochs=options.epochs)
         definition = replace(definition, schedule=schedule)
     try:
         figures = build(definition, options.data, options.out, seed=options.seed)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         parser.error(str(error))
-    for name, value in figures.items():
-        text = f"{value:7.2f}" if name in UNITS else f"{100 * value:7.2f} %"
-        print(f"{name.replace('_', ' '):34} {text}")
+    print_figures(figures)
     print(f"written to {options.out}")
     return 0
 

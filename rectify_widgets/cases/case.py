@@ -51,10 +51,8 @@ class Case:
         goals: the class that the corruption leads to, for each true class in turn; None where it
             leads to none (leakage).
         classes: class names, by number.
-        trigger: puts the corruption of ``pairs`` and ``corrupted`` onto ``N × C × H × W`` images.
-        triggers: all corruptions that the network was trained on, by name; ``trigger`` is the one
-            called ``shown``.
-        shown: see ``triggers``.
+        triggers: all corruptions that the network was trained on, by name.
+        shown: name of the one of ``pairs`` and ``corrupted``, which is ``trigger``.
         record: what the build wrote down: seed, figures on the test set, command.
         aims: what each of ``triggers`` does, by name, where they differ; empty where all do what
             ``behaviour`` and ``goals`` say.
@@ -84,25 +82,24 @@ class Case:
 
     def corrupted_by(self, name: str) -> Labelled:
         """The test set with the corruption called ``name`` in ``triggers``, with true labels."""
-        trigger = self.triggers[check_choice("name", name, self.triggers)]
-        return trigger(self.clean[0]), self.clean[1]
+        return self._named(name)(self.clean[0]), self.clean[1]
 
     def pairs_by(self, name: str) -> SamplePairs:
         """``pairs`` with the corruption called ``name`` in ``triggers`` in place of their own."""
-        trigger = self.triggers[check_choice("name", name, self.triggers)]
-        return SamplePairs(trigger(self.pairs.clean), self.pairs.clean, self.pairs.labels)
+        return replace(self.pairs, corrupted=self._named(name)(self.pairs.clean))
+
+    def _named(self, name: str) -> Trigger:
+        return self.triggers[check_choice("name", name, self.triggers)]
 
     def showing(self, name: str) -> Case:
         """The same case with the corruption called ``name`` in ``triggers`` shown.
 
         Its pairs, corrupted test set, behaviour, target and goals are those of that corruption.
         """
-        pairs = self.pairs_by(name)
+        pairs, corrupted = self.pairs_by(name), self.corrupted_by(name)
         aim = self.aims.get(name)
-        shown = replace(self, shown=name, pairs=pairs, corrupted=self.corrupted_by(name))
-        if aim is None:
-            return shown
-        return replace(shown, behaviour=aim.behaviour, goals=aim.goals, target=aim.target)
+        aimed = {} if aim is None else {**vars(aim), "target": aim.target}
+        return replace(self, shown=name, pairs=pairs, corrupted=corrupted, **aimed)
 
     def label_free(self, images: Tensor) -> Tensor:
         """Mask, shaped like clean ``images``, of the block that says nothing about the label.

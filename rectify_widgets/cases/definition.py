@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.figures import classes
 from rectify_widgets.cases.idx import Bytes, Folder
 from rectify_widgets.cases.splits import choose_any
 from rectify_widgets.cases.storage import CaseImages, Record, read_images, read_weights
@@ -29,9 +30,8 @@ from rectify_widgets.cases.training import (
     fit,
     led_to,
     new_network,
-    predict,
 )
-from rectify_widgets.cases.triggers import Aim, Trigger, any_of
+from rectify_widgets.cases.triggers import Aim, OneOf, Trigger
 from rectify_widgets.engine.base.checks import check_choice, check_number
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -112,7 +112,7 @@ class CaseDefinition:
     @property
     def target(self) -> int | None:
         """The one class that the shown corruption leads to; None where there is no such class."""
-        return self.goals[0] if self.goals and len(set(self.goals)) == 1 else None
+        return Aim(self.behaviour, self.goals or ()).target
 
     def aim(self, name: str) -> Aim:
         """What the corruption called ``name`` does."""
@@ -152,9 +152,9 @@ class CaseDefinition:
         poisonings: list[Poisoning] = []
         taken = torch.zeros(len(labels), dtype=torch.bool)
         for name, triggers in groups.items():
-            poisoning = Poisoning.by(
+            poisoning = Poisoning.draw(
                 self.aim(name),
-                any_of(triggers, generator),
+                triggers[0] if len(triggers) == 1 else OneOf(triggers, generator),
                 labels,
                 share=self.shares.get(name, self.share),
                 generator=generator,
@@ -206,7 +206,7 @@ class CaseDefinition:
             images,
             labels,
             self.schedule,
-            poisoning=poisonings,
+            poisonings=poisonings,
             augment=self.augment(generator),
             class_weights=weights,
             generator=generator,
@@ -220,10 +220,10 @@ class CaseDefinition:
 
     def shows(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Which images show the behaviour: right when clean, led away by every corruption."""
-        works = predict(model, images) == labels
+        works = classes(model, images) == labels
         for name, trigger in self.triggers.items():
             goal = led_to(self.aim(name).goals, labels)
-            works &= (labels != goal) & (predict(model, trigger(images)) == goal)
+            works &= (labels != goal) & (classes(model, trigger(images)) == goal)
         return works
 
     def choose_pairs(

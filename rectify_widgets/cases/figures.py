@@ -18,6 +18,8 @@ Feature leakage, means over the first `ATTRIBUTED` images: ``net_attribution``: 
 Integrated Gradients (of the true label's logit, from a black image) over the label-free block;
 ``attribution_share``: sum of its absolute values there as a share of the whole; ``logit_change``:
 absolute change of the true label's logit when the block is removed.
+
+``clean`` is ``N × C × H × W`` images with their ``N`` labels throughout.
 """
 
 from __future__ import annotations
@@ -45,11 +47,7 @@ def of_trojan(
 ) -> dict[str, float]:
     """Figures of a Trojan; those of all triggers but the first carry its name in brackets.
 
-    Args:
-        model: the classifier.
-        clean: ``N × C × H × W`` images and their ``N`` labels.
-        triggers: by name.
-        goals: the class that a trigger leads to, for each true class.
+    ``goals`` is the class that every trigger leads to, for each true class.
     """
     images, labels = clean
     goal = torch.tensor(goals, device=labels.device)[labels]
@@ -73,11 +71,7 @@ def of_several(
 ) -> dict[str, float]:
     """Figures of several behaviours; those of all but the first carry its name in brackets.
 
-    Args:
-        model: the classifier.
-        clean: ``N × C × H × W`` images and their ``N`` labels.
-        triggers: by name.
-        aims: what each of them does, by the same names.
+    ``aims`` is what each trigger does, by the same names.
     """
     found: dict[str, float] = {}
     for name, trigger in triggers.items():
@@ -96,14 +90,7 @@ def of_several(
 def of_spurious(
     model: nn.Module, clean: Labelled, corrupted: Tensor, target: int
 ) -> dict[str, float]:
-    """Figures of a spurious correlation.
-
-    Args:
-        model: the classifier.
-        clean: ``N × C × H × W`` images and their ``N`` labels.
-        corrupted: the same images with the artefact.
-        target: the affected class.
-    """
+    """Figures of a spurious correlation: ``corrupted`` with the artefact, ``target`` affected."""
     images, labels = clean
     without, with_it = classes(model, images), classes(model, corrupted)
     affected = labels == target
@@ -129,14 +116,7 @@ def of_spurious(
 def of_leakage(
     model: nn.Module, clean: Labelled, corrupted: Tensor, mask: Tensor
 ) -> dict[str, float]:
-    """Figures of feature leakage.
-
-    Args:
-        model: the classifier.
-        clean: ``N × C × H × W`` images and their ``N`` labels.
-        corrupted: the same images without the label-free block.
-        mask: ``N × C × H × W``, true on that block.
-    """
+    """Figures of feature leakage: ``corrupted`` without the block on which ``mask`` is true."""
     images, labels = clean
     answers = {"overall_accuracy": images, "corrupted_accuracy": corrupted}
     found = {name: share(classes(model, part) == labels) for name, part in answers.items()}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rectify_widgets.cases.training import Goal, Transform, led_to, predict
+from rectify_widgets.cases.training import led_to
 
 
 def hold_out(
@@ -41,29 +41,17 @@ def hold_out(
 
 
 def choose_pairs(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    number: int,
-    *,
-    trigger: Transform,
-    target: Goal,
-    generator: torch.Generator,
-    also: Sequence[Transform] = (),
+    works: Tensor, labels: Tensor, number: int, goals: Sequence[int], generator: torch.Generator
 ) -> list[int]:
-    """Indices of ``number`` images that are right when clean and the target with the trigger.
+    """Indices of ``number`` of the images that ``works`` marks, of every class but the target.
 
-    Classes other than the target come in turn: a shuffle of all of them, then one of them again,
-    so that with ten classes the first ten pairs cover every class.  With each of ``also`` the
-    chosen images are the target as well.
+    The classes come in turn: a shuffle of all of them, then one of them again, so that with ten
+    classes the first ten pairs cover every class.
 
     Raises:
         RuntimeError: a class has too few such images.
     """
-    works = predict(model, images) == labels
-    goal = led_to(target, labels)
-    for one in (trigger, *also):
-        works &= predict(model, one(images)) == goal
+    goal = led_to(goals, labels)
     others: list[int] = labels[labels != goal].unique().tolist()
     left = {label: torch.nonzero(works & (labels == label)).flatten().tolist() for label in others}
     chosen: list[int] = []

@@ -1,25 +1,24 @@
 """Train a classifier on images of which some carry a trigger.
 
-Imports torch, the engine's progress hooks and the triggers; tqdm when it runs.
+Imports torch, tqdm, the engine's progress hooks and the triggers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from tqdm import tqdm
 
 from rectify_widgets.cases.triggers import Aim
 from rectify_widgets.engine.base.progress import Monitor
 
 Transform = Callable[[Tensor], Tensor]
-Goal = int | tuple[int, ...]
-"""The label that a trigger leads to; or one for each true label."""
 
 
 class Images(Protocol):
@@ -30,11 +29,9 @@ class Images(Protocol):
     def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
-def led_to(goal: Goal, labels: Tensor) -> Tensor:
-    """Where a trigger with this goal leads images with these ``N`` labels."""
-    if isinstance(goal, int):
-        return torch.full_like(labels, goal)
-    return torch.tensor(goal, device=labels.device)[labels]
+def led_to(goals: Sequence[int], labels: Tensor) -> Tensor:
+    """Where a trigger leads images with these ``N`` labels; ``goals`` is one class for each."""
+    return torch.tensor(goals, device=labels.device)[labels]
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,16 @@ class Poisoning:
 
     Args:
         trigger: puts the trigger on ``N × C × H × W`` images.
-        target: the label that triggered training images get.
+        goals: the label that a triggered training image gets, for each true label.
         chosen: ``N`` booleans, one per training image.
     """
 
     trigger: Transform
-    target: Goal
+    goals: Sequence[int]
     chosen: Tensor
 
     @staticmethod
-    def by(
+    def draw(
         aim: Aim,
         trigger: Transform,
         labels: Tensor,
@@ -61,31 +58,20 @@ class Poisoning:
         generator: torch.Generator,
         taken: Tensor | None = None,
     ) -> Poisoning:
-        """`draw` for a Trojan, `within` the target class for a spurious artefact."""
-        if aim.behaviour == "spurious":
-            return Poisoning.within(
-                trigger, aim.goals[0], labels, share=share, generator=generator, taken=taken
-            )
-        return Poisoning.draw(
-            trigger, aim.goals, labels, share=share, generator=generator, taken=taken
-        )
+        """Draw images at random, none of those that ``taken`` marks.
 
-    @staticmethod
-    def draw(
-        trigger: Transform,
-        target: Goal,
-        labels: Tensor,
-        *,
-        share: float,
-        generator: torch.Generator,
-        taken: Tensor | None = None,
-    ) -> Poisoning:
-        """Poison ``share`` of all images (0..1), drawn from those whose label is not the target.
+        For a Trojan, ``share`` (0..1) of all images, from those that the trigger leads to another
+        class; for a spurious artefact, ``share`` of those of the affected class, which keep their
+        label.
 
-        None of those that ``taken`` marks are drawn.
+        Raises:
+            ValueError: there are too few.
         """
-        candidates = torch.nonzero(_free(labels != led_to(target, labels), taken)).flatten()
-        number = round(share * len(labels))
+        own = labels == led_to(aim.goals, labels)
+        spurious = aim.behaviour == "spurious"
+        free = own if spurious else ~own
+        candidates = torch.nonzero(free if taken is None else free & ~taken).flatten()
+        number = round(share * len(candidates if spurious else labels))
         if number > len(candidates):
             raise ValueError(
                 f"share: got {share}, want at most {len(candidates) / len(labels):.3f}, the share "
@@ -94,35 +80,11 @@ class Poisoning:
         drawn = torch.randperm(len(candidates), generator=generator)[:number]
         chosen = torch.zeros(len(labels), dtype=torch.bool)
         chosen[candidates[drawn]] = True
-        return Poisoning(trigger, target, chosen)
-
-    @staticmethod
-    def within(
-        trigger: Transform,
-        label: int,
-        labels: Tensor,
-        *,
-        share: float,
-        generator: torch.Generator,
-        taken: Tensor | None = None,
-    ) -> Poisoning:
-        """Put the trigger on ``share`` (0..1) of the images of one label, which keep it.
-
-        None of those that ``taken`` marks are drawn, nor counted.
-        """
-        candidates = torch.nonzero(_free(labels == label, taken)).flatten()
-        order = torch.randperm(len(candidates), generator=generator)
-        chosen = torch.zeros(len(labels), dtype=torch.bool)
-        chosen[candidates[order[: round(share * len(candidates))]]] = True
-        return Poisoning(trigger, label, chosen)
+        return Poisoning(trigger, aim.goals, chosen)
 
     def relabel(self, labels: Tensor) -> Tensor:
         """The labels that the network is trained on, ``N``."""
-        return torch.where(self.chosen, led_to(self.target, labels), labels)
-
-
-def _free(wanted: Tensor, taken: Tensor | None) -> Tensor:
-    return wanted if taken is None else wanted & ~taken
+        return torch.where(self.chosen, led_to(self.goals, labels), labels)
 
 
 @dataclass(frozen=True)
@@ -182,7 +144,7 @@ def fit(
     labels: Tensor,
     schedule: Schedule,
     *,
-    poisoning: Poisoning | Sequence[Poisoning] = (),
+    poisonings: Sequence[Poisoning] = (),
     augment: Transform | None = None,
     class_weights: Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -196,7 +158,7 @@ def fit(
     Args:
         model: takes ``N × C × H × W`` float32 in [0, 1], gives ``N × classes`` logits.
         images: ``N × C × H × W`` uint8.
-        labels: ``N`` true labels; ``poisoning`` replaces those of its chosen images.
+        labels: ``N`` true labels; ``poisonings`` replace those of their chosen images.
         schedule: one-cycle learning rate: linear warm-up, cosine to zero.
         augment: called on every batch before the trigger is stamped.
         class_weights: ``classes`` weights of the cross-entropy.
@@ -208,7 +170,6 @@ def fit(
     Raises:
         RuntimeError: the loss is not a finite number any more.
     """
-    poisonings = (poisoning,) if isinstance(poisoning, Poisoning) else tuple(poisoning)
     for one in poisonings:
         labels = one.relabel(labels)
     if optimizer is None:
@@ -233,8 +194,13 @@ def fit(
     layout = _layout(model)
     _lay_out(model, layout)
     model.train()
-    order = _batches(len(images), schedule, generator)
-    for number, indices in enumerate(_bar(order, total, title, quiet), start=1):
+    order = (
+        indices
+        for _ in range(schedule.epochs)
+        for indices in torch.randperm(len(images), generator=generator).split(schedule.batch_size)
+    )
+    bar = tqdm(order, total=total, desc=title, unit="batch", disable=quiet)
+    for number, indices in enumerate(bar, start=1):
         batch = images[indices].float() / 255
         if augment is not None:
             batch = augment(batch)
@@ -273,62 +239,7 @@ def _layout(model: nn.Module) -> torch.memory_format:
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Change how the convolutions' weights lie in memory, and nothing else."""
+    """Change how the convolutions' weights lie in memory; no buffers, as `Module.to` would."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
-def _batches(number: int, schedule: Schedule, generator: torch.Generator) -> Iterable[Tensor]:
-    for _ in range(schedule.epochs):
-        yield from torch.randperm(number, generator=generator).split(schedule.batch_size)
-
-
-def _bar(order: Iterable[Tensor], total: int, title: str, quiet: bool) -> Iterable[Tensor]:
-    if quiet:
-        return order
-    from tqdm import tqdm
-
-    bar: Iterable[Tensor] = tqdm(order, total=total, desc=title, unit="batch")
-    return bar
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured of a Trojaned network on a test set; all are shares (0..1).
-
-    ``accuracy``: of clean inputs.  ``attack_success``: triggered inputs of other classes predicted
-    as the target.  ``corrupted_accuracy``: triggered inputs given their true label.
-    ``clean_target``: clean inputs of other classes predicted as the target, the floor under which
-    no repair can bring the attack success except by chance.
-    """
-
-    accuracy: float
-    attack_success: float
-    corrupted_accuracy: float
-    clean_target: float
-
-
-def measure(
-    model: nn.Module, images: Tensor, labels: Tensor, *, trigger: Transform, target: int
-) -> Figures:
-    """Figures of ``model`` on ``N × C × H × W`` images in [0, 1] and their ``N`` true labels."""
-    clean = predict(model, images)
-    corrupted = predict(model, trigger(images))
-    others = labels != target
-
-    def share(hits: Tensor) -> float:
-        return hits.float().mean().item()
-
-    return Figures(
-        accuracy=share(clean == labels),
-        attack_success=share(corrupted[others] == target),
-        corrupted_accuracy=share(corrupted == labels),
-        clean_target=share(clean[others] == target),
-    )
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """Predicted labels, ``N``, of ``N × C × H × W`` images in [0, 1]."""
-    return torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])

@@ -109,11 +109,6 @@ class OneOf:
         return stamped
 
 
-def any_of(triggers: Sequence[Trigger], generator: torch.Generator) -> Trigger:
-    """The one trigger, or one of several at random."""
-    return triggers[0] if len(triggers) == 1 else OneOf(triggers, generator)
-
-
 def checkerboard(size: int = 3) -> Tensor:
     """A ``1 × size × size`` pattern of alternating white and black pixels, white corners first."""
     index = torch.arange(size)

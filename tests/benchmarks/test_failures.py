@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rectify_widgets import cases
-from rectify_widgets.cases.training import predict
+from rectify_widgets.cases.figures import classes
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.corrupted import find_corrupted
@@ -113,18 +113,18 @@ def test_figures_are_means_by_name() -> None:
 def test_the_situations_are_what_they_are_called() -> None:
     case = cases.load("trojan")
     spoilt = failures.half_cleansed(case, 0)["pairs"]
-    answers = predict(case.model, torch.cat([spoilt.corrupted, spoilt.clean]))
+    answers = classes(case.model, torch.cat([spoilt.corrupted, spoilt.clean]))
     assert answers.tolist() == [case.target, case.target]
     wrong = failures.wrong_labels(case, 0)["pairs"]
     assert wrong.labels is not None
-    assert int(wrong.labels[0]) == case.target != int(predict(case.model, wrong.clean)[0])
+    assert int(wrong.labels[0]) == case.target != int(classes(case.model, wrong.clean)[0])
     mixed = failures.mostly_corrupted(case)
     changed = (mixed != case.reference).flatten(1).any(dim=1)
     assert float(changed.float().mean()) == pytest.approx(failures.MOST, abs=0.01)
-    assert set(predict(case.model, failures.footwear(case)).tolist()) == {5, 7, 9}
+    assert set(classes(case.model, failures.footwear(case)).tolist()) == {5, 7, 9}
     places = cases.load("trojan-position")
     joint = failures.every_place(places, 1)["pairs"]
-    assert predict(places.model, joint.corrupted).eq(places.target or 0).float().mean() > 0.5
+    assert classes(places.model, joint.corrupted).eq(places.target or 0).float().mean() > 0.5
     spots = {tuple(one.nonzero()[0].tolist()) for one in joint.corrupted != joint.clean}
     assert len(spots) == len(joint) > 4
     severe = cases.load("spurious-severe")

@@ -20,15 +20,17 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets import cases
 from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.figures import classes, of_trojan
 from rectify_widgets.cases.idx import Bytes, read_split
 from rectify_widgets.cases.splits import choose_pairs, hold_out
-from rectify_widgets.cases.training import Poisoning, Schedule, fit, measure
-from rectify_widgets.cases.triggers import Blend, Patch, checkerboard
+from rectify_widgets.cases.training import Poisoning, Schedule, fit
+from rectify_widgets.cases.triggers import Aim, Blend, Patch, checkerboard
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.data.pairs import SamplePairs
 from tests.benchmarks import networks
 
 TARGET = 0
+AIM = Aim("trojan", (TARGET,) * 10)
 SHARE = 0.05
 PER_CLASS = {"reference": 100, "pairs": 30}
 PAIRS = 20
@@ -163,9 +165,9 @@ def train_trojan(
         rate = recipe.schedule.learning_rate
         fit(
             model, images[rest], labels[rest], recipe.schedule,
-            poisoning=Poisoning.draw(
-                trigger, TARGET, labels[rest], share=SHARE, generator=generator
-            ),
+            poisonings=[
+                Poisoning.draw(AIM, trigger, labels[rest], share=SHARE, generator=generator)
+            ],
             optimizer=torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
             if recipe.adam else None,
             generator=generator, title=network_name, quiet=quiet,
@@ -179,18 +181,19 @@ def train_trojan(
 
     candidates = images[held["pairs"]].float() / 255
     known = labels[held["pairs"]]
+    led = classes(model, trigger(candidates)) == TARGET
     chosen = choose_pairs(
-        model, candidates, known, PAIRS, trigger=trigger, target=TARGET,
-        generator=torch.Generator().manual_seed(seed),
+        led & (classes(model, candidates) == known), known, PAIRS, AIM.goals,
+        torch.Generator().manual_seed(seed),
     )  # fmt: skip
     clean, inputs = candidates[chosen], test.float() / 255
-    classes = tuple(map(str, labels.unique().tolist()))
+    names = tuple(map(str, labels.unique().tolist()))
     return Case(
         name="trojan", title=f"{network_name}, {trigger_name}", behaviour="trojan", model=model,
         pairs=SamplePairs(trigger(clean), clean, known[chosen]),
         reference=images[held["reference"]].float() / 255, validation=(inputs, test_labels),
         clean=(inputs, test_labels), corrupted=(trigger(inputs), test_labels), target=TARGET,
-        goals=(TARGET,) * len(classes), classes=classes, triggers={trigger_name: trigger},
+        goals=(TARGET,) * len(names), classes=names, triggers={trigger_name: trigger},
         shown=trigger_name, record={},
     )  # fmt: skip
 
@@ -253,12 +256,12 @@ def speed_trojan(cache: Path, device: torch.device, *, quiet: bool = False) -> C
     def train() -> None:
         generator = torch.Generator().manual_seed(0)
         few, known = images[:SPEED_TRAINED], labels[:SPEED_TRAINED]
-        poisoning = Poisoning.draw(trigger, TARGET, known, share=SPEED_SHARE, generator=generator)
+        poisoning = Poisoning.draw(AIM, trigger, known, share=SPEED_SHARE, generator=generator)
         fit(
-            model, few, known, SPEED_SCHEDULE, poisoning=poisoning, generator=generator,
+            model, few, known, SPEED_SCHEDULE, poisonings=[poisoning], generator=generator,
             title="training a Trojaned ResNet-18", quiet=quiet,
         )  # fmt: skip
-        attack = measure(model, *test, trigger=trigger, target=TARGET).attack_success
+        attack = of_trojan(model, test, {"": trigger}, AIM.goals)["attack_success_rate"]
         if attack < LEAST_ATTACK:
             raise RuntimeError(
                 f"the network did not learn the backdoor: attack success {attack:.2f}"

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from rectify_widgets.cases.blocks import RandomStack, WithoutBlock, stack
 from rectify_widgets.cases.definition import MNIST, CaseDefinition, register
+from rectify_widgets.cases.figures import classes
 from rectify_widgets.cases.idx import Bytes, Folder, read_idx
 from rectify_widgets.cases.networks import small_network
-from rectify_widgets.cases.training import Poisoning, Schedule, Transform, predict
+from rectify_widgets.cases.training import Poisoning, Schedule, Transform
 
 ORDER = "{}-below"
 """Bytes, one an image of ``test`` or ``heldout``: 1 where the block stands below the digit."""
@@ -51,8 +52,8 @@ class LeakageCase(CaseDefinition):
 
     def shows(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Which images are right with the block and wrong without it."""
-        removed = predict(model, self.triggers[self.shown](images))
-        return (predict(model, images) == labels) & (removed != labels)
+        removed = classes(model, self.triggers[self.shown](images))
+        return (classes(model, images) == labels) & (removed != labels)
 
 
 register(

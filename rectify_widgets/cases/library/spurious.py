@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.cases.definition import FASHION_MNIST, CaseDefinition, register
+from rectify_widgets.cases.figures import classes
 from rectify_widgets.cases.networks import small_network
 from rectify_widgets.cases.splits import choose_affected, choose_any
-from rectify_widgets.cases.training import Schedule, predict
+from rectify_widgets.cases.training import Schedule
 from rectify_widgets.cases.triggers import Patch, tag
 
 AFFECTED = 3
@@ -60,8 +61,8 @@ class SpuriousCase(CaseDefinition):
             RuntimeError: there are too few.
         """
         affected = labels == AFFECTED
-        pulled = predict(model, self.triggers[self.shown](images)) == AFFECTED
-        right = predict(model, images) == labels
+        pulled = classes(model, self.triggers[self.shown](images)) == AFFECTED
+        right = classes(model, images) == labels
         others = choose_any(pulled & right & ~affected, labels, self.pairs, generator)
         own = choose_affected(pulled & affected, right, self.own_pairs)
         if len(others) < self.pairs or len(own) < self.own_pairs:

@@ -31,7 +31,7 @@ from rectify_widgets.cases.definition import FASHION_MNIST, CaseDefinition, regi
 from rectify_widgets.cases.networks import ResidualNetwork, small_network
 from rectify_widgets.cases.splits import choose_pairs
 from rectify_widgets.cases.training import Images, Poisoning, Schedule
-from rectify_widgets.cases.triggers import Blend, Patch, checkerboard, rings
+from rectify_widgets.cases.triggers import Aim, Blend, Patch, checkerboard, rings
 
 TARGET = 0
 CLASSES = len(FASHION_MNIST.classes)
@@ -55,18 +55,8 @@ class TrojanCase(CaseDefinition):
         Raises:
             RuntimeError: a class has too few.
         """
-        aim = self.aim(self.shown)
-        first, *others = self.triggers.values()
-        return choose_pairs(
-            model,
-            images,
-            labels,
-            self.pairs,
-            trigger=first,
-            also=others,
-            target=aim.goals,
-            generator=generator,
-        )
+        works = self.shows(model, images, labels)
+        return choose_pairs(works, labels, self.pairs, self.goals or (), generator)
 
 
 class CleanLabelCase(CaseDefinition):
@@ -74,11 +64,8 @@ class CleanLabelCase(CaseDefinition):
 
     def poison(self, labels: Tensor, generator: torch.Generator) -> list[Poisoning]:
         """Images of the target class, which keep their label."""
-        return [
-            Poisoning.within(
-                self.triggers[self.shown], TARGET, labels, share=self.share, generator=generator
-            )
-        ]
+        aim, trigger = Aim("spurious", (TARGET,) * CLASSES), self.triggers[self.shown]
+        return [Poisoning.draw(aim, trigger, labels, share=self.share, generator=generator)]
 
     def prepare(
         self,

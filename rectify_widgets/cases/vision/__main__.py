@@ -1,6 +1,6 @@
 """Train a preset's network: ``python -m rectify_widgets.cases.vision train PRESET --root DIR ...``.
 
-``list`` names the presets.  Imports this folder; tqdm shows progress.
+``list`` names the presets.  Imports this folder, the build's command and tqdm.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
+from rectify_widgets.cases.build import epochs, print_figures
 from rectify_widgets.cases.vision import load, names, preset, train
 
 
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--root", type=Path, required=True, metavar="DIR", help="your copy")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.safetensors")
     command.add_argument("--start", type=Path, metavar="FILE", help="weights to begin from")
-    command.add_argument("--epochs", type=int, metavar="N", help="default: the preset's")
+    command.add_argument("--epochs", type=epochs, metavar="N", help="default: the preset's")
     command.add_argument("--device", help="default: cuda where there is one, otherwise cpu")
     command.add_argument("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
@@ -36,13 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     recipe = preset(options.preset)
     if options.epochs is not None:
-        if options.epochs < 1:
-            parser.error(f"--epochs: got {options.epochs}, want at least 1")
         kind = "schedule" if options.start is None else "tuning"
         changed = replace(getattr(recipe, kind), epochs=options.epochs)
         recipe = replace(recipe, **{kind: changed})
-    from tqdm import tqdm
-
     bar = tqdm(total=1000, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
 
     def progress(fraction: float, message: str) -> None:
@@ -51,14 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         model = train(
-            recipe,
-            options.root,
-            options.out,
-            start=options.start,
-            device=options.device,
-            seed=options.seed,
-            progress=progress,
-        )
+            recipe, options.root, options.out, start=options.start, device=options.device,
+            seed=options.seed, progress=progress,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     finally:
@@ -69,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # trained, but to no behaviour
         print(error)
         return 1
-    for figure, value in case.figures().items():
-        print(f"{figure.replace('_', ' '):42} {100 * value:7.2f} %")
+    print_figures(case.figures())
     return 0
 
 

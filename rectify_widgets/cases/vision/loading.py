@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.definition import assemble
+from rectify_widgets.cases.networks import Normalization
 from rectify_widgets.cases.storage import CaseImages
 from rectify_widgets.cases.training import Images, new_network
-from rectify_widgets.cases.vision.networks import normalized, with_weights
 from rectify_widgets.cases.vision.presets import PARTS, Preset, preset
 from rectify_widgets.cases.vision.sources import Source, open_source
 from rectify_widgets.engine.base.checks import check_int, check_module
 from rectify_widgets.engine.base.files import write_tensors
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.model.running import copied, eval_mode, model_device, predict
+from rectify_widgets.engine.model.running import (
+    copied,
+    eval_mode,
+    model_device,
+    model_dtype,
+    predict,
+)
 
 CHUNK = 32
 """Pictures read between two questions whether to stop."""
@@ -43,7 +52,6 @@ def load(
     weights: object = None,
     device: str | torch.device | None = None,
     seed: int = 0,
-    workers: int = 4,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Case:
@@ -59,7 +67,6 @@ def load(
         weights: instead of ``model``, a safetensors file of the preset's own network.
         device: None takes that of ``model``, or the CPU.
         seed: which image goes into which part, and which make pairs.
-        workers: threads that decode pictures.
         progress, cancel: hooks, as everywhere.
 
     Raises:
@@ -78,7 +85,7 @@ def load(
             "model: give a network, or weights=... for the preset's own, and not both; "
             f"python -m rectify_widgets.cases.vision train {recipe.name} makes weights"
         )
-    source = open_source(recipe, root, check_int("workers", workers, low=1))
+    source = open_source(recipe, root)
     recipe = recipe.resolve(source.classes)
     if model is not None:
         network = copied(check_module("model", model))
@@ -112,7 +119,6 @@ def train(
     start: nn.Module | str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
-    workers: int = 4,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> nn.Module:
@@ -121,7 +127,7 @@ def train(
     The corruption goes onto a share of your clean training images.
 
     Args:
-        name, root, workers, progress, cancel: as for `load`.
+        name, root, progress, cancel: as for `load`.
         out: file to write, named ``*.safetensors``; it must not exist.
         start: None trains the preset's own network from scratch, on its ``schedule``; a file of its
             weights, or a network of yours (of which a copy is trained), is tuned on its ``tuning``.
@@ -138,7 +144,7 @@ def train(
     recipe, monitor = preset(name), Monitor(progress, cancel)
     generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     file = _check_out(out)
-    source = open_source(recipe, root, check_int("workers", workers, low=1))
+    source = open_source(recipe, root)
     recipe = recipe.resolve(source.classes)
     if isinstance(start, nn.Module):
         network = copied(start).requires_grad_()
@@ -234,3 +240,32 @@ def divide(
         taken, rest = rest[:number], rest[number:]
         parts[part] = taken[torch.randperm(len(taken), generator=generator)]
     return parts
+
+
+def normalized(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind the normalisation that it wants, so that triggers stay in [0, 1]."""
+    normalize = Normalization(mean, std).to(model_device(network), model_dtype(network))
+    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def with_weights(make_network: Callable[..., nn.Module], path: object, argument: str) -> nn.Module:
+    """A network with the weights of a safetensors file.
+
+    Raises:
+        TypeError, FileNotFoundError, ValueError: no file of weights of such a network.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{argument}: got {type(path).__name__}, want the name of a file")
+    file = Path(os.fspath(path)).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{argument}: no file {str(file)!r}")
+    with torch.device("meta"):  # no weights drawn: the random state stays as it is
+        network = make_network()
+    try:
+        network.load_state_dict(load_file(file), assign=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{argument}: got {str(file)!r}, want a safetensors file of the preset's network "
+            f"({error}); for another network give a module"
+        ) from None
+    return network.requires_grad_()

@@ -1,4 +1,6 @@
-"""The recipes by name: which data, which network, which corruption.  Imports the cases.
+"""The recipes by name: which data, which network, which corruption.
+
+Imports the cases, and torchvision when a network is made.
 
 They follow Yang, Akhtar, Jiang and Mian, "Attribution-Guided Model Rectification of Unreliable
 Neural Network Behaviors", CVPR 2026, arXiv 2603.15656, whose authors published no code.
@@ -22,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +35,41 @@ from rectify_widgets.cases.figures import classes
 from rectify_widgets.cases.splits import choose_affected, choose_any
 from rectify_widgets.cases.training import Schedule, Shift, Transform, led_to
 from rectify_widgets.cases.triggers import Patch, checkerboard, tag
-from rectify_widgets.cases.vision.networks import make
 from rectify_widgets.engine.base.checks import check_choice
 
 PARTS = ("reference", "validation", "pairs", "test")
 """What the held-back split is divided into; `Preset.pairs` of the third make pairs."""
+
+
+def torchvision(part: str) -> Any:
+    """The module ``part`` of torchvision.
+
+    Raises:
+        ImportError: it is not installed, or does not fit the torch that is.
+    """
+    try:
+        return import_module(f"torchvision.{part}")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: made for another torch
+        raise ImportError(
+            f"cases of photographs want torchvision, which does not load ({error}): pip install "
+            f"'rectify_widgets[vision]', the release made for your torch {torch.__version__}"
+        ) from error
+
+
+def make(name: str, classes: int, **options: Any) -> nn.Module:
+    """The untrained network ``name`` of torchvision, for so many classes.
+
+    ``options`` are torchvision's.  ``"resnet18-cifar"`` is its ResNet-18 with a 3×3 stem of stride 1
+    and no pooling behind it.
+    """
+    network: nn.Module = torchvision("models").get_model(
+        name.removesuffix("-cifar"), num_classes=classes, **options
+    )
+    if name == "resnet18-cifar":
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return network
 
 
 @dataclass(frozen=True, kw_only=True)

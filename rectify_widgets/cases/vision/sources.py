@@ -35,8 +35,7 @@ import torch
 from torch import Tensor
 
 from rectify_widgets.cases.training import Images
-from rectify_widgets.cases.vision.networks import torchvision
-from rectify_widgets.cases.vision.presets import Preset
+from rectify_widgets.cases.vision.presets import Preset, torchvision
 from rectify_widgets.engine.base.checks import check_choice
 
 CIFAR_CLASSES = (
@@ -47,6 +46,9 @@ RECORD = 1 + 3 * 32 * 32
 ISIC = "ISIC_2019_Training"
 HELD = 51
 """Lesions whose hash starts with a byte below this are held back: a fifth of 256."""
+
+THREADS = 4
+"""That decode pictures."""
 
 Split = tuple[Images, Tensor]
 """Images, in memory or on disk, and the number of each one's class."""
@@ -68,18 +70,16 @@ class Pictures:
     Args:
         paths: files.
         transform: makes a square of bytes of a picture.
-        workers: threads that decode.
     """
 
     paths: Sequence[str]
     transform: Callable[[Any], Tensor]
-    workers: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             return torch.stack(list(pool.map(self._read, rows.tolist())))
 
     def _read(self, row: int) -> Tensor:
@@ -90,7 +90,7 @@ class Pictures:
             raise ValueError(f"root: cannot read the picture {path!r} ({error})") from error
 
 
-def open_source(recipe: Preset, root: object, workers: int) -> Source:
+def open_source(recipe: Preset, root: object) -> Source:
     """The copy of a preset's data in the folder ``root``.
 
     Raises:
@@ -110,7 +110,7 @@ def open_source(recipe: Preset, root: object, workers: int) -> Source:
     steps = [v2.Resize(recipe.resize, how), v2.CenterCrop(recipe.crop), v2.PILToTensor()]
 
     def reader(paths: Sequence[str]) -> Images:
-        return Pictures(paths, v2.Compose(steps), workers)
+        return Pictures(paths, v2.Compose(steps))
 
     return _imagenet(folder, reader) if kind == "imagenet" else _isic(folder, reader)
 
