@@ -88,7 +88,7 @@ def test_the_example_of_several_processes_runs_in_one(
         "triggered": tuple(part[:100] for part in case.corrupted),
     }
     try:
-        exec(compile(on_a_cpu, "mend.py", "exec"), given)  # noqa: S102  # our own README
+        exec(compile(on_a_cpu, "repair.py", "exec"), given)  # noqa: S102  # our own README
     finally:
         torch.distributed.destroy_process_group()
     assert isinstance(given["report"], rw.Report)
@@ -105,7 +105,6 @@ network, training_images = case.model, case.reference[:128]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
     import rectify_widgets as rw

@@ -25,7 +25,7 @@ Calls = list[tuple[nn.Module, SamplePairs, dict[str, Any]]]
 
 
 class Fake:
-    """A rectification that changes nothing, and says what it was told to say."""
+    """A rectification that changes nothing and has a given diagnosis."""
 
     def __init__(self, model: nn.Module, said: tuple[str, ...]) -> None:
         self.model, self.diagnosis, self.edits, self.stopped = model, said, [1, 2], "target"
