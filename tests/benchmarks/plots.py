@@ -1,9 +1,9 @@
 """Charts of the report as SVG: readable without colour, in both themes, and without the text around.
 
 Imports pandas for its types.  Both axes are spaced by the square root, so that small figures can be
-told apart beside large ones; every line and point carries its method's name or mark.  Drawn by hand,
-since the page is committed and opens without a network: plotly would put 4.8 MB of JavaScript into
-it, and matplotlib's SVG makes it half as large again and draws it in one theme.
+distinguished beside large ones; every line and point carries its method's name or mark.  Drawn by
+hand, since the page is committed and opens without a network: plotly would put 4.8 MB of JavaScript
+into it, and matplotlib's SVG makes it half as large again and draws it in one theme.
 """
 
 from __future__ import annotations
