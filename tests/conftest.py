@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--frontend",
         help="run the browser tests in this front end alone: lab, notebook or voila "
-        "(else the shared ones run in all three, and the rest in JupyterLab)",
+        "(default: the shared ones in all three, the rest in JupyterLab)",
     )
 
 

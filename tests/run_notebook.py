@@ -1,4 +1,4 @@
-"""Run tutorials anew: ``python -m tests.run_notebook notebooks/03_spurious_correlation.ipynb``.
+"""Run tutorials again: ``python -m tests.run_notebook notebooks/03_spurious_correlation.ipynb``.
 
 Each file is left as the house rules want it committed: the outputs of one fresh run, without widget
 state, times or the version of Python.  Nothing is written where a cell fails.

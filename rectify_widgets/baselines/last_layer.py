@@ -1,7 +1,7 @@
 """Last-layer retraining: deep feature reweighting (DFR).  Imports torch and the engine.
 
 Kirichenko, Izmailov and Wilson 2023, "Last Layer Re-Training is Sufficient for Robustness to
-Spurious Correlations", ICLR.  The last layer is trained anew, as a logistic regression on the
+Spurious Correlations", ICLR.  The last layer is retrained, as a logistic regression on the
 features before it, on data in which every group (class with and without the artefact) counts alike.
 
 Published defaults: standardised features, an L1 penalty on the weights, its strength ``C`` chosen on
@@ -47,7 +47,7 @@ def _scores_layer(task: Task) -> list[str]:
         if output.shape == scores.shape and torch.equal(output, scores):
             return [name]
     raise ValueError(
-        "model: its scores are not the output of a linear layer, want one to train anew; linear "
+        "model: its scores are not the output of a linear layer, want one to retrain; linear "
         f"layers: {', '.join(modules) or 'none'}"
     )
 

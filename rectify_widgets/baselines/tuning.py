@@ -106,8 +106,8 @@ def screened(
     """Up to five of the choices: the first, then those with which a cheap attempt does best.
 
     Methods that train at a layer cannot try all layers.  Projecting the corruption's direction out
-    of a layer costs no training and says on the validation split how much of the corruption, and of
-    what else, lies along it.
+    of a layer costs no training and shows on the validation split how much of the corruption, and of
+    other features, lies along it.
     """
     if len(choices) <= SCREENED:
         return choices

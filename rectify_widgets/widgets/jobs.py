@@ -297,7 +297,7 @@ class Job(Generic[T]):
             self._finish(error=self._exception)
 
     def _claim(self) -> Callable[[Job[T]], T] | None:
-        """The work, for the first who asks."""
+        """The work, for the first caller; None for any other."""
         with self._mailbox.changed:
             work, self._work = self._work, None
             return work

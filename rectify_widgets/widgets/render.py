@@ -82,7 +82,7 @@ def to_rgb(
 
 
 def display_limits(images: Tensor) -> tuple[float, float]:
-    """What is shown as black and as white: 0 and 1 where all values are within, else the range."""
+    """The values shown as black and white: 0 and 1 if all values are within, otherwise the range."""
     low, high = float(images.min()), float(images.max())
     return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 

@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
     add("--workers", type=int, default=1, metavar="N", help="processes, of one thread each; 1 "
         "measures in this one (default: %(default)s)")  # fmt: skip
-    add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure anew")
+    add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure again")
     add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
     group = parser.add_argument_group("networks")
     group.add_argument("--only", nargs="+", metavar="NAME", help="one pair, such as 'vit blend'; "

@@ -91,7 +91,7 @@ def advised(case: Case, pair: int, result: Rectification, call: Call) -> Call | 
 
 
 def instead(plan: Plan) -> Answer:
-    """Another call altogether."""
+    """A different call."""
     return lambda case, pair, _result, _call: plan(case, pair)
 
 

@@ -276,7 +276,7 @@ def _note(results: Results, group: str) -> str:
 
 
 def command(results: Results, group: str, counts: Sequence[int], seeds: int) -> str:
-    """What makes the table anew."""
+    """The command that makes the table again."""
     parts = ["python -m tests.benchmarks", group]
     if results.source != "shipped":
         parts += ["--data DIR", f"--network-seed {results.source.rpartition(' ')[2]}"]

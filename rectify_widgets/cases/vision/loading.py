@@ -1,8 +1,8 @@
 """From a preset and a copy of its data to a network (`train`), and with that to a `Case` (`load`).
 
 Imports the engine and the cases.  The parts of a case all come from the split that is held back,
-each image in one part alone.  So nothing in a case was trained on by a network that kept to the
-training split, whoever trained it; and ImageNet's training pictures need not be there.
+each image in one part alone.  So a network that was trained on the training split, here or elsewhere,
+has seen no image of a case; and ImageNet's training pictures need not be there.
 """
 
 from __future__ import annotations

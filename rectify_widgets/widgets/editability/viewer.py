@@ -185,7 +185,7 @@ class EditabilityViewer(Panel):
         return {method: known[method] for method in RANKING_METHODS if method in known}
 
     def check_layer(self, name: str | None) -> str | None:
-        """The name if it is an editable layer's or None; else a `ValueError` that says why not."""
+        """The name if it is an editable layer's or None; raises a `ValueError` with the reason otherwise."""
         return None if name is None else self._layers.check("layer", name)
 
     def locate(self, method: str | None = None) -> Job[Localization]:

@@ -1,8 +1,8 @@
 """The versions of a model as a tree: undo, redo, scrub, and branches that lose nothing.
 
 Imports the types of edits and steps only: no torch, no ipywidgets.  A `Timeline` holds no model.  A
-version is the model as given with some edits, root to version, applied in order; whoever wants its
-weights applies them (see `history`).
+version is the model as given with some edits, root to version, applied in order; the viewer
+applies them to get its weights.
 
 A *branch* is known by its last version, its tip.  One branch is in view, and *here* is one of the
 versions on its path.  An edit made anywhere but at the tip starts a branch of its own, so that the
