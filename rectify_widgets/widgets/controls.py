@@ -91,6 +91,12 @@ class Controls:
         self._panel.link(name, buttons, "value")
         return buttons
 
+    def pages(self, options: Mapping[str, str], title: str) -> ipw.ToggleButtons:
+        """The heading of a card with the buttons of its pages at the other end of the line."""
+        buttons = self.choices("page", options, title)
+        buttons.add_class("rw-pages")
+        return buttons
+
     def choice(self, name: str, options: Sequence[Any], label: str) -> Choice:
         """A list with ◀ ▶ for a trait."""
         return Choice(self, self._panel, name, options, label)

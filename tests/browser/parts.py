@@ -37,7 +37,7 @@ MAP_GRID = ".rw-maps [data-grid]"
 TIP = ".rw-tip"
 OVERLAY = 'input[name="opacity"]'
 METHODS = ".rw-map-controls select"
-SAMPLE = ".rw-map-samples .noUi-handle"
+SAMPLE = ".rw-stepper .noUi-handle"
 """The handle of the slider that goes through the samples."""
 
 STEP = ".rw-steps [data-set]"

@@ -169,11 +169,10 @@ class AttributionViewer(Panel):
         self._stop = make.button("Stop", "stop", "Stop scoring; what is scored stays", "cancel")
         self._continue = make.button("Continue", "play", "Score the rest of the set", "refresh")
         self._scoring = make.row(make.state(), make.bar(), self._stop, self._continue)
-        heading = make.text(markup.heading(TITLE))
         self._built = True
         self.children = (
-            make.row(heading, make.choices("page", PAGES), name="map-head"),
-            make.row(self.samples.box, name="map-samples"),
+            make.pages(PAGES, TITLE),
+            self.samples.box,
             make.row(
                 self.methods.box, self.layers.box, self.targets.box, signed, name="map-controls"
             ),

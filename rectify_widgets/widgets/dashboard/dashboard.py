@@ -26,7 +26,6 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.checks import check_index, refuse_unknown
-from rectify_widgets.widgets.controls import show
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import DashboardControls
 from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
@@ -136,7 +135,7 @@ class RectificationDashboard(Panel, OptionTraits):
             )  # fmt: skip
             self.maps = AttributionViewer(model, samples, method=attribution, **display, **shared)
             self.predictions = PredictionViewer(
-                model, None, samples, target=target, **display, **shared
+                model, None, samples, target=target, controls=False, **display, **shared
             )
             self.history = HistoryViewer(
                 model, max_degradation=self.max_degradation, target_gap=self.target_gap,
@@ -147,7 +146,6 @@ class RectificationDashboard(Panel, OptionTraits):
 
     def _compose(self) -> None:
         self._controls = DashboardControls(self)
-        show(self.predictions.samples.box, visible=False)  # the maps have one
         views = (self.layers, self.maps, self.predictions, self.history)
         for card in views:
             card.add_class("rw-card")

@@ -78,12 +78,12 @@ def thumbnail(compared: Comparison, column: str, sample: int, width: int) -> str
 # -- the headline ---------------------------------------------------------------------------------
 
 
-def head(compared: Comparison) -> str:
-    """The heading: how many samples, and what they are judged by."""
+def note(compared: Comparison) -> str:
+    """How many samples, and what they are judged by."""
     notes = [markup.some(compared.count, "sample"), compared.source]
     if compared.reports:
         notes.append("bootstrap intervals at 95 %")
-    return markup.heading("What the model predicts", " · ".join(notes))
+    return f'<div class="rw-soft">{escape(" · ".join(notes))}</div>'
 
 
 def headline(compared: Comparison) -> str:

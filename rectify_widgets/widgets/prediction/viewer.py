@@ -16,7 +16,13 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_labels, check_module
+from rectify_widgets.engine.base.checks import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_labels,
+    check_module,
+)
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.measure.metrics import Report, check_target
@@ -46,6 +52,7 @@ from rectify_widgets.widgets.prediction.data import (
 )
 from rectify_widgets.widgets.session import Session
 
+TITLE = "What the model predicts"
 PAGES = {"sample": "Sample", "flips": "Flips", "classes": "Classes"}
 FILTERS = {"all": "All"} | {kind: f"{html.SIGNS[kind]} {kind}" for kind in KINDS}
 SORTS = {
@@ -90,6 +97,7 @@ class PredictionViewer(Panel):
         target: class that the corruption pulls to, for the attack success rate.
         classes: class names, by number.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
+        controls: whether to show the slider for the samples; a larger widget may have one for all.
         session: share the worker of another widget.
 
     Raises:
@@ -148,6 +156,7 @@ class PredictionViewer(Panel):
         classes: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        controls: bool = True,
         session: Session | None = None,
         **unknown: object,
     ) -> None:
@@ -164,28 +173,26 @@ class PredictionViewer(Panel):
             self.opens = session is None
             if after is not None:
                 self.after = check_module("after", after)
-            self._build()
+            self._build(controls=check_flag("controls", controls))
             self.predict()
 
-    def _build(self) -> None:
-        controls = Controls(self)
-        self.samples = controls.samples(self._compared.count)
+    def _build(self, *, controls: bool) -> None:
+        make = Controls(self)
         columns = dict(zip(self._compared.names, self._compared.columns, strict=True))
-        self._columns = controls.choices("column", {"all": "Both"} | columns)
-        kinds = controls.choices("filter", FILTERS)
-        order = controls.choice("sort", [(text, name) for name, text in SORTS.items()], "Sort")
+        self._columns = make.choices("column", {"all": "Both"} | columns)
+        kinds = make.choices("filter", FILTERS)
+        order = make.choice("sort", [(text, name) for name, text in SORTS.items()], "Sort")
         order.box.add_class("rw-sort")
-        self._rows = {
-            "sample": controls.row(self.samples.box),
-            "flips": controls.row(kinds, order.box),
-        }
-        self._stop = controls.unit(
-            controls.bar(), controls.button("Cancel", "stop", "Stop predicting", "cancel")
-        )
-        self._again = controls.button("Try again", "refresh", "Predict once more", "predict")
-        self._waiting = controls.row(controls.state(), self._stop, self._again)
-        pages = controls.row(controls.choices("page", PAGES), self._columns)
-        self.children = (self._waiting, pages, *self._rows.values(), self.canvas)
+        self._rows = {"flips": make.row(kinds, order.box)}
+        if controls:
+            self.samples = make.samples(self._compared.count)
+            self._rows["sample"] = make.row(self.samples.box)
+        cancel = make.button("Cancel", "stop", "Stop predicting", "cancel")
+        self._stop = make.unit(make.bar(), cancel)
+        self._again = make.button("Try again", "refresh", "Predict once more", "predict")
+        self._waiting = make.row(make.state(), self._stop, self._again)
+        pages = make.row(make.pages(PAGES, TITLE), self._columns)
+        self.children = (pages, self._waiting, *self._rows.values(), self.canvas)
         self._wait(visible=False)
         self.draw()
         self.listen(self, self._switch, ["after"])
@@ -311,7 +318,7 @@ class PredictionViewer(Panel):
         compared = self._compared
         if not compared.predictions:
             words = "" if self.status else '<span class="rw-soft">Predicting …</span>'
-            return f"<div>{html.head(compared)}</div>{words}"
+            return html.note(compared) + words
         flips, every = self.flips, compared.flips
         if self.page == "sample":
             view = html.sample(compared, self.index, self._picture)
@@ -321,13 +328,13 @@ class PredictionViewer(Panel):
             view = self._listing(flips)
         else:
             view = html.classes(compared, every, self.column, self.confusion, self._listing)
-        return f"<div>{html.head(compared)}</div>{html.headline(compared)}<div>{view}</div>"
+        return f"{html.note(compared)}{html.headline(compared)}<div>{view}</div>"
 
     def still(self) -> str:
         """The same; of a long list its start, since a snapshot does not scroll."""
         room, self._room = self._room, STILL_ROOM
         try:
-            return super().still()
+            return markup.heading(TITLE) + super().still()
         finally:
             self._room = room
 
