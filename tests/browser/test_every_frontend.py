@@ -33,7 +33,7 @@ def test_the_dashboard_from_first_view_to_undo(own: pages.Watched) -> None:
     row = page.locator(parts.LAYER).nth(1)
     row.click()
     page.wait_for_selector(parts.CHOSEN)
-    assert own.ask("print(dashboard.layer)") == row.inner_text()
+    assert own.ask("print(dashboard.layer)") == row.get_attribute("data-key")
 
     page.click(parts.LOCATE)
     own.wait_for_status("scores best")

@@ -42,17 +42,18 @@ def rows(watched: pages.Watched, count: int) -> None:
 def test_maps_are_read_magnified_and_faded_in_the_page(viewers: pages.Watched) -> None:
     page = viewers.page
     one = page.locator(parts.MAP_GRID).first
+    one.scroll_into_view_if_needed()
     box = one.bounding_box()
     assert box is not None
-    place = {"x": box["width"] * 0.4, "y": box["height"] * 0.6}
-    one.hover(position=place)
+    place = box["x"] + 0.4 * box["width"], box["y"] + 0.6 * box["height"]
+    page.mouse.move(*place)
     assert page.locator(parts.TIP).first.inner_text().startswith("row 16, column 11: ")
     widths = f"""() => [...document.querySelectorAll('{parts.MAP_GRID}')]
         .map(map => map.getBoundingClientRect().width)"""
     before = page.evaluate(widths)
-    one.dblclick(position=place)
+    page.mouse.dblclick(*place)
     assert page.evaluate(widths) == [3 * width for width in before]
-    one.dblclick(position=place)
+    page.mouse.dblclick(*place)
     assert page.evaluate(widths) == before
     overlay = page.locator(parts.OVERLAY).first
     fire = "(i, name) => i.dispatchEvent(new Event(name, {bubbles: true}))"

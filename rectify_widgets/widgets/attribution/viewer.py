@@ -172,7 +172,7 @@ class AttributionViewer(Panel):
         self._built = True
         self.children = (
             make.pages(PAGES, TITLE),
-            self.samples.box,
+            make.row(self.samples.box),
             make.row(
                 self.methods.box, self.layers.box, self.targets.box, signed, name="map-controls"
             ),
