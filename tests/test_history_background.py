@@ -9,8 +9,7 @@ import weakref
 from torch import nn
 
 from rectify_widgets.widgets.history.viewer import HistoryViewer
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from tests.test_history_viewer import bits, rectification, same
 
 

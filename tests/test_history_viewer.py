@@ -21,8 +21,7 @@ from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.widgets.history import html as pieces
 from rectify_widgets.widgets.history import viewer as histories
 from rectify_widgets.widgets.history.viewer import HistoryViewer
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from tests.test_timeline import edit as named
 from tests.test_timeline import trial
 from tests.widget_fakes import network, texts

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 
 NAME = "rectify-test"
 

@@ -19,8 +19,7 @@ from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.widgets.actions import join
 from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.workshop import Workshop
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from tests.widget_fakes import network, pairs
 
 REFERENCE = torch.rand(96, 1, 9, 9, generator=torch.Generator().manual_seed(5))

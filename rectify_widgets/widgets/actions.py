@@ -17,7 +17,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit, save_edits
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.model.running import copied
-from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Job
 
 
 def locate(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rectify_widgets.engine.repair.result import Rectification
-    from rectify_widgets.widgets.jobs import Job
+    from rectify_widgets.widgets.session import Job
 
 
 def class_name(classes: Sequence[str] | None, number: int) -> str:

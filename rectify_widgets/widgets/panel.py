@@ -19,8 +19,7 @@ from IPython.display import display
 
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.checks import check_path
-from rectify_widgets.widgets.jobs import Job
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from rectify_widgets.widgets.style import PAGE, SHEETS, element
 from rectify_widgets.widgets.view import View, still
 

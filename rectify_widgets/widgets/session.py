@@ -1,12 +1,14 @@
-"""Work in the background of a notebook: one worker thread for a widget and those linked to it.
+"""Work in the background of a notebook: jobs on one thread for a widget and those linked to it.
 
-Imports `jobs` only; no ipywidgets, so everything here is tested without a front end.
+Imports torch's grad mode and the engine's hooks; no ipywidgets, so everything here is tested
+without a front end.
 
 A `Session` runs its jobs on one thread, since hooks and edits of one model must not overlap.  A
 long job lets *short* ones pass whenever it asks whether to stop, so that looking at another sample
-works while a rectification runs; it must therefore work on a copy of its model.  What follows from a finished job in a widget is called back on the notebook's own loop
-or inside `Job.wait` (see `jobs.Mailbox`).  Progress alone is reported straight from the worker: it
-reaches the browser even while a cell blocks.
+works while a rectification runs; it must therefore work on a copy of its model.  What follows from
+a finished job in a widget is called back on the notebook's own loop or inside `Job.wait` (see
+`Mailbox`).  Progress alone is reported straight from the worker: it reaches the browser even while
+a cell blocks.
 
 Jobs are sorted into *lanes*.  A new job of a lane supersedes the earlier ones: they are cancelled
 and their results dropped, so that after fast scrubbing the latest wins.
@@ -14,18 +16,291 @@ and their results dropped, so that after fast scrubbing the latest wins.
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
+import time
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from rectify_widgets.widgets.jobs import Job, Mailbox
+import torch
+
+from rectify_widgets.engine.base.progress import Cancelled
 
 T = TypeVar("T")
 
+PROGRESS_INTERVAL = 0.08
+"""Least seconds between two progress reports of a job, so that the browser is not flooded."""
+
+POLL = 0.2
+"""Seconds after which a blocking wait looks up, so that it can be interrupted everywhere."""
+
 Jobs: TypeAlias = "queue.SimpleQueue[Job[Any] | None]"
 """Jobs to do; None ends the worker."""
+
+
+class Mailbox:
+    """Callbacks on their way from the worker to the notebook.
+
+    They are called on the loop that ran when the first job was submitted, and inside `wait_for`,
+    since a cell that blocks never lets that loop run.  They are called one after the other, in the
+    order in which they were posted, whichever of the two comes first.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self.worker: threading.Thread | None = None
+        self._posted: deque[Callable[[], None]] = deque()
+        self._draining = threading.RLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def find_loop(self) -> None:
+        """Remember the running loop, unless there is none or one is known."""
+        if self._loop is None:
+            with suppress(RuntimeError):
+                self._loop = asyncio.get_running_loop()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called soon, by the loop or by whoever waits."""
+        with self.changed:
+            self._posted.append(callback)
+            self.changed.notify_all()
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: the next wait drains
+                self._loop.call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """Call what is due; on return nothing that was posted before is still being called."""
+        with self._draining:
+            while True:
+                with self.changed:
+                    callback = self._posted.popleft() if self._posted else None
+                if callback is None:
+                    return
+                callback()
+
+    def wait_for(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Block until ``done()``, calling what is due; False if time runs out.
+
+        Raises:
+            RuntimeError: called by the worker, which would wait for itself.
+        """
+        if self.worker is threading.current_thread():
+            raise RuntimeError("a job cannot wait for another one of its own session")
+        limit = None if timeout is None else time.monotonic() + timeout
+        while not done():
+            self.drain()
+            left = POLL if limit is None else min(POLL, limit - time.monotonic())
+            if left <= 0:
+                return False
+            with self.changed:
+                self.changed.wait_for(lambda: self._posted or done(), left)
+        self.drain()
+        return True
+
+    def clear(self) -> None:
+        """Drop what is due."""
+        with self.changed:
+            self._posted.clear()
+
+
+class Job(Generic[T]):
+    """A piece of work under way; wait for it with ``job.wait()`` or ``await job``.
+
+    The work is called with the job itself, and takes from it `progress` and `cancelled` as hooks
+    for the engine's long calls.
+
+    Attributes:
+        label: what it is called in messages.
+        fraction: share that is done, 0 to 1.
+        message: what it is at.
+        lane: see `Session.submit`.
+    """
+
+    _result: T
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        work: Callable[[Job[T]], T],
+        *,
+        label: str,
+        lane: str | None = None,
+        between: Callable[[], None] | None = None,
+        on_progress: Callable[[Job[T]], None] | None = None,
+        on_done: Callable[[Job[T]], None] | None = None,
+    ) -> None:
+        self.label = label
+        self.lane = lane
+        self.fraction = 0.0
+        self.message = label
+        self._mailbox = mailbox
+        self._work: Callable[[Job[T]], T] | None = work
+        self._between = between
+        self._on_progress = on_progress
+        self._on_done = on_done
+        self._stop = threading.Event()
+        self._end: Future[None] = Future()
+        self._end.set_running_or_notify_cancel()  # so that no task that awaits it can cancel it
+        self._superseded = False
+        self._exception: BaseException | None = None
+        self._started = time.monotonic()
+        self._reported = -PROGRESS_INTERVAL
+
+    def __repr__(self) -> str:
+        if not self.done:
+            state = "under way"
+        elif self.was_cancelled:
+            state = "cancelled"
+        else:
+            state = "done" if self.exception is None else "failed"
+        return f"Job({self.label!r}, {state})"
+
+    # -- what the caller asks ---------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether the work has ended: with a result, an exception, or cancelled."""
+        return self._end.done()
+
+    @property
+    def exception(self) -> BaseException | None:
+        """What the work raised, once it is done; None where it succeeded."""
+        return self._exception
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the work ended because it was cancelled."""
+        return isinstance(self._exception, Cancelled)
+
+    def cancel(self) -> None:
+        """Ask the work to stop; work that has not started ends at once."""
+        self._stop.set()
+        if self._claim() is not None:
+            self._finish(Cancelled("cancelled before it started"))
+
+    def supersede(self) -> None:
+        """Cancel the work and drop what would follow from it."""
+        self._superseded = True
+        self.cancel()
+
+    def result(self) -> T:
+        """The result of work that is done, or the exception that it raised."""
+        if self._exception is not None:
+            raise self._exception
+        if not self.done:
+            raise RuntimeError(f"{self.label}: not done yet; wait() or await it first")
+        return self._result
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Block until the work is done; give its result or raise what it raised.
+
+        Callbacks due in the meantime run here, so widgets are up to date on return.  Interrupting
+        the wait (Ctrl-C, the notebook's stop button) cancels the work.
+
+        Raises:
+            TimeoutError: not done within ``timeout`` seconds; the work goes on.
+            Cancelled: the work was cancelled.
+        """
+        try:
+            if not self._mailbox.wait_for(self._end.done, timeout):
+                raise TimeoutError(f"{self.label}: not done after {timeout:g} seconds")
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        return self.result()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        yield from asyncio.wrap_future(self._end).__await__()
+        self._mailbox.drain()
+        return self.result()
+
+    # -- what the work uses -----------------------------------------------------------------------
+
+    def cancelled(self) -> bool:
+        """Whether the work is to stop: the ``cancel`` hook of the engine's long calls.
+
+        Whenever the work asks, short jobs that came up meanwhile are done first.
+        """
+        if self._between is not None and not self._stop.is_set():
+            self._between()
+        return self._stop.is_set()
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the work is to stop."""
+        if self.cancelled():
+            raise Cancelled("cancelled")
+
+    def progress(self, fraction: float, message: str) -> None:
+        """Report how far the work is: the ``progress`` hook of the engine's long calls."""
+        self.fraction, self.message = float(fraction), message
+        now = time.monotonic()
+        report = self._on_progress
+        if report is None or self._stop.is_set() or self.done:
+            return
+        if now - self._reported >= PROGRESS_INTERVAL or fraction >= 1.0:
+            self._reported = now
+            report(self)
+
+    def part(self, start: float, stop: float) -> Callable[[float, str], None]:
+        """A progress hook whose 0..1 is the slice ``start..stop`` of this job."""
+        return lambda fraction, message: self.progress(start + (stop - start) * fraction, message)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called on the notebook's loop while the work goes on.
+
+        It is dropped if the job is superseded; what it raises becomes the job's exception.
+        """
+
+        def safely() -> None:
+            try:
+                if not self._superseded:
+                    callback()
+            except Exception as error:  # noqa: BLE001 - raised where the job is waited for
+                self._exception = self._exception or error
+
+        self._mailbox.post(safely)
+
+    def seconds_left(self) -> float | None:
+        """Estimate of the time left, from the share that is done; None while that is too small."""
+        spent = time.monotonic() - self._started
+        if self.done or self.fraction < 0.05 or spent < 0.5:
+            return None
+        return spent * (1.0 - self.fraction) / self.fraction
+
+    # -- what the session does --------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do the work, unless it was cancelled before; nothing is raised, everything is kept."""
+        work = self._claim()
+        if work is None:
+            return
+        self._started = time.monotonic()
+        try:
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                self._result = work(self)
+        except BaseException as error:  # noqa: BLE001 - raised where the job is waited for
+            self._finish(error)
+        else:
+            self._finish(self._exception)
+
+    def _claim(self) -> Callable[[Job[T]], T] | None:
+        """The work, for the first caller; None for any other."""
+        with self._mailbox.changed:
+            work, self._work = self._work, None
+            return work
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._exception = error
+        on_done, self._on_done, self._on_progress = self._on_done, None, None
+        with self._mailbox.changed:  # done and its callback become visible together
+            self._end.set_result(None)
+            self.call(lambda: None if on_done is None else on_done(self))
 
 
 class Session:
@@ -39,6 +314,7 @@ class Session:
     session.  It is a daemon, so that a notebook's kernel can always end.
 
     Attributes:
+        closed: whether the session takes no more work.
         latest: the job submitted last; when it is done, so is all that was submitted before.
     """
 
@@ -49,20 +325,14 @@ class Session:
         self._queue: Jobs = queue.SimpleQueue()
         self._short: Jobs = queue.SimpleQueue()
         self._under_way: list[Job[Any]] = []
-        self._lanes: dict[str, Job[Any]] = {}
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.closed = False
         self.latest: Job[Any] | None = None
         self._end = weakref.finalize(self, self._queue.put, None)
 
     def __repr__(self) -> str:
         kind = "synchronous" if self._synchronous else "threaded"
-        return f"Session({kind}{', closed' if self._closed else ''})"
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session takes no more work."""
-        return self._closed
+        return f"Session({kind}{', closed' if self.closed else ''})"
 
     def submit(
         self,
@@ -89,27 +359,24 @@ class Session:
         Raises:
             RuntimeError: the session is closed.
         """
-        if self._closed:
+        if self.closed:
             raise RuntimeError("this widget is closed; make a new one")
         self._mailbox.find_loop()
-        job = Job(self._mailbox, work, label=label, on_progress=on_progress, on_done=on_done)
+        job = Job(
+            self._mailbox, work, label=label, lane=lane, on_progress=on_progress, on_done=on_done,
+            between=None if short else partial(_run_all, self._short),
+        )  # fmt: skip
         self.latest = job
-        if lane is not None:
-            earlier = self._lanes.get(lane)
-            self._lanes[lane] = job
-            if earlier is not None and not earlier.done:
+        for earlier in self._under_way:
+            if lane is not None and earlier.lane == lane:
                 earlier.supersede()
+        self._under_way = [*(earlier for earlier in self._under_way if not earlier.done), job]
         if self._synchronous:
             job.run()
             self._mailbox.drain()
             return job
-        self._under_way = [earlier for earlier in self._under_way if not earlier.done]
-        self._under_way.append(job)
         if short:
             self._short.put(job)
-        else:
-            waiting = self._short
-            job.between = lambda: _run_all(waiting)
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_work, args=(self._queue, self._short), name=self._name, daemon=True
@@ -121,16 +388,15 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel every job that is not done."""
-        for job in list(self._under_way):
-            if not job.done:
-                job.cancel()
+        for job in self._under_way:
+            job.cancel()
 
     def close(self, timeout: float = 5.0) -> None:
         """Cancel what is under way and end the thread; waits ``timeout`` seconds for it at most.
 
         Callbacks that are still due are dropped.  Closing twice does nothing.
         """
-        self._closed = True
+        self.closed = True
         self.cancel()
         self._end()
         thread, self._thread = self._thread, None
@@ -138,7 +404,6 @@ class Session:
             thread.join(timeout)
         self._mailbox.clear()
         self._under_way.clear()
-        self._lanes.clear()
         self.latest = None
 
 
@@ -158,10 +423,8 @@ def _work(jobs: Jobs, short: Jobs) -> None:
 
 def _run_all(jobs: Jobs) -> None:
     """Run the jobs that are waiting."""
-    while True:
-        try:
+    with suppress(queue.Empty):
+        while True:
             job = jobs.get_nowait()
-        except queue.Empty:
-            return
-        if job is not None:
-            job.run()
+            if job is not None:
+                job.run()

@@ -24,7 +24,7 @@ from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.attribution.concentration import Pick, Scores, concentration, picks
-from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Job
 
 CACHE_BYTES = 64_000_000
 """Most bytes of maps and scores that one widget keeps; what was used longest ago goes first."""

@@ -32,9 +32,8 @@ from rectify_widgets.widgets.checks import (
     refuse_unknown,
 )
 from rectify_widgets.widgets.controls import Controls
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.panel import Panel
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 
 TITLE = "What the model looks at"
 PAGES = {"sample": "One sample", "set": "Whole set"}

@@ -31,10 +31,9 @@ from rectify_widgets.widgets.dashboard.controls import DashboardControls
 from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from rectify_widgets.widgets.style import SHEETS
 
 LOCATE_SHARE = 0.15

@@ -26,7 +26,7 @@ from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.widgets import actions
-from rectify_widgets.widgets.jobs import Job
+from rectify_widgets.widgets.session import Job
 
 
 @dataclass(frozen=True, eq=False)

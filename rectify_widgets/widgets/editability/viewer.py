@@ -31,9 +31,8 @@ from rectify_widgets.widgets.editability.data import (
     check_localizations,
     first_folds,
 )
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.panel import Panel
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 
 VIEWS = {"bars": "Bars", "table": "Table", "tree": "Tree"}
 ORDERS = {"network": "Network", "rank": "Best first"}

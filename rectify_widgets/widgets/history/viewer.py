@@ -27,9 +27,8 @@ from rectify_widgets.widgets.checks import check_path, refuse_unknown
 from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.history import html
 from rectify_widgets.widgets.history.timeline import Timeline
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.panel import Panel
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 
 COPIES = 4
 """Models that are kept, one a version; the one not seen for longest is dropped first."""

@@ -35,7 +35,6 @@ from rectify_widgets.widgets.checks import (
     refuse_unknown,
 )
 from rectify_widgets.widgets.controls import Controls, show
-from rectify_widgets.widgets.jobs import Job
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction import html
 from rectify_widgets.widgets.prediction.data import (
@@ -50,7 +49,7 @@ from rectify_widgets.widgets.prediction.data import (
     judge,
     predict,
 )
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 
 TITLE = "What the model predicts"
 PAGES = {"sample": "Sample", "flips": "Flips", "classes": "Classes"}
