@@ -1,27 +1,20 @@
 """Input attribution maps through captum: which input values speak for a class.  Imports the engine.
 
-`attribute` is the entry point.  Each method is a frozen dataclass of its options, which checks them,
-with one method `maps` for a chunk of inputs; captum does the computation.  The model that a method
-gets is a `_Probe`: it runs the real model on a copy of the inputs, so that in-place operations do no
-harm, and checks for cancellation before every forward pass.
+`attribute` is the entry point.  Each method is a function that checks its options and returns what
+makes the maps of a chunk of inputs; captum does the computation.  The model that a method gets is a
+`_Probe`: it runs the real model on a copy of the inputs, so that in-place operations do no harm, and
+checks for cancellation before every forward pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
-from captum.attr import (
-    InputXGradient,
-    IntegratedGradients,
-    LayerAttribution,
-    LayerGradCam,
-    Occlusion,
-    Saliency,
-)
+from captum import attr
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import (
@@ -32,7 +25,7 @@ from rectify_widgets.engine.base.checks import (
     check_labels,
     check_number,
     nearest,
-)
+)  # fmt: skip
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.running import (
     capturing,
@@ -42,8 +35,6 @@ from rectify_widgets.engine.model.running import (
     predict,
     unwrap,
 )
-
-IMAGE_DIMENSIONS = 4
 
 
 def attribute(
@@ -72,9 +63,8 @@ def attribute(
         layer: dotted name of the layer that Grad-CAM explains; other methods take none.
         batch_size: most inputs in one forward pass; it changes memory and time, not the result.
         seed: of SmoothGrad's noise.
-        progress: called with the fraction done and a message.
-        cancel: asked before every forward pass.
-        **options: of the method; see the ``…Method`` class of each.
+        progress, cancel: hooks, as everywhere; the latter is asked before every forward pass.
+        **options: of the method; see the function of each in this module.
 
     Returns:
         ``N × C × H × W``, or ``N × 1 × H × W`` for Grad-CAM (bilinear), with the dtype and on the
@@ -90,7 +80,7 @@ def attribute(
         >>> maps.shape == images.shape
         True
     """
-    chosen = _prepare(method, layer, options)
+    make_maps = _prepare(method, layer, options)
     images = check_images(inputs)
     check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
@@ -102,13 +92,12 @@ def attribute(
         count, parts = len(images), []
         targets = _targets(probe, images, target)
         for start in range(0, count, batch_size):
-            chunk = probe.place(images[start : start + batch_size])
+            rows = slice(start, start + batch_size)
+            chunk = probe.place(images[rows])
             probe.enter(start, count, len(chunk), method)
-            classes = targets[start : start + batch_size]
-            if target is None:
-                classes = probe.forward(chunk).argmax(dim=1)
+            classes = probe.forward(chunk).argmax(dim=1) if targets is None else targets[rows]
             with torch.enable_grad():
-                maps = chosen.maps(probe, chunk, classes)
+                maps = make_maps(probe, chunk, classes)
             parts.append(maps.detach().to(device=images.device, dtype=images.dtype))
     monitor.report(1.0, f"{method}: {count} of {count}")
     result = torch.cat(parts)
@@ -126,14 +115,11 @@ class _Probe:
     def __init__(self, model: nn.Module, monitor: Monitor, batch_size: int, seed: int) -> None:
         self.model = model
         self.layer = model  # for Grad-CAM, the layer to explain
-        self.batch_size = batch_size
-        self.seed = seed
+        self.batch_size, self.seed = batch_size, seed
         self.first, self.count = 0, 0
-        self._monitor = monitor
+        self._monitor = self._part = monitor
         self._message = ""
-        self._span = (0.0, 1.0)
-        self._passes = 0
-        self._expected = 1
+        self.expect(1)
 
     def place(self, chunk: Tensor) -> Tensor:
         """An own copy of a chunk, on the model's device and in its floating-point type."""
@@ -143,19 +129,17 @@ class _Probe:
     def enter(self, start: int, count: int, size: int, method: str) -> None:
         """Begin the chunk that starts at input ``start`` of ``count``."""
         self.first, self.count = start, count
-        self._span = (start / count, size / count)
+        self._part = self._monitor.part(start / count, (start + size) / count)
         self._message = f"{method}: {start} of {count}"
-        self._passes, self._expected = 0, 1
+        self.expect(1)
 
     def expect(self, passes: int) -> None:
         """Say how many forward passes the chunk takes, for the progress report."""
-        self._passes, self._expected = 0, max(passes, 1)
+        self._passes, self._expected = 0, passes
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores ``N × classes`` of a copy of ``inputs``."""
-        start, share = self._span
-        done = min(self._passes / self._expected, 1.0)
-        self._monitor.report(start + share * done, self._message)
+        self._part.report(min(self._passes / self._expected, 1.0), self._message)
         self._passes += 1
         return predict(self.model, inputs.clone())
 
@@ -165,208 +149,176 @@ class _Probe:
         The hook is registered for the length of the call only, hence after captum's own, which
         therefore keeps a tensor that no later in-place operation changes.
         """
-        handle = self.layer.register_forward_hook(
+        with self.layer.register_forward_hook(
             lambda _, __, output: output.clone() if isinstance(output, Tensor) else output
-        )
-        try:
+        ):
             return self.forward(inputs)
-        finally:
-            handle.remove()
 
 
-@dataclass(frozen=True, kw_only=True)
-class IntegratedGradientsMethod:
+Maps = Callable[[_Probe, Tensor, Tensor], Tensor]
+"""Gives the maps of a chunk of inputs, ``N × C × H × W``, for one class each."""
+
+
+def integrated_gradients(*, baseline: float | Tensor = 0.0, steps: int = 50) -> Maps:
     """``"integrated-gradients"`` (Sundararajan, Taly, Yan 2017, equation 1).
 
     ``baseline``: where the path starts, a number or a tensor that broadcasts to the inputs.
     ``steps``: points of the Gauss-Legendre rule along the path.
     """
+    check_baseline(baseline)
+    check_int("steps", steps, low=1)
 
-    baseline: float | Tensor = 0.0
-    steps: int = 50
-
-    def __post_init__(self) -> None:
-        check_baseline(self.baseline)
-        check_int("steps", self.steps, low=1)
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """Maps of a chunk of inputs ``N × C × H × W``, for one class each."""
+    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Any:
         rows = max(probe.batch_size // len(inputs), 1)
-        probe.expect(math.ceil(self.steps / rows))
-        maps: Tensor = IntegratedGradients(probe.forward).attribute(
+        probe.expect(math.ceil(steps / rows))
+        return attr.IntegratedGradients(probe.forward).attribute(
             inputs,
-            baselines=_baseline(probe, inputs, self.baseline),
+            baselines=_baseline(probe, inputs, baseline),
             target=target,
-            n_steps=self.steps,
+            n_steps=steps,
             internal_batch_size=max(probe.batch_size, len(inputs)),
         )
-        return maps
+
+    return maps
 
 
-@dataclass(frozen=True, kw_only=True)
-class SaliencyMethod:
+def saliency(*, absolute: bool = True) -> Maps:
     """``"saliency"``, the gradient (Simonyan, Vedaldi, Zisserman 2014).
 
     ``absolute``: its magnitude, as in the paper, or the signed gradient.
     """
-
-    absolute: bool = True
-
-    def __post_init__(self) -> None:
-        check_flag("absolute", self.absolute)
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """See `IntegratedGradientsMethod.maps`."""
-        maps: Tensor = Saliency(probe.forward).attribute(inputs, target=target, abs=self.absolute)
-        return maps
+    check_flag("absolute", absolute)
+    return lambda probe, inputs, target: attr.Saliency(probe.forward).attribute(
+        inputs, target=target, abs=absolute
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputXGradientMethod:
+def input_x_gradient() -> Maps:
     """``"input-x-gradient"``, input times gradient (Shrikumar et al. 2016), has no options."""
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """See `IntegratedGradientsMethod.maps`."""
-        maps: Tensor = InputXGradient(probe.forward).attribute(inputs, target=target)
-        return maps
+    return lambda probe, inputs, target: attr.InputXGradient(probe.forward).attribute(
+        inputs, target
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SmoothGradMethod:
+def smoothgrad(*, samples: int = 16, noise: float = 0.15, absolute: bool = False) -> Maps:
     """``"smoothgrad"``, the mean gradient of noisy copies (Smilkov et al. 2017).
 
     ``samples``: noisy copies of each input.  ``noise``: standard deviation of the Gaussian noise as
     a share of that input's own range.  ``absolute``: the magnitude of the mean gradient.
     Input number ``i`` draws its noise from the seed ``seed + i``, whatever the batch size.
     """
+    check_int("samples", samples, low=1)
+    check_number("noise", noise, low=0.0)
+    check_flag("absolute", absolute)
 
-    samples: int = 16
-    noise: float = 0.15
-    absolute: bool = False
-
-    def __post_init__(self) -> None:
-        check_int("samples", self.samples, low=1)
-        check_number("noise", self.noise, low=0.0)
-        check_flag("absolute", self.absolute)
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """See `IntegratedGradientsMethod.maps`."""
-        probe.expect(self.samples)
+    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        probe.expect(samples)
         plain = inputs.detach()
         flat = plain.flatten(1)
-        spread = self.noise * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
+        spread = noise * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, 1, 1, 1)
         generators = [
             torch.Generator().manual_seed(probe.seed + probe.first + row)
             for row in range(len(plain))
         ]
         total = torch.zeros_like(plain)
-        gradient = Saliency(probe.forward)
-        for _ in range(self.samples):
-            noise = torch.stack([torch.randn(plain.shape[1:], generator=g) for g in generators])
-            noisy = plain + spread * noise.to(plain)
+        gradient = attr.Saliency(probe.forward)
+        for _ in range(samples):
+            drawn = torch.stack([torch.randn(plain.shape[1:], generator=g) for g in generators])
+            noisy = plain + spread * drawn.to(plain)
             total += gradient.attribute(noisy.requires_grad_(), target=target, abs=False)
-        mean = total / self.samples
-        return mean.abs() if self.absolute else mean
+        mean = total / samples
+        return mean.abs() if absolute else mean
+
+    return maps
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradCamMethod:
+def grad_cam(*, relu: bool = True) -> Maps:
     """``"grad-cam"`` (Selvaraju et al. 2017, equations 1 and 2).
 
     ``relu``: keep what speaks for the class only, as in the paper; ``False`` gives a signed map.
     The layer is named by the argument ``layer``; without one it is the last convolution.
     """
+    check_flag("relu", relu)
 
-    relu: bool = True
-
-    def __post_init__(self) -> None:
-        check_flag("relu", self.relu)
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """See `IntegratedGradientsMethod.maps`."""
+    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Any:
         sizes: list[tuple[int, ...]] = []
         with capturing({"": probe.layer}, lambda *seen: sizes.append(tuple(seen[2].shape))):
             probe.forward(inputs)
-        if len(sizes) != 1 or len(sizes[0]) != IMAGE_DIMENSIONS:
-            has = f"outputs of shape {sizes[0]}" if sizes else "no output: the model never calls it"
-            if len(sizes) > 1:
-                has = f"{len(sizes)} outputs in one forward pass"
+        if len(sizes) != 1 or len(sizes[0]) != 4:
+            has = f"{len(sizes)} outputs in one forward pass"
+            if len(sizes) < 2:
+                has = f"an output of shape {sizes[0]}" if sizes else "no output: it is never called"
             raise ValueError(
                 f"layer: this one has {has}, want one output of N × C × H × W; name a convolution"
             )
-        maps = LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
-            inputs, target=target, relu_attributions=self.relu
+        small = attr.LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
+            inputs, target=target, relu_attributions=relu
         )
         shape = tuple(inputs.shape[-2:])
-        upsampled: Tensor = LayerAttribution.interpolate(maps, shape, interpolate_mode="bilinear")
-        return upsampled
+        return attr.LayerAttribution.interpolate(small, shape, interpolate_mode="bilinear")
+
+    return maps
 
 
-@dataclass(frozen=True, kw_only=True)
-class OcclusionMethod:
+def occlusion(
+    *, window: int | None = None, stride: int | None = None, baseline: float | Tensor = 0.0
+) -> Maps:
     """``"occlusion"``: the fall of the score when a window is covered (Zeiler 2014).
 
     ``window``: side of the square window in pixels, by default a seventh of the smaller side.
     ``stride``: by default half the window.  ``baseline``: what covers it.
     """
+    check_baseline(baseline)
+    for name, given in (("window", window), ("stride", stride)):
+        if given is not None:
+            check_int(name, given, low=1)
+    if window is not None and stride is not None and stride > window:
+        raise ValueError(
+            f"stride: got {stride} with a window of {window}, want at most the window, so that no "
+            "pixel is left out"
+        )
 
-    window: int | None = None
-    stride: int | None = None
-    baseline: float | Tensor = 0.0
-
-    def __post_init__(self) -> None:
-        check_baseline(self.baseline)
-        if self.window is not None:
-            check_int("window", self.window, low=1)
-        if self.stride is not None:
-            check_int("stride", self.stride, low=1)
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            raise ValueError(
-                f"stride: got {self.stride} with a window of {self.window}, want at most the "
-                "window, so that no pixel is left out"
-            )
-
-    def maps(self, probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
-        """See `IntegratedGradientsMethod.maps`."""
+    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Any:
         channels, height, width = inputs.shape[1:]
-        window = self.window or max(min(height, width) // 7, self.stride or 1)
-        if window > min(height, width):
+        smaller = min(height, width)
+        side = window or max(smaller // 7, stride or 1)
+        if side > smaller:
             raise ValueError(
-                f"window: got {window} for images of {height} × {width}, want at most "
-                f"{min(height, width)}"
+                f"window: got {side} for images of {height} × {width}, want at most {smaller}"
             )
-        stride = self.stride or max(window // 2, 1)
-        places = math.prod(math.ceil((side - window) / stride) + 1 for side in (height, width))
+        step = stride or max(side // 2, 1)
+        places = math.prod(math.ceil((length - side) / step) + 1 for length in (height, width))
         together = max(probe.batch_size // len(inputs), 1)
         probe.expect(math.ceil(places / together) + 1)
-        maps: Tensor = Occlusion(probe.forward).attribute(
+        return attr.Occlusion(probe.forward).attribute(
             inputs.detach(),
-            sliding_window_shapes=(channels, window, window),
-            strides=(channels, stride, stride),
-            baselines=_baseline(probe, inputs, self.baseline),
+            sliding_window_shapes=(channels, side, side),
+            strides=(channels, step, step),
+            baselines=_baseline(probe, inputs, baseline),
             target=target,
             perturbations_per_eval=together,
         )
-        return maps
+
+    return maps
 
 
-_METHODS: Mapping[str, type[Any]] = {
-    "integrated-gradients": IntegratedGradientsMethod,
-    "saliency": SaliencyMethod,
-    "input-x-gradient": InputXGradientMethod,
-    "smoothgrad": SmoothGradMethod,
-    "grad-cam": GradCamMethod,
-    "occlusion": OcclusionMethod,
+_METHODS: Mapping[str, Callable[..., Maps]] = {
+    "integrated-gradients": integrated_gradients,
+    "saliency": saliency,
+    "input-x-gradient": input_x_gradient,
+    "smoothgrad": smoothgrad,
+    "grad-cam": grad_cam,
+    "occlusion": occlusion,
 }
 
 ATTRIBUTION_METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names of the attribution methods."""
 
 
-def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> Any:
+def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> Maps:
     """A method with its checked options."""
     kind = _METHODS[check_choice("method", method, ATTRIBUTION_METHODS)]
-    known = [field.name for field in fields(kind)]
+    known = list(signature(kind).parameters)
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has none"
@@ -382,10 +334,10 @@ def _prepare(method: str, layer: str | None, options: Mapping[str, Any]) -> Any:
 def check_images(inputs: object) -> Tensor:
     """``inputs`` if they are a finite, floating ``N × C × H × W`` batch."""
     images = check_inputs("inputs", inputs)
-    if images.ndim != IMAGE_DIMENSIONS:
+    if images.ndim != 4:
         raise ValueError(
             f"inputs: got shape {tuple(images.shape)}, want N × C × H × W"
-            + ("; add the batch dimension with [None]" if images.ndim < IMAGE_DIMENSIONS else "")
+            + ("; add the batch dimension with [None]" if images.ndim < 4 else "")
         )
     return images
 
@@ -413,16 +365,15 @@ def find_layer(model: nn.Module, name: str | None) -> nn.Module:
     return parts[name]
 
 
-def _targets(probe: _Probe, inputs: Tensor, target: int | Tensor | None) -> Tensor:
-    """One class number an input, checked against the model's scores (zeros where none is given)."""
+def _targets(probe: _Probe, inputs: Tensor, target: int | Tensor | None) -> Tensor | None:
+    """One class number an input, checked against the model's scores; None where none is given."""
     if target is None:
-        return torch.zeros(len(inputs), dtype=torch.int64, device=model_device(probe.model))
+        return None
     classes = int(probe.forward(probe.place(inputs[:1])).shape[1])
     if isinstance(target, int) and not isinstance(target, bool):
         target = torch.full((len(inputs),), target)
-    return check_labels("target", target, count=len(inputs), classes=classes).to(
-        model_device(probe.model)
-    )
+    labels = check_labels("target", target, count=len(inputs), classes=classes)
+    return labels.to(model_device(probe.model))
 
 
 def check_baseline(value: object) -> None:

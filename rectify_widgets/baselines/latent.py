@@ -11,12 +11,12 @@ channel over the positions, and ``"map"``, the whole flattened activation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rectify_widgets.baselines.method import Option, choice
 from rectify_widgets.baselines.task import Task
@@ -268,11 +268,6 @@ def insert(model: nn.Module, layer: str, then: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, wrapper)  # in its place, in a Sequential too
 
 
-@contextmanager
-def appended(model: nn.Module, layer: str, then: nn.Module) -> Iterator[None]:
-    """A module behind the layer for as long as the block runs."""
-    handle = model.get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
-    try:
-        yield
-    finally:
-        handle.remove()
+def appended(model: nn.Module, layer: str, then: nn.Module) -> RemovableHandle:
+    """Put a module behind the layer for as long as a ``with`` block runs."""
+    return model.get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
