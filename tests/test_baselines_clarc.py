@@ -67,7 +67,7 @@ def concept_of(layer: str, space: str) -> Concept:
     """That of two pairs of `Tiny`."""
     task = tiny_task()
     with eval_mode(task.problem.model) as model:
-        return find_concept(model, task, layer, space)
+        return find_concept(model, task, {"layer": layer, "space": space})
 
 
 # The direction

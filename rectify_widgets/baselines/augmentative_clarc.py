@@ -18,22 +18,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from rectify_widgets.baselines.latent import (
-    PLACE,
-    Compensation,
-    appended,
-    find_concept,
-)
-from rectify_widgets.baselines.method import Method, Options, choice, number
+from rectify_widgets.baselines.latent import PLACE, Compensation, appended, find_concept
+from rectify_widgets.baselines.method import Method, Options
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.baselines.training import STEPS, train
+from rectify_widgets.baselines.training import LINEAR, STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     monitor.check()
-    concept = find_concept(model, task, options["layer"], options["space"])
+    concept = find_concept(model, task, options)
     with appended(model, concept.layer, Compensation(concept, concept.corrupted, model)):
         train(model, task, options, monitor)
 
@@ -41,10 +36,7 @@ def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -
 A_CLARC = Method(
     "a_clarc",
     (
-        {
-            "learning_rate": number("at the start", 1e-4, 1e-3, 1e-2, 1e-1),
-            "trained": choice("layers that learn", "linear", "all"),
-        },
+        LINEAR,
         STEPS,
         PLACE,
     ),

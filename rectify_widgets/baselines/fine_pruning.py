@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from rectify_widgets.baselines.latent import Mask, activations, by_position, insert, latent_layer
 from rectify_widgets.baselines.method import Method, Options, number
-from rectify_widgets.baselines.task import Task
+from rectify_widgets.baselines.task import Task, accuracy
 from rectify_widgets.baselines.training import STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.running import predict_all
 
 LAYERS = 3
 """Layers to choose from."""
@@ -54,19 +53,15 @@ def prune(model: nn.Module, task: Task, layer: str, max_drop: float, monitor: Mo
     """
     references = task.problem.references
     order = mean_activations(model, layer, references).argsort(stable=True)
-    inputs, labels = task.validation or (references, task.problem.answers)
-
-    def accuracy() -> float:
-        return float((predict_all(model, inputs).argmax(dim=1) == labels).double().mean())
-
-    least = accuracy() - max_drop
+    judged = task.validation or (references, task.problem.answers)
+    least = accuracy(model, judged) - max_drop
     mask = Mask(torch.ones(len(order), device=order.device))
     insert(model, layer, mask)
     lots = order[:-1].split(max(1, len(order) // LOTS))  # one channel always stays
     for row, lot in enumerate(lots):
         monitor.report(row / len(lots), f"pruning {layer}: lot {row + 1} of {len(lots)}")
         mask.kept[lot] = 0
-        if accuracy() < least:
+        if accuracy(model, judged) < least:
             mask.kept[lot] = 1
             break
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.method import Method, Option, Options
+from rectify_widgets.baselines.latent import passes
+from rectify_widgets.baselines.method import Method, Option, Options, number
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.engine.base.checks import check_choice, check_number
+from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import capturing, eval_mode, predict
 
@@ -56,18 +57,16 @@ def _check_layer(task: Task, argument: str, given: object) -> str:
     return check_choice(argument, given, _scores_layer(task))
 
 
-def _check_strength(_: Task, argument: str, given: object) -> float:
-    strength = check_number(argument, given, low=0.0)
-    if strength == 0:
-        raise ValueError(f"{argument}: got {given}, want more than 0")
-    return strength
-
-
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     layer = model.get_submodule(options["layer"])
     assert isinstance(layer, nn.Linear)  # noqa: S101 - `_scores_layer` has chosen it
     kinds = (task.clean(), task.corrupted())
-    features = torch.cat([_features(model, layer, kind.inputs, monitor) for kind in kinds])
+    parts: list[Tensor] = []
+    for kind in kinds:
+        for given, _ in passes(model, layer, kind.inputs, CHUNK):
+            monitor.check()
+            parts.append(given.double())
+    features = torch.cat(parts)
     labels = torch.cat([kind.labels for kind in kinds])
     carries = torch.arange(len(labels), device=labels.device) >= len(kinds[0])
     # As published, the scale is that of the usual, uncorrupted data.
@@ -89,16 +88,6 @@ def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -
             layer.bias.copy_(bias)
         else:
             layer.register_parameter("bias", nn.Parameter(bias.to(layer.weight)))
-
-
-def _features(model: nn.Module, layer: nn.Linear, inputs: Tensor, monitor: Monitor) -> Tensor:
-    """What goes into the last layer, ``N × K``, in double precision."""
-    kept: list[Tensor] = []
-    with capturing({"": layer}, lambda _, features, __: kept.append(features.double())):
-        for chunk in inputs.split(CHUNK):
-            monitor.check()
-            predict(model, chunk)
-    return torch.cat(kept)
 
 
 def balance(labels: Tensor, carries: Tensor) -> Tensor:
@@ -161,11 +150,7 @@ LAST_LAYER = Method(
     (
         {
             "layer": Option("the linear layer that gives the scores", _scores_layer, _check_layer),
-            "strength": Option(
-                f"C, the inverse of the penalty: {', '.join(map(str, STRENGTHS))}",
-                lambda _: STRENGTHS,
-                _check_strength,
-            ),
+            "strength": number("C, the inverse of the penalty", *STRENGTHS, positive=True),
         },
     ),
     _attempt,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rectify_widgets.baselines.method import Option, choice
+from rectify_widgets.baselines.method import Option, Options, choice
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.checks import nearest
 from rectify_widgets.engine.edit.closed_form import Unreached
@@ -118,22 +118,30 @@ def along(vector: Tensor, like: Tensor, space: str) -> Tensor:
     """A CAV shaped to be added to activations ``like`` (its length times a number a sample)."""
     if space == "map":
         return vector.reshape(1, *like.shape[1:])
-    return (
-        vector.reshape(1, -1, 1, 1)
-        if like.ndim == 4
-        else vector.reshape(*(1,) * (like.ndim - 1), -1)
-    )
+    return vector.reshape(1, -1, 1, 1) if like.ndim == 4 else vector.expand_as(like[:1])
+
+
+def passes(
+    model: nn.Module, layer: nn.Module, inputs: Tensor, size: int = CHUNK
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Copies of a layer's input and output, for ``size`` of the model's inputs at a time."""
+    for chunk in inputs.split(size):
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def watch(
+            _: str, given: Tensor, output: Tensor, seen: list[tuple[Tensor, Tensor]] = seen
+        ) -> None:
+            seen.append((given.clone(), output.clone()))  # what follows may work in place
+
+        with capturing({"": layer}, watch):
+            predict(model, chunk)
+        yield seen[0]
 
 
 def activations(model: nn.Module, layer: str, inputs: Tensor) -> Iterator[Tensor]:
     """The layer's output on the inputs, a chunk at a time, as float32 or better."""
-    part = model.get_submodule(layer)
-    for chunk in inputs.split(CHUNK):
-        kept: list[Tensor] = []
-        # A copy: what follows may work in place.
-        with capturing({layer: part}, lambda _, __, output, kept=kept: kept.append(output.clone())):  # type: ignore[misc]
-            predict(model, chunk)
-        yield kept[0].to(working_dtype(kept[0].dtype))
+    for _, output in passes(model, model.get_submodule(layer), inputs):
+        yield output.to(working_dtype(output.dtype))
 
 
 # --- concept activation vectors ------------------------------------------------------------------
@@ -180,8 +188,9 @@ def pattern_cav(features: Tensor, present: Tensor) -> Tensor:
     return unit
 
 
-def find_concept(model: nn.Module, task: Task, layer: str, space: str) -> Concept:
+def find_concept(model: nn.Module, task: Task, options: Options) -> Concept:
     """The CAV of the corruption: from the pairs, so that nothing but the corruption differs."""
+    layer, space = options["layer"], options["space"]
     corrupted, clean = (
         torch.cat([in_space(part, space) for part in activations(model, layer, inputs)])
         for inputs in (task.pairs.corrupted, task.pairs.clean)

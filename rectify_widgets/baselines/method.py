@@ -38,9 +38,16 @@ class Option:
     check: Callable[[Task, str, Any], Any]
 
 
-def number(about: str, *values: float) -> Option:
-    """A number of 0 or more."""
-    return _listed(about, values, lambda name, given: check_number(name, given, low=0.0))
+def number(about: str, *values: float, positive: bool = False) -> Option:
+    """A number of 0 or more; above 0 where it is ``positive``."""
+
+    def check(name: str, given: Any) -> float:
+        checked = check_number(name, given, low=0.0)
+        if positive and checked == 0:
+            raise ValueError(f"{name}: got {given}, want more than 0")
+        return checked
+
+    return _listed(about, values, check)
 
 
 def count(about: str, *values: int) -> Option:

@@ -17,12 +17,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rectify_widgets.baselines.latent import (
-    PLACE,
-    Compensation,
-    find_concept,
-    insert,
-)
+from rectify_widgets.baselines.latent import PLACE, Compensation, find_concept, insert
 from rectify_widgets.baselines.method import Method, Options
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.progress import Monitor
@@ -31,7 +26,7 @@ from rectify_widgets.engine.base.progress import Monitor
 def project(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     """Put the projection behind the layer."""
     monitor.check()
-    concept = find_concept(model, task, options["layer"], options["space"])
+    concept = find_concept(model, task, options)
     insert(model, concept.layer, Compensation(concept, concept.clean, model))
 
 

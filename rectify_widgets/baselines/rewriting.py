@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rectify_widgets.baselines.latent import passes
 from rectify_widgets.baselines.method import Method, Option, Options, count, number
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.model.keys import EditableLayer, pad
-from rectify_widgets.engine.model.running import capturing, predict
 from rectify_widgets.engine.repair.solving import solve_edit
 
 
@@ -75,8 +75,10 @@ def least_squares(model: nn.Module, pairs: SamplePairs, edit: RankOneEdit) -> tu
     part = model.get_submodule(edit.layer)
     assert isinstance(part, nn.Conv2d | nn.Linear)  # noqa: S101 - `solve_edit` has checked it
     layer = EditableLayer(edit.layer, part)
-    corrupted, clean = (_input(model, layer, x) for x in (pairs.corrupted, pairs.clean))
     count = len(pairs)
+    corrupted, clean = (
+        next(passes(model, part, samples, count))[0] for samples in (pairs.corrupted, pairs.clean)
+    )
     change = layer.keys(clean, count) - layer.keys(corrupted, count)
     missing = change.values().permute(1, 0, 3, 2).flatten(1, 2)
     right = edit.right.reshape(layer.groups, -1).to(missing)
@@ -87,13 +89,6 @@ def least_squares(model: nn.Module, pairs: SamplePairs, edit: RankOneEdit) -> tu
     image = torch.einsum("gc,ngchw->nghw", right, grouped)
     rows = functional.unfold(pad(part, image), part.kernel_size, part.dilation, 0, part.stride)
     return rows.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2), missing
-
-
-def _input(model: nn.Module, layer: EditableLayer, samples: Tensor) -> Tensor:
-    kept: list[Tensor] = []
-    with capturing({layer.name: layer.module}, lambda _, inputs, __: kept.append(inputs.clone())):
-        predict(model, samples)
-    return kept[0]
 
 
 def descend(

@@ -24,23 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from rectify_widgets.baselines.latent import (
-    PLACE,
-    Concept,
-    by_position,
-    find_concept,
-)
-from rectify_widgets.baselines.method import Method, Options, choice, number
+from rectify_widgets.baselines.latent import PLACE, Concept, by_position, find_concept
+from rectify_widgets.baselines.method import Method, Options, number
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Batch, Task
-from rectify_widgets.baselines.training import STEPS, train, weighted_cross_entropy
+from rectify_widgets.baselines.training import LINEAR, STEPS, train, weighted_cross_entropy
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import capturing, predict
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
     monitor.check()
-    concept = find_concept(model, task, options["layer"], options["space"])
+    concept = find_concept(model, task, options)
     loss = penalised(concept, options["penalty"], task.generator())
     train(model, task, options, monitor, loss)
 
@@ -81,10 +76,7 @@ def _slope(gradient: Tensor, concept: Concept) -> Tensor:
 RR_CLARC = Method(
     "rr_clarc",
     (
-        {
-            "learning_rate": number("at the start", 1e-4, 1e-3, 1e-2, 1e-1),
-            "trained": choice("layers that learn", "linear", "all"),
-        },
+        LINEAR,
         {"penalty": number("λ", 1.0, 1e2, 1e4, 1e6)},
         STEPS,
         PLACE,

@@ -18,7 +18,7 @@ from rectify_widgets.engine.data.corruption import touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import Problem, pose_problem
-from rectify_widgets.engine.model.running import copied, eval_mode
+from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.rectification import check_validation
 
 BATCH = 32
@@ -80,6 +80,12 @@ class Task:
     def generator(self) -> torch.Generator:
         """The random numbers of one attempt: the same for every choice of options."""
         return torch.Generator().manual_seed(self.seed)
+
+
+def accuracy(model: nn.Module, labelled: tuple[Tensor, Tensor]) -> float:
+    """The share (0..1) of the inputs that get their label."""
+    inputs, labels = labelled
+    return float((predict_all(model, inputs).argmax(dim=1) == labels).double().mean())
 
 
 def draw_batch(generator: torch.Generator, corrupted: Examples, clean: Examples) -> Batch:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.method import Options, count
+from rectify_widgets.baselines.method import Options, choice, count, number
 from rectify_widgets.baselines.task import Batch, Examples, Task, draw_batch
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict
@@ -26,6 +26,12 @@ CLIP = 1.0
 
 STEPS = {"steps": count("of training", 100)}
 """Where nothing else is published: about four passes over 768 references."""
+
+LINEAR = {
+    "learning_rate": number("at the start", 1e-4, 1e-3, 1e-2, 1e-1),
+    "trained": choice("layers that learn", "linear", "all"),
+}
+"""Published of A-ClArC and RR-ClArC."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -85,11 +91,10 @@ def train(
 @contextmanager
 def learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Only ``parameters`` take gradients in the block; flags and gradients are put back after it."""
-    everything = list(model.parameters())
-    before = [(one, one.requires_grad, one.grad) for one in everything]
-    chosen = {id(one) for one in parameters}
+    before = [(one, one.requires_grad, one.grad) for one in model.parameters()]
+    chosen = set(map(id, parameters))
     try:
-        for one in everything:
+        for one, _, _ in before:
             one.requires_grad_(id(one) in chosen)
         yield
     finally:
@@ -100,11 +105,8 @@ def learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[N
 
 def trainable(model: nn.Module, trained: str) -> list[nn.Parameter]:
     """The floating-point parameters that learn: of linear layers, or all of them."""
-    parts = (
-        [part for part in model.modules() if isinstance(part, nn.Linear)]
-        if trained == "linear"
-        else [model]
-    )
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    parts = linear if trained == "linear" else [model]
     unique = {id(p): p for part in parts for p in part.parameters() if p.is_floating_point()}
     if not unique:
         raise ValueError(f"trained: got {trained!r}, but the model has no such parameters")

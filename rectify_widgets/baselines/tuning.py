@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from rectify_widgets.baselines.latent import LayerWrapper
 from rectify_widgets.baselines.method import Attempt, Method, Options, TuningTrial
-from rectify_widgets.baselines.task import Task
+from rectify_widgets.baselines.task import Task, accuracy
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
+from rectify_widgets.engine.model.running import copied, eval_mode
 
 PENALTY = 2.0
 """What a point of clean accuracy weighs against a point of corrupted accuracy."""
@@ -39,25 +39,19 @@ class Validator:
     """Scores a model on the validation split, with and without the transplanted corruption."""
 
     def __init__(self, task: Task, validation: tuple[Tensor, Tensor]) -> None:
-        self._clean, self._labels = validation
-        self._corrupted = transplant(
-            task.problem.pairs, self._clean, opacity=task.opacity, seed=task.seed
-        )
+        inputs, labels = self._clean = validation
+        corrupted = transplant(task.problem.pairs, inputs, opacity=task.opacity, seed=task.seed)
+        self._corrupted = corrupted, labels
         with eval_mode(task.problem.model) as module:
-            self._before = self._accuracy(module, self._clean)
+            self._before = accuracy(module, self._clean)
 
     def score(self, model: nn.Module) -> tuple[float, float, float | None]:
         """Corrupted accuracy, clean accuracy and the score of both; None for weights like NaN."""
         with eval_mode(model) as module:
-            corrupted = self._accuracy(module, self._corrupted)
-            clean = self._accuracy(module, self._clean)
+            corrupted, clean = accuracy(module, self._corrupted), accuracy(module, self._clean)
         if not _is_finite(model):
             return corrupted, clean, None
         return corrupted, clean, corrupted - PENALTY * max(self._before - clean, 0.0)
-
-    def _accuracy(self, model: nn.Module, inputs: Tensor) -> float:
-        hits = predict_all(model, inputs).argmax(dim=1) == self._labels
-        return float(hits.double().mean())
 
 
 def tune(
