@@ -203,7 +203,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("fine_pruning", {"reference": None}, ValueError, "reference: got None"),
     ("fine_pruning", {"max_drop": "much"}, TypeError, "max_drop: got 'much'"),
     ("p_clarc", {"layer": "secund"}, ValueError, "did you mean 'second'"),
-    ("p_clarc", {"layer": 3}, TypeError, "layer: got 3"),
+    ("p_clarc", {"layer": 3}, ValueError, "layer: got 3"),
     ("p_clarc", {"layer": "head"}, ValueError, "layer: got 'head'"),
     ("p_clarc", {"space": "chanel"}, ValueError, "did you mean 'channel'"),
     ("rr_clarc", {"penalty": -1}, ValueError, "penalty: got -1"),
@@ -371,7 +371,7 @@ def test_a_costly_method_tries_the_layers_where_projecting_does_best() -> None:
 
 def test_latent_layers_are_called_once_and_lie_before_the_scores() -> None:
     x = torch.rand(2, 3, 9, 9)
-    task = pose_task(make("residual"), SamplePairs(x + 1, x))
+    task = pose_task(make("residual"), SamplePairs(x + 1, x), None, None)
     assert latent_layers(task.problem) == [
         "block2", "block2.short", "block2.conv2", "block2.conv1", "block1", "block1.conv2",
         "block1.conv1", "stem",

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rectify_widgets.baselines.method import Option, Options, choice
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.engine.base.checks import nearest
+from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.model.running import capturing, eval_mode, predict, working_dtype
@@ -83,15 +83,7 @@ def latent_layer(most: int | None = None) -> Option:
         return [layers[row] for row in rows.tolist()]
 
     def check(task: Task, argument: str, given: object) -> str:
-        if not isinstance(given, str):
-            raise TypeError(f"{argument}: got {given!r}, want the dotted name of a layer")
-        layers = latent_layers(task.problem)
-        if given not in layers:
-            raise ValueError(
-                f"{argument}: got {given!r}, want one whose activations can be worked on"
-                f"{nearest(given, layers)}; those are: {', '.join(layers) or 'none'}"
-            )
-        return given
+        return check_choice(argument, given, latent_layers(task.problem))
 
     about = f"a layer or block by its dotted name: {most or 'all'} of them, the deepest first"
     return Option(about, values, check)
@@ -125,14 +117,13 @@ def passes(
     model: nn.Module, layer: nn.Module, inputs: Tensor, size: int = CHUNK
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Copies of a layer's input and output, for ``size`` of the model's inputs at a time."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watch(_: str, given: Tensor, output: Tensor) -> None:
+        seen.append((given.clone(), output.clone()))  # what follows may work in place
+
     for chunk in inputs.split(size):
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def watch(
-            _: str, given: Tensor, output: Tensor, seen: list[tuple[Tensor, Tensor]] = seen
-        ) -> None:
-            seen.append((given.clone(), output.clone()))  # what follows may work in place
-
+        seen.clear()
         with capturing({"": layer}, watch):
             predict(model, chunk)
         yield seen[0]

@@ -83,9 +83,8 @@ def run(
             )
     monitor = Monitor(progress, cancel)
     task = pose_task(
-        model, pairs, reference=reference, validation=validation, augmented=augmented,
-        opacity=opacity, seed=seed,
-    )  # fmt: skip
+        model, pairs, reference, validation, augmented=augmented, opacity=opacity, seed=seed
+    )
     if method.needs_references and reference is None:
         raise ValueError(
             f"reference: got None, {method.name} wants unlabelled inputs {method.needs_references}"

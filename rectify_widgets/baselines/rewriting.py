@@ -20,7 +20,6 @@ them, where the code takes the first singular vector of the keys under a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -45,24 +44,18 @@ def _last(task: Task) -> list[str]:
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
+    def ask() -> bool:
+        monitor.check()  # which raises
+        return False
+
     closed = solve_edit(
         model, task.pairs, layer=options["layer"], reference=task.problem.references, direction="key",
-        ridge=options["ridge"], key_space="channel", seed=task.seed, cancel=_cancel_hook(monitor),
+        ridge=options["ridge"], key_space="channel", seed=task.seed, cancel=ask,
     )  # fmt: skip
     right = closed.right / closed.right.norm()
     design, missing = least_squares(model, task.pairs, replace(closed, right=right))
     left = descend(design, missing, options["steps"], options["learning_rate"], monitor)
     replace(closed, left=left.reshape(closed.left.shape).to(closed.left), right=right).apply(model)
-
-
-def _cancel_hook(monitor: Monitor) -> Callable[[], bool]:
-    """A ``cancel`` hook that asks the monitor, which raises."""
-
-    def ask() -> bool:
-        monitor.check()
-        return False
-
-    return ask
 
 
 def least_squares(model: nn.Module, pairs: SamplePairs, edit: RankOneEdit) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_int, check_module
+from rectify_widgets.engine.base.checks import check_flag, check_int, check_module
 from rectify_widgets.engine.data.corruption import touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
@@ -102,24 +102,18 @@ def draw_batch(generator: torch.Generator, corrupted: Examples, clean: Examples)
 def pose_task(
     model: nn.Module,
     pairs: SamplePairs,
+    reference: Inputs | None,
+    validation: tuple[Tensor, Tensor] | None,
     *,
-    reference: Inputs | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
     augmented: bool = False,
     opacity: float | None = None,
     seed: int = 0,
 ) -> Task:
-    """Check the input of a call; everything later works on copies.
-
-    Raises:
-        TypeError, ValueError: bad input, before anything is touched.
-    """
+    """Check the input of a call, see `registry.run`; everything later works on copies."""
     check_module("model", model)
     check_pairs(pairs)
     check_int("seed", seed, low=0)
-    if not isinstance(augmented, bool):
-        raise TypeError(f"augmented: got {augmented!r}, want True or False")
-    if augmented and reference is None:
+    if check_flag("augmented", augmented) and reference is None:
         raise ValueError(
             "augmented: got True without references, want reference=... to put the corruption on"
         )

@@ -8,8 +8,7 @@ choices for all methods alike: without them, the published rates diverge on a fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def train(
     """Stochastic gradient descent with momentum 0.9 on batches of corrupted and clean examples.
 
     Args:
-        model: in evaluation mode, changed in place.
+        model: a copy in evaluation mode, changed in place.
         task: for the seed and the examples.
         options: ``steps``, ``learning_rate`` (it falls evenly to zero) and, where there is a choice,
             ``trained``.
@@ -71,36 +70,27 @@ def train(
     steps, learning_rate = options["steps"], options["learning_rate"]
     draw = task.generator()
     optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
-    with learning(model, parameters):
-        for step in range(steps):
-            monitor.report(step / steps, f"step {step + 1} of {steps}")
-            batch = draw_batch(draw, corrupted, clean)
-            with torch.enable_grad():
-                value = loss(model, batch)
-                # Not `backward`: it would also follow paths that end at no parameter.
-                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            nn.utils.clip_grad_norm_(parameters, CLIP)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * (1 - step / steps)
-            optimiser.step()
+    flags = [(one, one.requires_grad) for one in model.parameters()]
+    model.requires_grad_(requires_grad=False)
+    for one in parameters:
+        one.requires_grad_()
+    for step in range(steps):
+        monitor.report(step / steps, f"step {step + 1} of {steps}")
+        batch = draw_batch(draw, corrupted, clean)
+        with torch.enable_grad():
+            value = loss(model, batch)
+            # Not `backward`: it would also follow paths that end at no parameter.
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * (1 - step / steps)
+        optimiser.step()
+    optimiser.zero_grad()
+    for one, flag in flags:
+        one.requires_grad_(flag)
     monitor.report(1.0, "trained")
-
-
-@contextmanager
-def learning(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Only ``parameters`` take gradients in the block; flags and gradients are put back after it."""
-    before = [(one, one.requires_grad, one.grad) for one in model.parameters()]
-    chosen = set(map(id, parameters))
-    try:
-        for one, _, _ in before:
-            one.requires_grad_(id(one) in chosen)
-        yield
-    finally:
-        for one, flag, gradient in before:
-            one.grad = gradient
-            one.requires_grad_(flag)
 
 
 def trainable(model: nn.Module, trained: str) -> list[nn.Parameter]:
