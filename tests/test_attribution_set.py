@@ -16,7 +16,7 @@ from rectify_widgets import explain
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.widgets.attribution import data
 from rectify_widgets.widgets.attribution.concentration import concentration
-from rectify_widgets.widgets.attribution.data import MapCache, SetScores
+from rectify_widgets.widgets.attribution.data import MapCache, SetScores, Version
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.session import Session
 from tests.map_fakes import Make, count_calls, hidden, making, tiles, view
@@ -68,34 +68,35 @@ def test_a_model_edited_in_place_gets_new_maps(make: Make, calls: list[int]) -> 
 
 def test_maps_of_a_model_go_with_it(make: Make) -> None:
     viewer = make()
-    kept = len(viewer._cache)
+    kept = len(viewer._attributions.cache)
     other = network()
     viewer.after = other
-    assert len(viewer._cache) == 2 * kept
+    assert len(viewer._attributions.cache) == 2 * kept
     gone = weakref.ref(other)
     viewer.after = None
     del other
     viewer.index = 1
     gc.collect()
     assert gone() is None
-    assert len(viewer._cache) == kept + 1
+    assert len(viewer._attributions.cache) == kept + 1
 
 
 def test_the_cache_has_a_bound_in_bytes() -> None:
     cache = MapCache(limit=1000)
     models = [network(), network()]
+    versions = [Version.of(model) for model in models]
     for number in range(20):
-        cache.put(models[number % 2], number, SetScores(np.zeros((1, 25))))
+        cache.put(versions[number % 2], number, SetScores(np.zeros((1, 25))))
         assert cache.nbytes <= 1000
     assert len(cache) == 5
-    assert cache.get(models[1], 19, SetScores) is not None
-    assert cache.get(models[1], 15, SetScores) is not None, "used, and the newest but for 19"
+    assert cache.get(versions[1], 19) is not None
+    assert cache.get(versions[1], 15) is not None, "used, and the newest but for 19"
     for number in range(20, 24):
-        cache.put(models[0], number, SetScores(np.zeros((1, 25))))
-    assert cache.get(models[1], 15, SetScores) is not None
-    assert cache.get(models[1], 17, SetScores) is None
-    assert cache.get(models[0], 15, SetScores) is None
-    cache.put(models[0], "huge", SetScores(np.zeros((1, 2500))))
+        cache.put(versions[0], number, SetScores(np.zeros((1, 25))))
+    assert cache.get(versions[1], 15) is not None
+    assert cache.get(versions[1], 17) is None
+    assert cache.get(versions[0], 15) is None
+    cache.put(versions[0], "huge", SetScores(np.zeros((1, 2500))))
     assert cache.nbytes == 0, "what is larger than the bound is not kept"
 
 
@@ -104,7 +105,7 @@ def test_the_viewers_own_bound_holds(make: Make, monkeypatch: pytest.MonkeyPatch
     viewer = make(inputs=pairs(20))
     for index in range(20):
         viewer.index = index
-        assert viewer._cache.nbytes <= 2000
+        assert viewer._attributions.cache.nbytes <= 2000
     viewer.page = "set"
     assert viewer.error is None
     assert len(viewer.concentration["Clean", "Map"]) == 20

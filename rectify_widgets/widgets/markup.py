@@ -96,20 +96,3 @@ def error_box(error: BaseException | None) -> str:
         return ""
     name = type(error).__name__
     return f'<div class="rw-error" role="alert"><b>✗ {escape(name)}</b> {escape(str(error))}</div>'
-
-
-def map_grid(
-    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[str, str]]]], legend: str
-) -> str:
-    """Pictures in rows and columns with captions; ``rows`` holds (name, [(picture, caption)])."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = ""
-    for name, cells in rows:
-        body += f"<tr><th>{escape(name)}</th>"
-        for picture, caption in cells:
-            body += f'<td>{picture}<br><span class="rw-soft">{escape(caption)}</span></td>'
-        body += "</tr>"
-    return (
-        f'<table class="rw-maps"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f'<div class="rw-legend">{legend}</div>'
-    )

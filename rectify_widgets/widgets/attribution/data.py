@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.attribution.concentration import Pick, Scores, concentration, picks
@@ -37,17 +38,6 @@ SET_LIMIT = 1000
 
 REDRAW = 0.7
 """Least seconds between two drawings of scores that are still coming in."""
-
-
-class Sized(Protocol):
-    """Something that knows how many bytes it takes."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes."""
-
-
-Entry = TypeVar("Entry", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -113,209 +103,182 @@ class SetScores:
         return self.values.nbytes
 
 
-class MapCache:
-    """What was computed, by model object and question, within a bound in bytes.
+@dataclass(frozen=True)
+class Version:
+    """A model as it is now.
 
-    Used by the notebook's thread and by the worker.
+    Attributes:
+        model: a weak reference.
+        state: changes when the model's weights are replaced or edited in place.
+    """
+
+    model: weakref.ref[nn.Module]
+    state: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Version:
+        """The current version of a model."""
+        tensors = (*model.parameters(), *model.buffers())
+        return cls(
+            weakref.ref(model),
+            hash(tuple((id(x), 0 if x.is_inference() else x._version) for x in tensors)),  # noqa: SLF001 - no other way
+        )
+
+
+class MapCache:
+    """What was computed, by version of a model and question, within a bound in bytes.
+
+    Used by the notebook's thread and by the worker.  What belongs to a model that is gone goes when
+    something else is put in.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = CACHE_BYTES if limit is None else limit
-        self._kept: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, tuple[int, Any]]] = (
-            WeakKeyDictionary()
-        )
-        self._uses = 0
+        self._entries: OrderedDict[tuple[Version, Hashable], SampleMaps | SetScores] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept."""
+        """Bytes of what is in it."""
         with self._lock:
-            return self._size()
+            return sum(value.nbytes for value in self._entries.values())
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(len(entries) for entries in self._kept.values())
+            return sum(version.model() is not None for version, _ in self._entries)
 
-    def get(self, model: nn.Module, key: Hashable, kind: type[Entry]) -> Entry | None:
-        """What is kept for this model as it is now, or None."""
+    def get(self, version: Version, key: Hashable) -> Any:
+        """What is known of this version, or None."""
         with self._lock:
-            entries = self._kept.get(model)
-            entry = entries.get(key) if entries is not None else None
-            if entries is None or entry is None or not isinstance(entry[1], kind):
-                return None
-            self._uses += 1
-            entries[key] = (self._uses, entry[1])
-            entries.move_to_end(key)
-            return entry[1]
+            if (version, key) in self._entries:
+                self._entries.move_to_end((version, key))
+            return self._entries.get((version, key))
 
-    def put(self, model: nn.Module, key: Hashable, value: Sized) -> None:
-        """Keep something; what was used longest ago gives way."""
+    def put(self, version: Version, key: Hashable, value: SampleMaps | SetScores) -> None:
+        """Add something; what was used longest ago gives way."""
         with self._lock:
-            self._uses += 1
-            entries = self._kept.setdefault(model, OrderedDict())
-            entries[key] = (self._uses, value)
-            entries.move_to_end(key)
-            size = self._size()
+            self._entries[version, key] = value
+            self._entries.move_to_end((version, key))
+            for gone in [entry for entry in self._entries if entry[0].model() is None]:
+                del self._entries[gone]
+            size = sum(other.nbytes for other in self._entries.values())
             while size > self._limit:
-                oldest = min(
-                    (kept for kept in self._kept.values() if kept),
-                    key=lambda kept: next(iter(kept.values()))[0],
-                )
-                _, (_, gone) = oldest.popitem(last=False)
-                size -= gone.nbytes
+                size -= self._entries.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
-            self._kept.clear()
-
-    def _size(self) -> int:
-        return sum(value.nbytes for entries in self._kept.values() for _, value in entries.values())
+            self._entries.clear()
 
 
-def state_of(model: nn.Module) -> int:
-    """A number that changes when the model's weights are replaced or edited in place."""
-    return hash(
-        tuple(
-            (id(tensor), 0 if tensor.is_inference() else tensor._version)  # noqa: SLF001 - no other way
-            for tensor in (*model.parameters(), *model.buffers())
-        )
-    )
+class Attributions:
+    """Maps and scores of some samples under any model, each computed once while it is cached.
 
-
-def maps_of(
-    job: Job[Any],
-    cache: MapCache,
-    model: nn.Module,
-    columns: Sequence[Tensor],
-    indices: Sequence[int],
-    query: Query,
-    *,
-    run: nn.Module | None = None,
-) -> dict[int, SampleMaps]:
-    """Maps of these samples of every column: from the cache, or computed a few at a time.
-
-    ``run`` is a copy of the model that does the work, where the model itself may be in use.
-    """
-    state = state_of(model)
-    found: dict[int, SampleMaps] = {}
-    for index in indices:
-        known = cache.get(model, (state, query, index), SampleMaps)
-        if known is not None:
-            found[index] = known
-    missing = [index for index in indices if index not in found]
-    size = _together(query)
-    for start in range(0, len(missing), size):
-        part = missing[start : start + size]
-        for index, maps in _compute(job, run or model, columns, part, query).items():
-            found[index] = maps
-            cache.put(model, (state, query, index), maps)
-    return found
-
-
-@dataclass(frozen=True)
-class SetTask:
-    """A set to score, and the maps that are then shown of it.
+    Args:
+        columns: ``N × C × H × W`` each: the same samples clean and corrupted, or as given.
 
     Attributes:
-        models: by the name of their row.
-        columns: ``N × C × H × W`` each, by name.
-        order: the samples to score, see `spread_order`.
-        query: what is asked.
-        scores: what is known already, by row; it grows in place.
-        missing: samples still to be scored, by row; none where what is known is to be shown.
-        wanted: called with the scores at the end, gives the samples whose maps are shown.
+        order: the samples of a set that are scored, see `spread_order`.
+        cache: what is known.
     """
 
-    models: Mapping[str, nn.Module]
-    columns: Sequence[Tensor]
-    order: Sequence[int]
-    query: Query
-    scores: Mapping[str, SetScores]
-    missing: Mapping[str, int]
-    wanted: Callable[[Mapping[str, SetScores]], Sequence[int]]
+    def __init__(self, columns: Iterable[Tensor]) -> None:
+        self._columns = tuple(columns)
+        self.order = spread_order(len(self._columns[0]))
+        self.cache = MapCache()
 
-    @property
-    def left(self) -> int:
-        """Samples to score, over all models."""
-        return sum(self.missing.values())
+    def maps(
+        self,
+        job: Job[Any],
+        model: nn.Module,
+        indices: Sequence[int],
+        query: Query,
+        running: nn.Module | None = None,
+    ) -> dict[int, SampleMaps]:
+        """Maps of these samples of every column: from the cache, or computed a few at a time.
 
+        ``running`` is a copy of the model that does the work, where the model may be in use.
+        """
+        version = Version.of(model)
+        found = {index: self.cache.get(version, (query, index)) for index in indices}
+        missing = [index for index, maps in found.items() if maps is None]
+        for part in _parts(missing, query):
+            for index, maps in self._compute(job, running or model, part, query).items():
+                found[index] = maps
+                self.cache.put(version, (query, index), maps)
+        return found
 
-def set_task(
-    cache: MapCache,
-    models: Mapping[str, nn.Module],
-    columns: Sequence[Tensor],
-    order: Sequence[int],
-    query: Query,
-    wanted: Callable[[Mapping[str, SetScores]], Sequence[int]],
-    *,
-    finish: bool = True,
-) -> SetTask:
-    """Go on with what the cache knows of a set; without ``finish`` only show that."""
-    scores: dict[str, SetScores] = {}
-    for row, model in models.items():
-        key = (state_of(model), query, "set")
-        known = cache.get(model, key, SetScores)
+    def scores(self, model: nn.Module, query: Query) -> SetScores:
+        """Scores of the set, as far as they are known; `score` goes on with them."""
+        version = Version.of(model)
+        known: SetScores | None = self.cache.get(version, query)
         if known is None:
-            known = SetScores(np.full((len(columns), len(order)), np.nan))
-            cache.put(model, key, known)
-        scores[row] = known
-    missing = {row: len(order) - part.done for row, part in scores.items()} if finish else {}
-    return SetTask(models, columns, order, query, scores, missing, wanted)
+            known = SetScores(np.full((len(self._columns), len(self.order)), np.nan))
+            self.cache.put(version, query, known)
+        return known
 
+    def score(
+        self,
+        job: Job[Any],
+        models: Mapping[str, tuple[nn.Module, nn.Module, SetScores]],
+        query: Query,
+        update: Callable[[], None],
+    ) -> None:
+        """Score what is missing; what is scored stays so if the job is cancelled.
 
-def score_set(
-    job: Job[Any], cache: MapCache, task: SetTask, grown: Callable[[], None]
-) -> dict[str, dict[int, SampleMaps]]:
-    """Score what is missing; then the maps of the samples that are shown, by row and sample.
+        Args:
+            job: stops it, and hears of progress.
+            models: by name of their row: each with a copy that does the work, and its scores.
+            query: what is asked.
+            update: called on the notebook's loop now and then, as scores come in.
+        """
+        total, drawn, done = len(self.order), time.monotonic(), 0
+        left = sum(total - scores.done for _, _, scores in models.values())
+        for row, (model, running, scores) in models.items():
+            version = Version.of(model)
+            name = f", {row.lower()}" if len(models) > 1 else ""
+            for part in _parts(self.order[scores.done :].tolist(), query):
+                job.check()
+                report = partial(
+                    _report,
+                    job.part(done / left, (done + len(part)) / left),
+                    f"{scores.done} of {total} samples{name}",
+                )
+                found = self._compute(job, running, part, query, report)
+                for place, (index, maps) in enumerate(found.items(), scores.done):
+                    scores.values[:, place] = maps.scores
+                    if maps.nbytes * total <= CACHE_BYTES // 4:  # small ones, for a closer look
+                        self.cache.put(version, (query, index), maps)
+                scores.done += len(part)
+                done += len(part)
+                if time.monotonic() - drawn >= REDRAW:
+                    drawn = time.monotonic()
+                    job.call(update)
 
-    ``grown()`` is called on the notebook's loop now and then, as scores come in.  What is scored
-    stays so if the job is cancelled.
-    """
-    # Whenever a long job asks whether to stop, short ones pass, and they look at the same model:
-    # this one works on copies, so that their hooks never meet.
-    running = {row: copied(model) if task.left else model for row, model in task.models.items()}
-    drawn, behind = time.monotonic(), 0
-    for row, count in task.missing.items():
-        if not count:
-            continue
-        for done in _score(job, cache, task, row, running[row], behind):
-            behind += done
-            if time.monotonic() - drawn >= REDRAW:
-                drawn = time.monotonic()
-                job.call(grown)
-    samples = task.wanted(task.scores)
-    return {
-        row: maps_of(job, cache, model, task.columns, samples, task.query, run=running[row])
-        for row, model in task.models.items()
-    }
-
-
-def _score(
-    job: Job[Any], cache: MapCache, task: SetTask, row: str, running: nn.Module, behind: int
-) -> Iterator[int]:
-    """Score one model's samples on a copy of it; yields how many are done as they are."""
-    model, scores = task.models[row], task.scores[row]
-    state, total = state_of(model), len(task.order)
-    name = f", {row.lower()}" if len(task.models) > 1 else ""
-    while scores.done < total:
-        job.check()
-        start = scores.done
-        part = list(task.order[start : start + _together(task.query)])
-
-        def report(fraction: float, _: str) -> None:
-            share = (behind + fraction * len(part)) / task.left  # noqa: B023 - called in this turn
-            job.progress(share, f"{start} of {total} samples{name}")  # noqa: B023
-
-        found = _compute(job, running, task.columns, part, task.query, report)
-        for place, (index, maps) in enumerate(found.items(), start):
-            scores.values[:, place] = maps.scores
-            if maps.nbytes * total <= CACHE_BYTES // 4:  # small maps are kept for a closer look
-                cache.put(model, (state, task.query, index), maps)
-        scores.done = start + len(part)
-        behind += len(part)
-        yield len(part)
+    def _compute(
+        self,
+        job: Job[Any],
+        model: nn.Module,
+        indices: Sequence[int],
+        query: Query,
+        progress: Callable[[float, str], None] | None = None,
+    ) -> dict[int, SampleMaps]:
+        """Maps of a few samples of every column, all at once."""
+        samples = torch.cat([column[list(indices)] for column in self._columns])
+        with eval_mode(model) as module:
+            predicted = predict_all(module, samples)
+        explained = predicted.argmax(dim=1)
+        if query.target is not None:
+            explained = torch.full_like(explained, query.target)
+        maps = attribute(
+            model, samples, method=query.method, layer=query.layer, target=explained,
+            progress=progress or job.progress, cancel=job.cancelled,
+        )  # fmt: skip
+        classes, step = predicted.shape[1], len(indices)
+        return {
+            index: _sample_maps(list(maps[place::step]), explained[place::step], classes)
+            for place, index in enumerate(indices)
+        }
 
 
 def spread_order(count: int) -> NDArray[np.int64]:
@@ -339,43 +302,16 @@ def picked(
     }
 
 
-def _together(query: Query) -> int:
+def _report(part: Callable[[float, str], None], words: str, fraction: float, _: str) -> None:
+    part(fraction, words)
+
+
+def _parts(indices: Sequence[int], query: Query) -> Iterator[list[int]]:
+    """A few samples at a time."""
     # SmoothGrad's noise depends on a sample's place among those that are computed together; alone,
     # it has the same noise, hence the same map, wherever it is shown.
-    return 1 if query.method == "smoothgrad" else TOGETHER
-
-
-def _compute(
-    job: Job[Any],
-    model: nn.Module,
-    columns: Sequence[Tensor],
-    indices: Sequence[int],
-    query: Query,
-    progress: Callable[[float, str], None] | None = None,
-) -> dict[int, SampleMaps]:
-    """Maps of a few samples of every column, all at once."""
-    samples = torch.cat([column[list(indices)] for column in columns])
-    with eval_mode(model) as module:
-        predicted = predict_all(module, samples)
-    explained = predicted.argmax(dim=1)
-    if query.target is not None:
-        explained = torch.full_like(explained, query.target)
-    maps = attribute(
-        model,
-        samples,
-        method=query.method,
-        layer=query.layer,
-        target=explained,
-        progress=progress or job.progress,
-        cancel=job.cancelled,
-    )
-    found = {}
-    for place, index in enumerate(indices):
-        rows = list(range(place, len(maps), len(indices)))
-        found[index] = _sample_maps(
-            [maps[row] for row in rows], explained[rows], predicted.shape[1]
-        )
-    return found
+    size = 1 if query.method == "smoothgrad" else TOGETHER
+    return (list(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 def _sample_maps(maps: Sequence[Tensor], explained: Tensor, classes: int) -> SampleMaps:

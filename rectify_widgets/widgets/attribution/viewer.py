@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.model.running import unwrap
+from rectify_widgets.engine.model.running import copied, unwrap
 from rectify_widgets.explain import ATTRIBUTION_METHODS, find_layer
 from rectify_widgets.widgets import controls, markup
 from rectify_widgets.widgets.attribution import data, html
 from rectify_widgets.widgets.attribution.concentration import Pick, Scores
-from rectify_widgets.widgets.attribution.data import MapCache, Query, SampleMaps, SetScores
+from rectify_widgets.widgets.attribution.data import Attributions, Query, SampleMaps, SetScores
 from rectify_widgets.widgets.checks import (
     CheckedTrait,
     check_channels,
@@ -131,9 +131,8 @@ class AttributionViewer(Panel):
         self._pictures = html.Pictures(
             columns, check_channels("mean", mean, channels), check_channels("std", std, channels)
         )
-        self._cache = MapCache()
+        self._attributions = Attributions(columns.values())
         self._maps: tuple[int, Mapping[str, SampleMaps]] | None = None
-        self._order = data.spread_order(self._count)
         self._scores: Mapping[str, SetScores] = {}
         self._tiles: TileMaps = {}
         self._built = False
@@ -226,7 +225,9 @@ class AttributionViewer(Panel):
         controls.show(self._percentiles, visible=not one and self.after is not None)
         done = min((part.done for part in self._scores.values()), default=0)
         running = self.busy
-        controls.show(self._scoring, visible=not one and (running or done < len(self._order)))
+        controls.show(
+            self._scoring, visible=not one and (running or done < len(self._attributions.order))
+        )
         controls.show(self._stop, visible=running)
         controls.show(self._continue, visible=not running)
 
@@ -281,7 +282,7 @@ class AttributionViewer(Panel):
         for row, part in self._scores.items():
             for place, column in enumerate(self._columns):
                 scores = np.full(self._count, np.nan)
-                scores[self._order] = part.values[place]
+                scores[self._attributions.order] = part.values[place]
                 found[column, row] = scores
         return found
 
@@ -295,12 +296,11 @@ class AttributionViewer(Panel):
         return Query(self.method, self.layer if self.method == GRAD_CAM else None, self.target)
 
     def _refresh_sample(self) -> Job[dict[str, SampleMaps]]:
-        index, query, rows, cache = self.index, self._query(), self._rows(), self._cache
-        columns = list(self._columns.values())
+        index, query, rows = self.index, self._query(), self._rows()
 
         def work(job: Job[dict[str, SampleMaps]]) -> dict[str, SampleMaps]:
             return {
-                row: data.maps_of(job, cache, model, columns, [index], query)[index]
+                row: self._attributions.maps(job, model, [index], query)[index]
                 for row, model in rows.items()
             }
 
@@ -314,47 +314,51 @@ class AttributionViewer(Panel):
         return self.begin(work, lane=self._lane, label="Attribution maps", short=True, on_done=show)
 
     def _refresh_set(self, *, finish: bool) -> Job[TileMaps]:
-        query, cache = self._query(), self._cache
-
-        def wanted(scores: Mapping[str, SetScores]) -> list[int]:
-            samples = self._picked(scores[self._ranking(scores)]).values()
-            return sorted({index for some in samples for index, _ in some})
-
-        task = data.set_task(
-            cache, self._rows(), list(self._columns.values()), self._order.tolist(), query, wanted,
-            finish=finish,
-        )  # fmt: skip
+        query, rows, known = self._query(), self._rows(), self._attributions
+        scores = {row: known.scores(model, query) for row, model in rows.items()}
+        left = finish and any(part.done < len(known.order) for part in scores.values())
 
         def work(job: Job[TileMaps]) -> TileMaps:
-            return data.score_set(job, cache, task, self.draw)
+            # Whenever a long job asks whether to stop, short ones pass, and they look at the same
+            # model: this one works on copies, so that their hooks never meet.
+            running = {row: copied(model) for row, model in rows.items()} if left else rows
+            if left:
+                models = {row: (rows[row], running[row], scores[row]) for row in rows}
+                known.score(job, models, query, self.draw)
+            picked = self._picked(scores[self._ranking(scores)]).values()
+            samples = sorted({index for some in picked for index, _ in some})
+            return {
+                row: known.maps(job, model, samples, query, running[row])
+                for row, model in rows.items()
+            }
 
         def show(job: Job[TileMaps]) -> None:
-            self._scores, self._tiles = task.scores, job.result()
+            self._scores, self._tiles = scores, job.result()
             self._learn_classes(one for part in self._tiles.values() for one in part.values())
             self.set_trait("busy", False)
             self.set_trait("progress", 1.0)
-            done, total = min(part.done for part in task.scores.values()), len(self._order)
+            done, total = min(part.done for part in scores.values()), len(self._attributions.order)
             stopped = f" of {total}, stopped" if done < total else ""
             some = markup.some(done, "sample")
             self.set_trait("status", f"{query.method}: {some} scored{stopped}")
             self.draw()
 
         self.set_trait("progress", 0.0)
-        if task.left:
-            self._scores, self._tiles = task.scores, {}
+        if left:
+            self._scores, self._tiles = scores, {}
             self.set_trait("status", "Scoring waits for its turn …")
-        self.set_trait("busy", bool(task.left))
+        self.set_trait("busy", left)
         self._arrange()
         self._action = job = self.begin(
-            work, lane=self._lane, label="Scores of the set", short=not task.left, on_done=show,
+            work, lane=self._lane, label="Scores of the set", short=not left, on_done=show,
             on_progress=self.report,
         )  # fmt: skip
-        if task.left:
+        if left:
             self.draw()
         return job
 
     def _picked(self, scores: SetScores) -> dict[str, list[tuple[int, Pick]]]:
-        return data.picked(scores, list(self._columns), self._order)
+        return data.picked(scores, list(self._columns), self._attributions.order)
 
     def _ranking(self, rows: Iterable[str]) -> str:
         """Name of the row whose percentiles are shown."""
@@ -420,7 +424,7 @@ class AttributionViewer(Panel):
 
     def forget(self) -> None:
         """Let go of the maps."""
-        self._cache.clear()
+        self._attributions.cache.clear()
         self._maps, self._scores, self._tiles = None, {}, {}
 
 
