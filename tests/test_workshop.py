@@ -113,7 +113,7 @@ def test_references_that_are_found_corrupted_change_the_scale_of_all(
 
     monkeypatch.setattr(workshop, "rectify", finds)
     revision, _ = run(lambda job: shop.rectify(job, first.edits, RectifyOptions(max_rounds=1)))
-    again = EditMeasure(shop._model, pairs(2), REFERENCE, exclude=range(40))
+    again = EditMeasure(shop.model, pairs(2), REFERENCE, exclude=range(40))
     wanted = [again.measure(shop.edited(first.edits[:count])) for count in (0, 1)]
     assert revision.earlier == tuple(wanted)
     assert revision.earlier != (first.start, *first.verdicts)

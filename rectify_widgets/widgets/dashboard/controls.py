@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import ipywidgets as ipw
 
@@ -12,15 +13,30 @@ from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.panel import Panel
 
 BUTTONS = (
-    ("rectify", "Rectify", "magic", "Find and edit layers until the target is reached"),
-    ("locate", "Locate", "search", "Score how editable each layer is"),
-    ("edit", "Edit this layer", "pencil", "Edit the chosen layer once"),
-    ("undo", "Undo", "undo", "Take the last edit back"),
-    ("redo", "Redo", "repeat", "Make the edit again that was taken back"),
-    ("cancel", "Cancel", "stop", "Stop what is under way"),
-    ("save", "Save", "download", "Write the edits up to the step in view to the file"),
+    ("Rectify", "magic", "Find and edit layers until the target is reached", "rectify"),
+    ("Locate", "search", "Score how editable each layer is", "locate"),
+    ("Edit this layer", "pencil", "Edit the chosen layer once", "edit"),
+    ("Undo", "undo", "Take the last edit back", "undo"),
+    ("Redo", "repeat", "Make the edit again that was taken back", "redo"),
+    ("Cancel", "stop", "Stop what is under way", "cancel"),
+    ("Save", "download", "Write the edits up to the step in view to the file", "save"),
 )
-"""Name, text, icon and explanation of each button."""
+"""Text, icon, explanation and method of each button."""
+
+SHARE = {"percent": True, "max": 100.0, "step": 0.5}
+OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
+    ("method", ipw.Dropdown, "Ranking", "How layers are ranked", {"options": list(RANKING_METHODS)}),
+    ("target_gap", ipw.BoundedFloatText, "Target gap, %",
+     "Gap at which the behaviour counts as removed", SHARE),
+    ("max_rounds", ipw.BoundedIntText, "Rounds", "Most rounds", {"min": 1, "max": 100}),
+    ("strategy", ipw.Dropdown, "Strategy",
+     "dynamic: the best layers in turn; static: the chosen layer once", {"options": STRATEGIES}),
+    ("max_degradation", ipw.BoundedFloatText, "Budget, %",
+     "Most loss of accuracy on uncorrupted inputs", SHARE),
+    ("refine_steps", ipw.BoundedIntText, "Refining steps",
+     "Gradient steps on the best edits of a round; 0 for none", {"min": 0, "max": 1000}),
+)  # fmt: skip
+"""Trait, entry, label, explanation and limits of each option."""
 
 
 class DashboardControls:
@@ -35,22 +51,17 @@ class DashboardControls:
 
     def __init__(self, panel: Panel) -> None:
         make = Controls(panel)
-        self.buttons = {
-            name: make.button(text, icon, tip, name) for name, text, icon, tip in BUTTONS
-        }
+        self.buttons = {words[-1]: make.button(*words) for words in BUTTONS}
         rectify, locate, edit, undo, redo, cancel, save = self.buttons.values()
         self._panel = panel
         self.options: dict[str, ipw.Widget] = {}
-        self._folded = make.row(name="options")
         self._toggle = make.button(
             "Options", "caret-right", "How Rectify goes about it", self.toggle_options
         )
-        show(self._folded, visible=False)
         file = make.field(ipw.Text, "file", "File", "Where Save writes the edits", width="260px")
-        self.rows: list[ipw.Widget] = [
+        self.rows = [
             make.row(rectify, locate, edit, make.unit(undo, redo), cancel, make.bar()),
             make.row(self._toggle, file, save),
-            self._folded,
             make.state(),
         ]
 
@@ -63,36 +74,14 @@ class DashboardControls:
     def toggle_options(self) -> None:
         """Unfold the options, or fold them again."""
         if not self.options:
-            self.options = _option_fields(self._panel)
-            self._folded.children = tuple(self.options.values())
+            make = Controls(self._panel, label="104px")
+            self.options = {
+                name: make.field(kind, name, *words, **limits)
+                for name, kind, *words, limits in OPTIONS
+            }
+            self._unfolded = make.row(*self.options.values(), name="options")
+            *above, state, cards = self._panel.children
+            self._panel.children = (*above, self._unfolded, state, cards)
         is_open = self._toggle.icon == "caret-down"
         self._toggle.icon = "caret-right" if is_open else "caret-down"
-        show(self._folded, visible=not is_open)
-
-
-def _option_fields(panel: Panel) -> dict[str, ipw.Widget]:
-    make = Controls(panel, label="104px")
-    return {
-        "method": make.field(
-            ipw.Dropdown, "method", "Ranking", "How layers are ranked", options=list(RANKING_METHODS)
-        ),
-        "target_gap": make.field(
-            ipw.BoundedFloatText, "target_gap", "Target gap, %",
-            "Gap at which the behaviour counts as removed", percent=True, max=100.0, step=0.5,
-        ),
-        "max_rounds": make.field(
-            ipw.BoundedIntText, "max_rounds", "Rounds", "Most rounds", min=1, max=100
-        ),
-        "strategy": make.field(
-            ipw.Dropdown, "strategy", "Strategy",
-            "dynamic: the best layers in turn; static: the chosen layer once", options=STRATEGIES,
-        ),
-        "max_degradation": make.field(
-            ipw.BoundedFloatText, "max_degradation", "Budget, %",
-            "Most loss of accuracy on uncorrupted inputs", percent=True, max=100.0, step=0.5,
-        ),
-        "refine_steps": make.field(
-            ipw.BoundedIntText, "refine_steps", "Refining steps",
-            "Gradient steps on the best edits of a round; 0 for none", min=0, max=1000,
-        ),
-    }  # fmt: skip
+        show(self._unfolded, visible=not is_open)

@@ -7,7 +7,7 @@ version of the model are in view everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import ipywidgets as ipw
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_module
+from rectify_widgets.engine.base.checks import check_module, check_type
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.find.localization import Localization
@@ -110,10 +110,9 @@ class RectificationDashboard(Panel, OptionTraits):
     ) -> None:
         refuse_unknown(type(self), [name for name in options if name not in OPTIONS], OPTIONS)
         self._original = check_module("model", model)
-        if not isinstance(pairs, SamplePairs):
-            raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
-        if examples is not None and not isinstance(examples, SamplePairs):
-            raise TypeError(f"examples: got {type(examples).__name__}, want SamplePairs or None")
+        check_type("pairs", pairs, SamplePairs, "SamplePairs")
+        if examples is not None:
+            check_type("examples", examples, SamplePairs, "SamplePairs or None")
         summary = [type(unwrap(model)).__name__, markup.some(len(pairs), "pair")]
         if isinstance(reference, Tensor):
             summary.append(markup.some(len(reference), "reference"))
@@ -126,20 +125,17 @@ class RectificationDashboard(Panel, OptionTraits):
         with self.building():
             self.set_options(**options)
             self.set_trait("model", model)
-            display: dict[str, Any] = {"classes": classes, "mean": mean, "std": std}
             shared: dict[str, Any] = {"session": self.session}
+            display: dict[str, Any] = shared | {"classes": classes, "mean": mean, "std": std}
             self.layers = EditabilityViewer(
                 model, pairs, reference=reference, method=self.method, seed=seed, controls=False,
                 **shared,
             )  # fmt: skip
-            self.maps = AttributionViewer(model, samples, method=attribution, **display, **shared)
+            self.maps = AttributionViewer(model, samples, method=attribution, **display)
             self.predictions = PredictionViewer(
-                model, None, samples, target=target, controls=False, **display, **shared
+                model, None, samples, target=target, controls=False, **display
             )
-            self.history = HistoryViewer(
-                model, max_degradation=self.max_degradation, target_gap=self.target_gap,
-                controls=False, **shared,
-            )  # fmt: skip
+            self.history = HistoryViewer(model, controls=False, **shared)
             self._compose()
             self.layer = options.get("layer")
 
@@ -152,17 +148,18 @@ class RectificationDashboard(Panel, OptionTraits):
         cards.add_class("rw-cards")
         self.add_class("rw-dashboard")
         self.children = (self.canvas, *self._controls.rows, cards)
-        self.link("layer", self.layers)
-        self.link("index", self.maps)
-        self.link("index", self.predictions)
+        for name, viewer in (
+            ("layer", self.layers), ("index", self.maps), ("index", self.predictions),
+            ("max_degradation", self.history), ("target_gap", self.history),
+        ):  # fmt: skip
+            self.link(name, viewer)
         self.listen(self, self._follow_layer, ["layer"])
         self.listen(self, self._update, ["busy"])
-        self.listen(self.layers, self._take_scores, ["scores"])
+        self.listen(self.layers, self._take, ["scores"])
         self.listen(self.history, self._follow_model, ["model"])
-        self.listen(self, self._follow_limits, ["max_degradation", "target_gap"])
         self.listen(self.history, self._update, ["step", "branch"])
-        for viewer in (self.maps, self.predictions, self.history):
-            self.listen(viewer, self._take_error, ["error"])
+        for viewer in views[1:]:
+            self.listen(viewer, self._take, ["error"])
         self.set_trait("status", "Ready. Rectify finds and edits the layers for you.")
         self._update(None)
         self.draw()
@@ -179,35 +176,30 @@ class RectificationDashboard(Panel, OptionTraits):
     def locate(self) -> Job[Localization]:
         """Score every layer of the version in view."""
         edits, method = self.edits, self.method
-
-        def work(job: Job[Localization]) -> Localization:
-            return self._workshop.locate(job, edits, method)
-
-        return self.act(work, "Locate", lambda job: self._show_scores(job.result(), len(edits)))
+        return self.act(
+            lambda job: self._workshop.locate(job, edits, method),
+            "Locate",
+            lambda job: self._show_scores(job.result(), len(edits)),
+        )
 
     def edit(self) -> Job[workshop.Revision]:
         """Edit the chosen layer (or, where none is chosen, the best one) once."""
         edits, layer = self.edits, self.layer
         parent = self.history.timeline.here.number
 
-        def work(job: Job[workshop.Revision]) -> workshop.Revision:
-            return self._workshop.edit(job, edits, layer)
-
         def show(job: Job[workshop.Revision]) -> None:
             revision = job.result()
-            (name,) = (edit.layer for edit in revision.edits)
-            after = revision.verdicts[-1] if revision.verdicts else revision.start
-            self._add(revision, parent)
-            if revision.start.gap > 0:
-                share = 1.0 - after.gap / revision.start.gap
-                self.layers.measured = {**self.layers.measured, name: share}
+            name, before = revision.edits[0].layer, revision.start.gap
+            after = (revision.verdicts or revision.earlier)[-1]
+            closed = {name: 1.0 - after.gap / before} if before > 0 else {}
+            self._add(revision, parent, closed)
             self.set_trait(
                 "status",
-                f"Edited {name}: gap {markup.percent(revision.start.gap)} → "
-                f"{markup.percent(after.gap)}, degradation {markup.percent(after.degradation)}.",
+                f"Edited {name}: gap {markup.percent(before)} → {markup.percent(after.gap)}, "
+                f"degradation {markup.percent(after.degradation)}.",
             )
 
-        return self.act(work, "Edit", show)
+        return self.act(lambda job: self._workshop.edit(job, edits, layer), "Edit", show)
 
     def rectify(self) -> Job[Rectification]:
         """Edit the version in view until the gap is under its target.
@@ -220,20 +212,18 @@ class RectificationDashboard(Panel, OptionTraits):
         done: list[workshop.Revision] = []
 
         def work(job: Job[Rectification]) -> Rectification:
-            start = 0.0
+            start = 0.0 if scored else LOCATE_SHARE
             if not scored:
-                start = LOCATE_SHARE
-                found = self._workshop.locate(job, edits, options.method, span=(0.0, start))
+                found = self._workshop.locate(job, edits, options.method, stop=start)
                 job.call(lambda: self._show_scores(found, len(edits)))
-            revision, result = self._workshop.rectify(job, edits, options, span=(start, 1.0))
+            revision, result = self._workshop.rectify(job, edits, options, start=start)
             done.append(revision)
             return result
 
         def show(job: Job[Rectification]) -> None:
-            result, revision = job.result(), done[0]
+            result = job.result()
             self.set_trait("result", result)
-            self._add(revision, parent, result.steps)
-            self.layers.measured = {**self.layers.measured, **shares(result.steps)}
+            self._add(done[0], parent, shares(result.steps), result.steps)
             self.set_trait("status", markup.outcome(result))
 
         return self.act(work, "Rectify", show)
@@ -245,10 +235,7 @@ class RectificationDashboard(Panel, OptionTraits):
             ValueError: there is nothing to undo.
             RuntimeError: something is under way.
         """
-        self.check_idle()
-        job = self.history.undo()
-        self.set_trait("status", f"Took an edit back: {self.history.status}")
-        return job
+        return self._go(self.history.undo, "Took an edit back")
 
     def redo(self) -> Job[Any]:
         """Make the edit again that was taken back.
@@ -257,10 +244,7 @@ class RectificationDashboard(Panel, OptionTraits):
             ValueError: there is nothing to redo.
             RuntimeError: something is under way.
         """
-        self.check_idle()
-        job = self.history.redo()
-        self.set_trait("status", f"Made an edit again: {self.history.status}")
-        return job
+        return self._go(self.history.redo, "Made an edit again")
 
     def save(self, path: str | Path | None = None) -> Job[Path]:
         """Write the edits of the version in view, for `rectify_widgets.load_edits`.
@@ -286,20 +270,36 @@ class RectificationDashboard(Panel, OptionTraits):
             self.maps.cancel()
         return super().act(work, label, show)
 
+    def _go(self, move: Callable[[], Job[Any]], words: str) -> Job[Any]:
+        self.check_idle()
+        job = move()
+        self.set_trait("status", f"{words}: {self.history.status}")
+        return job
+
     def _show_scores(self, localization: Localization, edits: int) -> None:
         note = f"after {markup.some(edits, 'edit')}" if edits else "of the model as given"
         self.layers.measured = {}
         self.layers.show(localization, note)
         self.set_trait("status", self.layers.status)
 
-    def _add(self, revision: workshop.Revision, parent: int, trials: Sequence[Step] = ()) -> None:
-        """Put new edits into the history, after the version that they were made from."""
+    def _add(
+        self,
+        revision: workshop.Revision,
+        parent: int,
+        closed: Mapping[str, float],
+        trials: Sequence[Step] = (),
+    ) -> None:
+        """Put new edits into the history, after the version that they were made from.
+
+        ``closed`` is the share of the gap that the edit of a layer closed.
+        """
         self.history.append(
             revision.edits, revision.verdicts, trials=trials, parent=parent, model=revision.model
         )
         earlier = self.history.timeline.lineage(parent)
         numbers = [version.number for version in earlier]
         self.history.measured(dict(zip(numbers, revision.earlier, strict=True)))
+        self.layers.measured = {**self.layers.measured, **closed}
 
     def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
         """The version in view comes into all views."""
@@ -308,12 +308,10 @@ class RectificationDashboard(Panel, OptionTraits):
         self.maps.after = change["new"]
         self.predictions.after = change["new"]
 
-    def _take_scores(self, change: Mapping[str, Any]) -> None:
-        self.set_trait("scores", change["new"])
-
-    def _take_error(self, change: Mapping[str, Any]) -> None:
+    def _take(self, change: Mapping[str, Any]) -> None:
+        """Scores and errors of a viewer are those of the dashboard too."""
         if change["new"] is not None:
-            self.set_trait("error", change["new"])
+            self.set_trait(change["name"], change["new"])
 
     def _follow_layer(self, change: Mapping[str, str | None]) -> None:
         """Grad-CAM looks at the chosen layer, if that is a convolution."""
@@ -321,26 +319,17 @@ class RectificationDashboard(Panel, OptionTraits):
         part = None if name is None else unwrap(self._original).get_submodule(name)
         self.maps.layer = name if isinstance(part, nn.Conv2d) else None
 
-    def _follow_limits(self, _: object) -> None:
-        self.history.max_degradation = self.max_degradation
-        self.history.target_gap = self.target_gap
-
     def _update(self, _: object) -> None:
         """Offer what can be done now; the next step stands out."""
-        timeline = self.history.timeline
-        edited, is_last = bool(timeline.step), timeline.step == len(timeline.path) - 1
-        can = {
-            "rectify": not self.busy,
-            "locate": not self.busy,
-            "edit": not self.busy,
-            "undo": not self.busy and edited,
-            "redo": not self.busy and not is_last,
-            "cancel": self.busy,
-            "save": edited,
-        }
-        after = "save" if edited else "rectify"
-        next_step = "cancel" if self.busy else after
-        self._controls.update({name for name, able in can.items() if able}, next_step)
+        timeline, enabled = self.history.timeline, {"cancel"}
+        if not self.busy:
+            enabled = {"rectify", "locate", "edit"}
+            enabled |= {"undo"} if timeline.step else set()
+            enabled |= {"redo"} if timeline.step < len(timeline.path) - 1 else set()
+        next_step = "save" if timeline.step else "rectify"
+        self._controls.update(
+            enabled | ({"save"} if timeline.step else set()), "cancel" if self.busy else next_step
+        )
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -370,15 +359,13 @@ class RectificationDashboard(Panel, OptionTraits):
 
     def still(self) -> str:
         """All views, one under the other."""
-        columns = "".join(
-            f"<div>{view.still()}</div>" for view in (self.layers, self.maps, self.predictions)
+        state = markup.status_line(self.status) + markup.error_box(self.error)
+        views = (self.layers, self.maps, self.predictions)
+        columns = "".join(f"<div>{view.still()}</div>" for view in views)
+        page = f'<div>{self.html()}{state}</div><div><div class="rw-columns">{columns}</div></div>'
+        return page + (
+            f"<div>{self.history.still()}</div>" if len(self.history.timeline) > 1 else ""
         )
-        pieces = [
-            self.html() + markup.status_line(self.status) + markup.error_box(self.error),
-            f'<div class="rw-columns">{columns}</div>',
-            self.history.still() if len(self.history.timeline) > 1 else "",
-        ]
-        return "".join(f"<div>{piece}</div>" for piece in pieces if piece)
 
     def forget(self) -> None:
         """Let go of the model and of the references."""

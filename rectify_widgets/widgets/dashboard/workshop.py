@@ -9,7 +9,7 @@ can be drawn meanwhile (see `session`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -52,69 +52,41 @@ class Revision:
         return self.earlier[-1]
 
 
+@dataclass(eq=False)
 class Workshop:
-    """A model, and what it is repaired from.
+    """A model as given, which is never changed, and what `rectify` is to repair it from."""
 
-    Args:
-        model: as given; never changed.
-        pairs, reference, seed, validation: of `rectify_widgets.rectify`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        pairs: SamplePairs,
-        reference: Any,
-        seed: int,
-        validation: tuple[Tensor, Tensor] | None,
-    ) -> None:
-        self._model = model
-        self._pairs, self._reference = pairs, reference
-        self._seed, self._validation = seed, validation
-        self._flagged: Tensor | None = None
-        self._measure: EditMeasure | None = None
-        self._verdicts: dict[tuple[int, ...], Verdict] = {}
+    model: nn.Module
+    pairs: SamplePairs
+    reference: Any
+    seed: int
+    validation: tuple[Tensor, Tensor] | None
+    _flagged: Tensor | None = None
+    _measure: EditMeasure | None = None
+    _verdicts: dict[tuple[int, ...], Verdict] = field(default_factory=dict)
 
     def edited(self, edits: Sequence[RankOneEdit]) -> nn.Module:
         """A copy of the unwrapped model with these edits; it shares nothing with it."""
-        model = copied(self._model)
+        model = copied(self.model)
         for edit in edits:
             edit.apply(model)
         return model
 
     def locate(
-        self,
-        job: Job[Any],
-        edits: Sequence[RankOneEdit],
-        method: str,
-        *,
-        span: tuple[float, float] = (0.0, 1.0),
+        self, job: Job[Any], edits: Sequence[RankOneEdit], method: str, *, stop: float = 1.0
     ) -> Localization:
-        """Score every layer of the model with these edits.
-
-        ``span`` is the slice of the job's progress that it takes.
-        """
+        """Score every layer of the model with these edits, up to ``stop`` of the job's progress."""
         return actions.locate(
-            job,
-            self.edited(edits),
-            self._pairs,
-            span=span,
-            reference=self._reference,
-            method=method,
-            seed=self._seed,
-        )
+            job, self.edited(edits), self.pairs, span=(0.0, stop), reference=self.reference,
+            method=method, seed=self.seed,
+        )  # fmt: skip
 
     def edit(self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None) -> Revision:
         """Solve the edit of one layer, whatever it costs, and measure it."""
-        model = self.edited(edits)
         edit = solve_edit(
-            model,
-            self._pairs,
-            layer=layer,
-            reference=self._reference,
-            progress=job.part(0.0, 0.8),
-            cancel=job.cancelled,
-        )
+            self.edited(edits), self.pairs, layer=layer, reference=self.reference,
+            progress=job.part(0.0, 0.8), cancel=job.cancelled,
+        )  # fmt: skip
         job.check()
         return self._measured(job, edits, (edit,))
 
@@ -124,23 +96,16 @@ class Workshop:
         edits: Sequence[RankOneEdit],
         options: RectifyOptions,
         *,
-        span: tuple[float, float] = (0.0, 1.0),
+        start: float = 0.0,
     ) -> tuple[Revision, Rectification]:
-        """Edit the model with these edits further, until the target is reached.
+        """Edit the model with these edits further, from ``start`` of the job's progress.
 
         A rectification that was cancelled gives the edits that it had kept.
         """
-        start, stop = span
-        late = stop - 0.05 * (stop - start)
         result = rectify(
-            self.edited(edits),
-            self._pairs,
-            reference=self._reference,
-            validation=self._validation,
-            progress=job.part(start, late),
-            cancel=job.cancelled,
-            **asdict(options),
-        )
+            self.edited(edits), self.pairs, reference=self.reference, validation=self.validation,
+            progress=job.part(start, 0.95 + 0.05 * start), cancel=job.cancelled, **asdict(options),
+        )  # fmt: skip
         if not edits:  # measured already, on the same references
             self._exclude(result.flagged)
             given = Verdict(result.gap_before, 0.0, 0.0, 0.0)
@@ -157,14 +122,9 @@ class Workshop:
         cancel = None if job is None else lambda: job.cancelled() and False
         if self._measure is None:
             self._measure = EditMeasure(
-                self._model,
-                self._pairs,
-                self._reference,
-                seed=self._seed,
-                exclude=self._flagged,
-                validation=self._validation,
-                cancel=cancel,
-            )
+                self.model, self.pairs, self.reference, seed=self.seed, exclude=self._flagged,
+                validation=self.validation, cancel=cancel,
+            )  # fmt: skip
         verdicts = []
         for count in range(len(edits) + 1):
             known = tuple(map(id, edits[:count]))
@@ -176,7 +136,7 @@ class Workshop:
 
     def forget(self) -> None:
         """Let go of the references that are measured on."""
-        self._measure = self._reference = None
+        self._measure = self.reference = None
         self._verdicts.clear()
 
     def _measured(

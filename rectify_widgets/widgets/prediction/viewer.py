@@ -186,10 +186,9 @@ class PredictionViewer(Panel):
         if controls:
             self.samples = make.samples(self._compared.count)
             self._rows["sample"] = make.row(self.samples.box)
-        cancel = make.button("Cancel", "stop", "Stop predicting", "cancel")
-        self._stop = make.unit(make.bar(), cancel)
+        self._stop = make.bar(), make.button("Cancel", "stop", "Stop predicting", "cancel")
         self._again = make.button("Try again", "refresh", "Predict once more", "predict")
-        self._waiting = make.row(make.state(), self._stop, self._again)
+        self._waiting = make.row(make.state(), *self._stop, self._again)
         pages = make.row(make.pages(PAGES, TITLE), self._columns)
         self.children = (pages, self._waiting, *self._rows.values(), self.canvas)
         self._wait(visible=False)
@@ -366,7 +365,8 @@ class PredictionViewer(Panel):
 
     def _wait(self, *, visible: bool, failed: bool = False) -> None:
         """Show or hide the line for work that takes long: how far it is, or what went wrong."""
-        show(self._stop, visible=not failed)
+        for control in self._stop:
+            show(control, visible=not failed)
         show(self._again, visible=failed)
         show(self._waiting, visible=visible)
 
