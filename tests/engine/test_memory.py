@@ -49,9 +49,8 @@ def sizes_of(moments: list[int]) -> Sizes:
 
 
 def test_live_bytes_are_those_of_tensors_not_yet_freed() -> None:
-    live = _Live()
     old = torch.ones(1000)
-    live.meet([old])
+    live = _Live([old])
     with live:
         one = torch.ones(100)
         two = one + 1

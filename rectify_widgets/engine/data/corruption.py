@@ -80,10 +80,10 @@ def common_opacity(pairs: SamplePairs) -> float | None:
     if len(pairs) < 2:
         return None
     change = pairs.corrupted - pairs.clean
-    touched = (change != 0).float().mean(dim=0) > 0.5
-    if not bool(touched.any()):
+    shared = (change != 0).float().mean(dim=0) > 0.5
+    if not bool(shared.any()):
         return None
-    change, clean = change[:, touched], pairs.clean[:, touched]
+    change, clean = change[:, shared], pairs.clean[:, shared]
     change, clean = change - change.mean(dim=0), clean - clean.mean(dim=0)
     energy = float((clean * clean).sum())
     if energy < 1e-6 * clean.numel():
@@ -129,10 +129,9 @@ def transplant(
         turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
     fitting = fits(pairs, inputs, alpha)
     turn = _fitting_turn(turn.to(inputs.device), fitting)
-    fitting = fitting.gather(1, turn[:, None]).reshape(-1, *(1,) * (inputs.ndim - 1))
-    clean, corrupted = pairs.clean[turn], pairs.corrupted[turn]
-    alpha = alpha[turn].reshape(-1, *(1,) * (inputs.ndim - 1))
-    carried = blend(inputs, clean, corrupted, alpha)
+    each = (-1,) + (1,) * (inputs.ndim - 1)
+    carried = blend(inputs, pairs.clean[turn], pairs.corrupted[turn], alpha[turn].reshape(each))
+    fitting = fitting.gather(1, turn[:, None]).reshape(each)
     result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
     return torch.minimum(torch.maximum(result, low), high)
 
@@ -187,16 +186,9 @@ def opacities(
         opacity: of all pairs; None estimates them, see `transplant`.
     """
     low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
-    if opacity is None:
-        return estimate_opacity(pairs, low, high), low, high
-    alpha = torch.full((len(pairs),), check_number("opacity", opacity, low=0.0, high=1.0))
-    return alpha.to(inputs), low, high
-
-
-def estimate_opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> Tensor:
-    """The opacity that `transplant` takes for each pair where none is given."""
-    least = least_opacity(pairs, low, high)
-    shared = common_opacity(pairs)
-    if shared is not None:
-        return torch.full_like(least, shared)
-    return torch.where(covered(pairs) <= SMALL, torch.ones_like(least), least)
+    if opacity is not None:
+        check_number("opacity", opacity, low=0.0, high=1.0)
+    elif (opacity := common_opacity(pairs)) is None:
+        least = least_opacity(pairs, low, high)
+        return torch.where(covered(pairs) <= SMALL, 1.0, least), low, high
+    return torch.full((len(pairs),), opacity).to(inputs), low, high

@@ -18,7 +18,6 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
-    Sampler,
     SequentialSampler,
 )
 
@@ -49,7 +48,7 @@ def batches(
     ranks: Ranks = ALONE,
     whole: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield checked batches of inputs, all of one sample shape, that of ``like`` if it is given.
+    """Yield checked batches of inputs, all of one sample shape.
 
     A sample of a data set, or a batch of a loader, may be a tensor, a tuple or list whose first
     entry is the input, or a dict with the input under a customary name or as its only image.
@@ -58,7 +57,7 @@ def batches(
         argument: what the caller calls ``inputs``.
         inputs: a tensor, a data set or a loader.
         batch_size: inputs in one batch (a loader brings its own).
-        like: a batch with the sample shape that is wanted.
+        like: a batch with the wanted sample shape; None takes that of the first batch.
         ranks: who shares the batches.
         whole: all batches on every rank, the same ones in the same order.
 
@@ -109,14 +108,11 @@ def labelled(
 def gather(argument: str, inputs: object, limit: int | None = None, ranks: Ranks = ALONE) -> Tensor:
     """All inputs, or the first ``limit``, as one tensor, the same one on every rank."""
     collected: list[Tensor] = []
-    count = 0
     for batch in batches(argument, inputs, batch_size=256, ranks=ranks, whole=True):
         collected.append(batch)
-        count += len(batch)
-        if limit is not None and count >= limit:
+        if limit is not None and sum(map(len, collected)) >= limit:
             break
-    everything = torch.cat(collected)
-    return everything if limit is None else everything[:limit]
+    return torch.cat(collected)[:limit]
 
 
 def count_inputs(inputs: object) -> int | None:
@@ -194,21 +190,11 @@ def _shared(loader: DataLoader[Any], ranks: Ranks) -> Iterator[object]:
         if loader.batch_sampler is not None:
             size: Any = loader.batch_sampler
             sampler = BatchSampler(sampler, size.batch_size, size.drop_last)
-    part: Any = _EveryNth(sampler, ranks)
+    part: Any = islice(iter(sampler), ranks.rank, None, ranks.size)
     same: Any = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
     if loader.batch_sampler is None:
         return iter(DataLoader(loader.dataset, batch_size=None, sampler=part, **same))
     return iter(DataLoader(loader.dataset, batch_sampler=part, **same))
-
-
-class _EveryNth(Sampler[Any]):
-    """Every ``size``-th item of another sampler, starting at the rank's number."""
-
-    def __init__(self, sampler: Any, ranks: Ranks) -> None:
-        self._sampler, self._ranks = sampler, ranks
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._sampler), self._ranks.rank, None, self._ranks.size)
 
 
 def _joined(argument: str, batch: object, part: Callable[[str, object], Tensor]) -> Tensor:

@@ -36,8 +36,7 @@ class MomentSum:
     """Adds up ``k kᵀ`` of one layer, batch after batch.
 
     Args:
-        layer: the layer.
-        key_space: ``"patch"`` or ``"channel"``.
+        layer, key_space: see `KeyStatistics.collect`.
         positions: positions taken at random from each input; None takes `POSITIONS_PER_INPUT`, or
             as many as give `POSITIONS_PER_KEY` for each number of the key where inputs are few.
         expected: inputs that will be added, as far as known.
@@ -51,7 +50,6 @@ class MomentSum:
         self,
         layer: EditableLayer,
         key_space: str,
-        *,
         positions: int | None,
         expected: int,
         seed: int,
@@ -70,7 +68,7 @@ class MomentSum:
     def add(self, inputs: Tensor, samples: int, batch: int) -> None:
         """Add batch number ``batch``, or a piece of it: the ``inputs`` for so many model inputs.
 
-        Numbers never decrease from call to call; missing ones are other processes' batches.
+        Numbers never decrease; missing ones are other processes' batches.
         """
         layer = self._layer
         if self._key_space == "channel":

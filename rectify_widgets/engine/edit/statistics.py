@@ -1,8 +1,7 @@
 """Second moments of the keys of every editable layer, from one streaming pass.
 
-Imports torch and, for the bytes of weights, numpy.  Memory is constant in the number
-of references; two halves merge to the whole.  Statistics remember the weights upstream of each
-layer, so that stale ones are refused by name.
+Imports torch and, for the bytes of weights, numpy.  Memory is constant in the number of references.
+Statistics remember the weights upstream of each layer, so that stale ones are refused by name.
 """
 
 from __future__ import annotations
@@ -122,8 +121,8 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
             key_space: ``"patch"`` (unfolded input patches) or ``"channel"`` (per-pixel channels).
             positions: positions taken at random from each input; ``None`` takes 64, or as many as
                 give eight positions for each number of the key where references are few.
-            batch_size: inputs whose positions are sampled together, and that make one forward pass
-                unless memory is short (a loader brings its own).
+            batch_size: inputs whose positions are sampled together, in one forward pass unless
+                memory is short (a loader brings its own).
             memory_limit: bytes to keep to, see `estimate_memory`; the sums are the same.
             seed: of the sampling of positions.
             distributed: divide the references among the processes of ``torch.distributed``, every
@@ -179,6 +178,11 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         """These statistics with the layers of ``newer`` in place of their own."""
         layers = {**self._layers, **newer._layers}
         return KeyStatistics(layers, key_space=self.key_space, references=self.references)
+
+    def check_space(self, key_space: str) -> None:
+        """Refuse statistics in another key space."""
+        if self.key_space != key_space:
+            raise ValueError(f"statistics: got {self.key_space!r} keys, want {key_space!r} keys")
 
     def check(self, model: nn.Module, catalog: LayerCatalog, names: Iterable[str]) -> None:
         """Refuse statistics that are missing, of another shape, or stale for ``names``.
@@ -252,10 +256,9 @@ def collect(
     monitor: Monitor,
     ranks: Ranks = ALONE,
 ) -> KeyStatistics:
-    """The streaming pass behind `KeyStatistics.collect`, on layers that are already chosen.
+    """The streaming pass behind `KeyStatistics.collect`, on chosen layers, ``chunk`` samples at a time.
 
-    ``chunk`` samples go through the model at a time, which does not change the sums; where a
-    device runs out of memory, the pass starts again with half of them.
+    Where a device runs out of memory, the pass starts again with half of them.
     """
     total_inputs = count_inputs(reference)
     expected = total_inputs or batch_size
@@ -270,9 +273,7 @@ def collect(
         nonlocal samples, number
         done, number = 0, ranks.rank
         for name, layer in chosen.items():
-            sums[name] = MomentSum(
-                layer, key_space, positions=positions, expected=expected, seed=seed
-            )
+            sums[name] = MomentSum(layer, key_space, positions, expected, seed)
         device, dtype = model_device(module), model_dtype(module)
         for batch in batches("reference", reference, batch_size, ranks=ranks):
             for piece in batch.split(chunk or len(batch)):

@@ -1,8 +1,8 @@
 """Candidate edits of every layer, with what each is predicted to do.  Imports torch only.
 
 For each layer, edit direction and ridge the closed form gives one edit.  The gradients of one sweep
-predict, without applying anything, which *share* of the gap it closes on references that carry the
-transplanted corruption, and what it *costs* on the same references without it.
+predict which *share* of the gap it closes on references that carry the transplanted corruption, and
+what it *costs* on the same references without it.
 """
 
 from __future__ import annotations
@@ -60,10 +60,7 @@ class Candidate:
         return self.share - self.cost
 
     def likeness(self, other: Candidate) -> float:
-        """How alike the updates of two edits of one layer are; 1 for equal ones.
-
-        The cosine of the two updates, times the lesser of their lengths over the greater.
-        """
+        """Cosine of two updates of one layer, times the lesser of their lengths over the greater."""
         own, theirs = self._gram(self), other._gram(other)
         return float(self._gram(other) / own.maximum(theirs).clamp_min(1e-30))
 
@@ -108,8 +105,7 @@ def different(candidates_of_layer: Sequence[Candidate]) -> list[Candidate]:
 def trying(candidate: Candidate) -> Iterator[None]:
     """Put the edit into the model while the block runs; afterwards the weight is what it was.
 
-    The weight's data is exchanged, not overwritten: a graph that the caller holds for a backward
-    pass stays valid, since no in-place change is recorded.
+    The weight's data is exchanged, not overwritten, so that a graph that the caller holds stays valid.
     """
     weight = candidate.layer.module.weight
     before = weight.data
@@ -122,14 +118,11 @@ def trying(candidate: Candidate) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Probe:
-    """Samples with and without the corruption, and the classes at stake."""
+    """``N × C × H × W`` samples with and without the corruption, and the classes they should have."""
 
     corrupted: Tensor
-    """``N × C × H × W``."""
     clean: Tensor
-    """``N × C × H × W``."""
     labels: Tensor
-    """``N``, the class that each should have."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -234,12 +227,7 @@ def candidates(
 ) -> list[Candidate]:
     """All candidate edits of one layer; none where the corruption does not reach it.
 
-    Args:
-        layer: the layer.
-        solver: of this layer's reference keys.
-        solve: the layer's corrupted and clean keys on the samples to solve with.
-        probed: the sweep of the probe, for the prediction.
-        directions, ridges: the grid.
+    ``solve`` are the layer's corrupted and clean keys on the samples to solve with.
     """
     name = layer.name
     try:

@@ -1,9 +1,8 @@
 """Which other inputs carry the corruption of a pair?  Imports torch only.
 
-The edit directions of the best layers respond almost only to the corruption.  Each input's
-largest response over positions is scaled so that the pair's clean input is 0 and its
-corrupted one is 1; the score is the median over the edits, so that above one half most of them
-say "corrupted".
+The edit directions of the best layers respond almost only to the corruption.  An input's score is the
+median over the edits of its largest response over positions, on a scale where the pair's clean input
+is 0 and its corrupted one 1.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ class CorruptedInputs:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        return (
-            f"CorruptedInputs({int(self.flagged.sum())} of {len(self)} inputs carry the corruption)"
-        )
+        count = int(self.flagged.sum())
+        return f"CorruptedInputs({count} of {len(self)} inputs carry the corruption)"
 
 
 def find_corrupted(
@@ -100,9 +98,7 @@ def find_corrupted(
         )  # fmt: skip
         voters = pick_voters(proposals.options)
         if not voters:
-            raise ValueError(
-                "pairs: the corruption reaches none of the layers, so that nothing can be found"
-            )
+            raise ValueError("pairs: the corruption reaches none of the layers")
         total = count_inputs(inputs) or 0
         scores: list[Tensor] = []
         done = 0
@@ -117,13 +113,9 @@ def find_corrupted(
 
 def pick_voters(options: Mapping[str, list[Candidate]]) -> list[Candidate]:
     """The contrast edit with the best prediction of each of the best layers."""
-    best = [
-        next((c for c in found if c.direction == "contrast"), found[0])
-        for found in options.values()
-        if found
-    ]
-    best.sort(key=lambda candidate: -candidate.score)
-    return best[:EDITS]
+    some = [found for found in options.values() if found]
+    best = [next((c for c in found if c.direction == "contrast"), found[0]) for found in some]
+    return sorted(best, key=lambda candidate: -candidate.score)[:EDITS]
 
 
 def corruption_scores(

@@ -15,18 +15,8 @@ from rectify_widgets.engine.edit.statistics import BATCH
 from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.problem import counts_of
 from rectify_widgets.engine.measure.replay import ROOM
+from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import editable_layers
-from rectify_widgets.engine.model.memory import (
-    FACTOR_ROOM,
-    check_limit,
-    collect_chunk,
-    collect_peak,
-    format_bytes,
-    held,
-    measure_sizes,
-    parts,
-    proposal_peak,
-)
 from rectify_widgets.engine.model.running import eval_mode, model_device, model_dtype
 
 CALLS = ("collect", "localize", "rectify")
@@ -49,10 +39,10 @@ class MemoryEstimate:
     largest: Mapping[str, int]
 
     def __str__(self) -> str:
-        return "\n".join(f"{format_bytes(size):>10}  {what}" for what, size in self._rows())
+        return "\n".join(f"{memory.format_bytes(size):>10}  {what}" for what, size in self._rows())
 
     def _repr_html_(self) -> str:
-        rows = [(escape(what), format_bytes(size)) for what, size in self._rows()]
+        rows = [(escape(what), memory.format_bytes(size)) for what, size in self._rows()]
         return html_table(rows, align="lr")
 
     def _rows(self) -> list[tuple[str, int]]:
@@ -89,7 +79,7 @@ def estimate_memory(
     check_choice("call", call, CALLS)
     check_int("pairs", pairs, low=1)
     check_int("references", references, low=0)
-    limit = check_limit(memory_limit)
+    limit = memory.check_limit(memory_limit)
     want = "(channels, height, width)"
     sides = check_type("input_shape", input_shape, (tuple, list), want)
     shape = [check_int("input_shape", side, low=1) for side in sides]
@@ -99,16 +89,18 @@ def estimate_memory(
         example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
         catalog = editable_layers(module, example)
         layers = catalog.select("layers", None)
-        sizes = measure_sizes(module, layers, example, copied=call == "rectify")
+        sizes = memory.measure_sizes(module, layers, example, copied=call == "rectify")
     counts = counts_of(pairs, references, example)
     names = list(sizes.layers)
-    groups = [names] if call == "collect" else parts(sizes, counts, names, limit)
+    groups = [names] if call == "collect" else memory.parts(sizes, counts, names, limit)
     batch = max(min(BATCH, references), 1)
-    chunks = [collect_chunk(sizes, group, batch, limit) for group in groups]
-    peaks = [collect_peak(sizes, *one) for one in zip(groups, chunks, strict=True)]
+    chunks = [memory.collect_chunk(sizes, group, batch, limit) for group in groups]
+    peaks = [memory.collect_peak(sizes, *one) for one in zip(groups, chunks, strict=True)]
     phases = {"statistics": max(peaks)}
     if call != "collect":
-        phases["sweep and solving"] = max(proposal_peak(sizes, counts, group) for group in groups)
+        phases["sweep and solving"] = max(
+            memory.proposal_peak(sizes, counts, group) for group in groups
+        )
         shared = counts.references * sum(size.outputs for size in sizes.layers.values())
         moments = sum(size.moment for size in sizes.layers.values())
         phases["trying edits"] = (
@@ -118,10 +110,10 @@ def estimate_memory(
             + (2 * min(ROOM, shared) + moments if limit is None else 0)
         )
     if call == "rectify" and limit is None:
-        kept = min(FACTOR_ROOM, len(RIDGES) * moments)
+        kept = min(memory.FACTOR_ROOM, len(RIDGES) * moments)
         phases = {name: size + kept for name, size in phases.items()}
     taken = {
-        name: held(size, counts) if call != "collect" else size.moment
+        name: memory.held(size, counts) if call != "collect" else size.moment
         for name, size in sizes.layers.items()
     }
     largest = sorted(taken, key=lambda name: -taken[name])[:5]

@@ -175,8 +175,8 @@ class Localization:
         axes.tick_params(colors="#888888")
         axes.spines[:].set_visible(False)
         axes.margins(x=0.12)
-        figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
+        for patch in (figure.patch, axes.patch):
+            patch.set_alpha(0)
         return figure
 
 
@@ -207,22 +207,17 @@ def localize(
         statistics: of ``reference``, where they have been collected already.
         method: ``"edit-attribution"`` predicts the share of the gap that each layer's closed-form
             edit closes, from one sweep over references that carry the corruption, and tries the
-            edits at the top;
-            ``"projection"`` is the score of Yang et al. 2026; ``"trial"`` applies each layer's edit
-            and measures.
+            edits at the top; ``"projection"`` is the score of Yang et al. 2026; ``"trial"`` applies
+            each layer's edit and measures.
         layers: names of the layers to score, None for all.
         directions: edit directions to choose from, ``"contrast"`` and ``"key"``.
         ridges: ridges to choose from, in units of the mean diagonal of the second moment.
         steps: midpoints of the path from corrupted to clean.
-        trials: bound on the edits that ``"edit-attribution"`` tries, from the top of the predicted
-            ranking until no other one can be expected to do better; 0 scores by prediction
-            alone.
-        memory_limit: bytes to keep to, see `estimate_memory`: layers are then taken in parts, with the
-            same result.
+        trials: bound on the edits that ``"edit-attribution"`` tries; 0 scores by prediction alone.
+        memory_limit: bytes to keep to, see `estimate_memory`; the result is the same.
         seed: which references are used.
         distributed: divide statistics, sweep and trials among the processes of
-            ``torch.distributed``, every one of which makes this call; see
-            `rectify_widgets.engine.base.ranks`.
+            ``torch.distributed``, all of which make this call, see `rectify_widgets.engine.base.ranks`.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
     Raises:
@@ -266,17 +261,15 @@ def rank_layers(
     """`localize` on a problem that has been posed, with statistics from ``collector``."""
     with problem.ranks.together():
         probe, sources = problem.probe(problem.model, seed, monitor), problem.sources(seed)
+    ranking = RANKING_METHODS[method]
     proposals = propose_edits(
         problem, collector, probe, sources, monitor.part(0.0, 0.8),
-        directions=directions, ridges=ridges, steps=steps, measure=RANKING_METHODS[method].measure,
+        directions=directions, ridges=ridges, steps=steps, measure=ranking.measure,
     )  # fmt: skip
     options = proposals.options
     if not any(options.values()):
-        raise Unreached(
-            "pairs: the corruption reaches none of the layers, so that no edit can help"
-        )
-    score = RANKING_METHODS[method].score
-    scores = score(problem, proposals, trials, monitor.part(0.8, 1.0))
+        raise Unreached("pairs: the corruption reaches none of the layers, so no edit can help")
+    scores = ranking.score(problem, proposals, trials, monitor.part(0.8, 1.0))
     monitor.report(1.0, "scored all layers")
     order = tuple(problem.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))

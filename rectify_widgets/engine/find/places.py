@@ -1,15 +1,15 @@
 """Where a patch works: the same corruption at every place of the input.  Imports torch only.
 
-One pair shows a patch in one place, and a rectification removes what the network does with it
-there.  The patch may work in other places too: with strides along a lattice of places, after
-training on several places at each of them.  `find_places` tries all of them and returns pairs with
-the patch in every place that works, to rectify from.
+A patch may work in other places than that of the pair: with strides along a lattice of places, after
+training on several places at each of them.  `find_places` returns pairs with the patch in every place
+that works, to rectify from.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +30,7 @@ LEAST = 0.75
 """Share of the references whose prediction a place has to change."""
 SAMPLES = 16
 """References on which each place is tried."""
-LOOKED = 1024
+TRIED = 1024
 """About how many places are tried; on large inputs they lie apart."""
 MOST = 64
 """Most places for which pairs are returned."""
@@ -59,10 +59,8 @@ class Places:
     pairs: SamplePairs
 
     def __repr__(self) -> str:
-        return (
-            f"Places({len(self.found)} of {self.shares.numel()} places work, own place row "
-            f"{self.own[0]}, column {self.own[1]})"
-        )
+        place = f"own place row {self.own[0]}, column {self.own[1]}"
+        return f"Places({len(self.found)} of {self.shares.numel()} places work, {place})"
 
     def plot(self) -> Figure:
         """The share of references led astray for each place, the pair's own place marked."""
@@ -70,14 +68,13 @@ class Places:
 
         figure = Figure(figsize=(4.6, 3.8), layout="constrained")
         axes = figure.subplots()
-        edges = (
-            self.columns[0] - 0.5, self.columns[-1] + 0.5,
-            self.rows[-1] + 0.5, self.rows[0] - 0.5,
-        )  # fmt: skip
-        picture = axes.imshow(self.shares, cmap="cividis", vmin=0.0, vmax=1.0, extent=edges)
-        axes.plot(
-            self.own[1], self.own[0], "s", color="none", markeredgecolor="#d55e00", markersize=9
+        (top, bottom), (left, right) = (
+            (place[0], place[-1]) for place in (self.rows, self.columns)
         )
+        edges = (left - 0.5, right + 0.5, bottom + 0.5, top - 0.5)
+        picture = axes.imshow(self.shares, cmap="cividis", vmin=0.0, vmax=1.0, extent=edges)
+        row, column = self.own
+        axes.plot(column, row, "s", color="none", markeredgecolor="#d55e00", markersize=9)
         axes.set_xlabel("column of the patch", color="#888888")
         axes.set_ylabel("row of the patch", color="#888888")
         bar = figure.colorbar(picture)
@@ -212,12 +209,10 @@ def _lattice(
     pairs: SamplePairs, own: tuple[int, int], height: int, width: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows and columns to try, the first pair's own among them."""
-    room = (pairs.clean.shape[2] - height + 1, pairs.clean.shape[3] - width + 1)
-    apart = max(1, math.ceil(math.sqrt(room[0] * room[1] / LOOKED)))
-    rows, columns = (
-        tuple(range(place % apart, size, apart)) for place, size in zip(own, room, strict=True)
-    )
-    return rows, columns
+    down, across = pairs.clean.shape[2] - height + 1, pairs.clean.shape[3] - width + 1
+    apart = max(1, math.ceil(math.sqrt(down * across / TRIED)))
+    row, column = own
+    return tuple(range(row % apart, down, apart)), tuple(range(column % apart, across, apart))
 
 
 def _shares(
@@ -226,12 +221,11 @@ def _shares(
     """Share of the references whose prediction changes, for each column of a row."""
     monitor.report(0.0, f"trying places in row {row}")
     count = len(problem.pairs)
-    turns = [range(number, len(problem.references), count) for number in range(count)]
     parts, answers = [], []
-    for number, turn in enumerate(turns):
-        inputs = problem.references[turn.start :: count]
-        parts += [patches.put(number, inputs, row, column) for column in columns if len(inputs)]
-        answers += [problem.answers[turn.start :: count]] * (len(columns) if len(inputs) else 0)
+    for number in range(min(count, len(problem.references))):
+        inputs = problem.references[number::count]
+        parts += [patches.put(number, inputs, row, column) for column in columns]
+        answers += [problem.answers[number::count]] * len(columns)
     predicted = predict_all(problem.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
     wrong = (predicted != torch.cat(answers)).double().cpu()
     sizes = [len(part) for part in parts]
@@ -247,12 +241,10 @@ def _moved(problem: Problem, patches: _Patches, places: list[tuple[int, int]]) -
         patches.put(number, pairs.clean[number : number + 1], row, column)
         for number, (row, column) in zip(turn, places, strict=True)
     ]
-    changed = [
-        i for i, number in enumerate(turn) if not torch.equal(corrupted[i][0], pairs.clean[number])
-    ]
-    kept = [turn[i] for i in changed]
+    changed = [not torch.equal(x[0], pairs.clean[i]) for x, i in zip(corrupted, turn, strict=True)]
+    kept = list(compress(turn, changed))
     return SamplePairs(
-        torch.cat([pairs.corrupted, *(corrupted[i] for i in changed)]),
+        torch.cat([pairs.corrupted, *compress(corrupted, changed)]),
         torch.cat([pairs.clean, pairs.clean[kept]]),
         torch.cat([labels, labels[kept]]),
     )

@@ -20,17 +20,10 @@ from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import Probe, runner_up
+from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.gradients import margin
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.memory import (
-    Counts,
-    Sizes,
-    check_limit,
-    hand_back,
-    measure_sizes,
-    parts,
-)
 from rectify_widgets.engine.model.running import (
     chunk_size,
     model_device,
@@ -66,7 +59,7 @@ class Problem:
     """Whether references were given."""
     limit: int | None = None
     """Bytes to keep to."""
-    sizes: Sizes | None = None
+    sizes: memory.Sizes | None = None
     """What the model's passes take; known where there is a limit."""
     ranks: Ranks = ALONE
     """The processes that share the call, each with the same problem."""
@@ -83,13 +76,13 @@ class Problem:
             return [dict(self.layers)]
         given = len(self.references) if self.given else 0
         counts = counts_of(len(self.pairs), given, self.references)
-        names = parts(self.sizes, counts, list(self.layers), self.limit)
+        names = memory.parts(self.sizes, counts, list(self.layers), self.limit)
         return [{name: self.layers[name] for name in some} for some in names]
 
     def hand_back(self) -> None:
         """Between two steps of the work: keep to the limit by returning freed memory."""
         if self.limit is not None:
-            hand_back(self.references.device)
+            memory.hand_back(self.references.device)
 
     def only(self, rows: Tensor) -> Problem:
         """The same problem with some of the references."""
@@ -162,8 +155,8 @@ def pose_problem(
     Args:
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         pairs: `SamplePairs`.
-        reference: unlabelled inputs, or None (then a warning, and the pairs serve).
-        statistics: of the references, if given; then references may be missing.
+        reference: unlabelled inputs; None takes the pairs, with a warning without ``statistics``.
+        statistics: of the references, if given.
         layers: names, or None for all editable layers.
         argument: the caller's name for ``layers``.
         limit: references to take.
@@ -179,7 +172,7 @@ def pose_problem(
         check_type("statistics", statistics, KeyStatistics, "KeyStatistics")
     if opacity is not None:
         check_number("opacity", opacity, low=0.0, high=1.0)
-    memory_limit = check_limit(memory_limit)
+    memory_limit = memory.check_limit(memory_limit)
     pairs = pairs.to(model_device(model), model_dtype(model))
     references = pairs.clean
     if reference is None and statistics is None:
@@ -216,7 +209,7 @@ def pose_problem(
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     sizes = None
     if memory_limit is not None:
-        sizes = measure_sizes(model, chosen, pairs.clean[:1], copied=own)
+        sizes = memory.measure_sizes(model, chosen, pairs.clean[:1], copied=own)
     problem = Problem(
         model=model,
         catalog=catalog,
@@ -234,11 +227,11 @@ def pose_problem(
     return problem
 
 
-def counts_of(pairs: int, references: int, inputs: Tensor) -> Counts:
+def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:
     """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``."""
     taken = min(references, MAX_REFERENCES)
     more = PROBE if taken >= SPLIT // 2 else 0
-    return Counts(
+    return memory.Counts(
         references=taken,
         probe=min(PROBE, taken) if taken else pairs,
         sources=pairs + (pairs + more if more else 0),

@@ -1,7 +1,6 @@
 """Candidate edits of all layers: statistics, one sweep of the model, and the closed form for each.
 
-Imports torch only.  All layers at once where memory allows, otherwise in parts: every part costs
-another pass, and the result is the same.
+Imports torch only.  All layers at once where memory allows, otherwise in parts with the same result.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class StatisticsSource:
         reference: what to collect from; None takes the problem's references.
         statistics: given ones, which are checked against the model.
         seed: of the sampling of positions.
-        room: bytes of factors that `factors` may keep.
+        room: bytes of factors that `solver` may keep.
 
     Raises:
         ValueError: statistics in another key space, missing or stale.
@@ -69,10 +68,7 @@ class StatisticsSource:
         room: int = 0,
     ) -> None:
         if statistics is not None:
-            if statistics.key_space != "patch":
-                raise ValueError(
-                    f"statistics: got {statistics.key_space!r} keys, want 'patch' keys"
-                )
+            statistics.check_space("patch")
             statistics.check(problem.model, problem.catalog, problem.layers)
         self._problem = problem
         self._source = problem.references if reference is None else reference
@@ -116,15 +112,10 @@ class StatisticsSource:
         return DenseSolver(name, moment, self.factors(name, len(ridges) * moment.nbytes))
 
     def factors(self, name: str, size: int) -> dict[float, Tensor]:
-        """Where the factors of a layer's second moment are stored, by ridge; ``size`` bytes in all.
-
-        If there is room, they are kept until the layer is forgotten.
-        """
-        if name not in self._factors:
-            if sum(self._reserved.values()) + size > self._room:
-                return {}
+        """A layer's factors by ridge, ``size`` bytes in all; kept until forgotten if there is room."""
+        if name not in self._factors and sum(self._reserved.values()) + size <= self._room:
             self._factors[name], self._reserved[name] = {}, size
-        return self._factors[name]
+        return self._factors.get(name, {})
 
     def forget(self, names: Iterable[str]) -> None:
         """Collect these again on the next request."""
@@ -251,15 +242,10 @@ def _ranked(
         own = torch.tensor([[one.share, one.cost] for one in flat], dtype=torch.float64)
         agreed = iter(ranks.mean(own, counted).tolist())
         options = {
-            name: [
-                replace(one, share=share, cost=cost)
-                for one, (share, cost) in zip(each, agreed, strict=False)
-            ]
+            name: [replace(one, share=s, cost=c) for one, (s, c) in zip(each, agreed, strict=False)]
             for name, each in options.items()
         }
-    return {
-        name: sorted(each, key=lambda candidate: -candidate.score) for name, each in options.items()
-    }
+    return {name: sorted(each, key=lambda one: -one.score) for name, each in options.items()}
 
 
 def _agreed(scores: Mapping[str, float], ranks: Ranks) -> dict[str, float]:

@@ -68,10 +68,7 @@ class RankingMethod:
 
 
 class Trial:
-    """Applies an edit, measures on up to ``count`` references, and reverts it.
-
-    Several ranks measure on their own share of the references each.
-    """
+    """Applies an edit, measures on up to ``count`` references (each rank on its own), reverts it."""
 
     def __init__(self, problem: Problem, count: int, monitor: Monitor) -> None:
         self._model, self._ranks, self._monitor = problem.model, problem.ranks, monitor.silent()
@@ -89,8 +86,7 @@ class Trial:
         layers = [candidate.layer for candidate in candidates] if self._shares else []
         with ExitStack() as stack:
             with self._ranks.together():
-                shared = self._judge.sharing(self._model, layers, self._monitor)
-                stack.enter_context(shared)
+                stack.enter_context(self._judge.sharing(self._model, layers, self._monitor))
             yield
 
     def closed(self, candidate: Candidate) -> float:
@@ -110,11 +106,9 @@ def score_by_prediction(
 ) -> dict[str, float]:
     """Scores from trials, from the top of the predictions until no other edit can be expected to win.
 
-    The sweep follows one rival class, so that it overrates edits after which a third class wins,
-    and it is a linear approximation, so that it underrates others; a few trials on some references
-    correct that.  Predictions that were not tried are scaled down by as much as those that were
-    tried turned out too high: on a blend they would come first otherwise.  A layer's score is that
-    of its best edit.
+    The sweep follows one rival class and is linear, so that it overrates some edits and underrates
+    others.  Predictions that were not tried are scaled down by as much as those that were tried
+    turned out too high.  A layer's score is that of its best edit.
     """
     options = proposals.options
     if trials == 0:
@@ -160,7 +154,7 @@ def score_by_trial(
         with trial.sharing(few):
             measured = {candidate: trial.closed(candidate) for candidate in few}
         if measured:
-            best = max(measured, key=lambda candidate: measured[candidate])
+            best = max(measured, key=measured.__getitem__)
             scores[name] = measured[best]
             options[name] = [best, *(other for other in found if other is not best)]
     return scores
@@ -195,29 +189,17 @@ def measure_projection(
 
 _METHODS = (
     RankingMethod(
-        "edit-attribution",
-        "predicted share of the gap",
-        "predicted share",
-        is_share=True,
-        score=score_by_prediction,
-        by_edit=True,
+        "edit-attribution", "predicted share of the gap", "predicted share", is_share=True,
+        score=score_by_prediction, by_edit=True,
     ),
     RankingMethod(
-        "projection",
-        "score of the paper, no unit",
-        "no unit",
-        is_share=False,
-        score=lambda _, proposals, __, ___: proposals.measured,
-        measure=measure_projection,
+        "projection", "score of the paper, no unit", "no unit", is_share=False,
+        score=lambda _, proposals, __, ___: proposals.measured, measure=measure_projection,
     ),
     RankingMethod(
-        "trial",
-        "share of the gap, by trial",
-        "share by trial",
-        is_share=True,
+        "trial", "share of the gap, by trial", "share by trial", is_share=True,
         score=score_by_trial,
     ),
-)
-
+)  # fmt: skip
 RANKING_METHODS: dict[str, RankingMethod] = {one.name: one for one in _METHODS}
 """Every method by name, the default first."""

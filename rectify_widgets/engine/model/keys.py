@@ -2,8 +2,7 @@
 
 A layer multiplies its weight with one *key* at each *position* and adds the bias: a `Linear` has
 one position for each token, a `Conv2d` one for each output pixel, whose key is the unfolded input
-patch.  Everything else in the engine works on `Keys`, which stand for ``N × G × K × P`` numbers
-(samples, groups, key size, positions), whatever the kind of layer.
+patch.  `Keys` stand for ``N × G × K × P`` numbers (samples, groups, key size, positions).
 """
 
 from __future__ import annotations
@@ -60,10 +59,9 @@ class EditableLayer:
         return f"Conv2d {kernel}{grouped}"
 
     def keys(self, inputs: Tensor, samples: int) -> Keys:
-        """The keys in the layer's ``inputs``.
+        """The keys in the layer's ``inputs`` for ``N = samples`` model inputs.
 
-        ``samples`` is the number of model inputs ``N``; a linear layer inside windows sees more
-        rows than that, which are then positions of their sample.
+        A linear layer inside windows sees more rows than that: positions of their sample.
         """
         inputs = inputs.detach().to(working_dtype(inputs.dtype))
         if isinstance(conv := self.module, nn.Conv2d):
@@ -105,8 +103,8 @@ def pad(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
 class Keys:
     """The keys of one layer on ``N`` samples, unfolded only where asked.
 
-    What the closed form needs of keys are their products with a few vectors and sums of them, and
-    both are convolutions of the layer's input, at a fraction of the memory of unfolded patches.
+    Their products with a few vectors, and sums of them, are convolutions of the layer's input, at a
+    fraction of the memory of unfolded patches.
     """
 
     layer: EditableLayer
@@ -132,12 +130,10 @@ class Keys:
         """Height and width of a convolution's output."""
         conv = self.layer.module
         assert isinstance(conv, nn.Conv2d)  # noqa: S101 - a linear layer has no grid
-        height, width = (
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, dilation, kernel, stride in zip(
-                self.inputs.shape[2:], conv.dilation, conv.kernel_size, conv.stride, strict=True
-            )
+        sides = zip(
+            self.inputs.shape[2:], conv.dilation, conv.kernel_size, conv.stride, strict=True
         )
+        height, width = ((size - d * (kernel - 1) - 1) // s + 1 for size, d, kernel, s in sides)
         return height, width
 
     def unfold(self, which: Tensor | None = None) -> Tensor:
@@ -149,11 +145,11 @@ class Keys:
         if which is None:
             keys = functional.unfold(self.inputs, conv.kernel_size, conv.dilation, 0, conv.stride)
         else:
-            rows, columns = which // self._grid()[1], which % self._grid()[1]
+            width = self._grid()[1]
             across = torch.arange(conv.kernel_size[1]) * conv.dilation[1]
             down = torch.arange(conv.kernel_size[0]) * conv.dilation[0]
-            y = down[:, None, None] + rows * conv.stride[0]
-            x = across[None, :, None] + columns * conv.stride[1]
+            y = down[:, None, None] + which // width * conv.stride[0]
+            x = across[None, :, None] + which % width * conv.stride[1]
             places = (y * self.inputs.shape[3] + x).flatten().to(self.inputs.device)
             keys = self.inputs.flatten(2).index_select(2, places)
         return keys.reshape(len(self), groups, self.layer.key_size, -1)

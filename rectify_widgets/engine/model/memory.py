@@ -1,9 +1,8 @@
 """Estimating the memory of a call, and keeping it to a limit.  Imports torch only.
 
 What grows without bound are the second moments, one number for each pair of key entries of every
-layer, and the inputs and gradients of every layer on a few dozen samples that proposing edits takes.
-Under a limit both are held for some of the layers at a time, at the price of another pass for each
-further part.
+layer, and each layer's inputs and gradients on a few dozen samples.  Under a limit both are held for
+some of the layers at a time, at the price of another pass for each further part.
 """
 
 from __future__ import annotations
@@ -66,12 +65,12 @@ class Sizes:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors made while it is active, and their peak."""
+    """Counts the bytes of the tensors made while it is active, and their peak; not those ``before``."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self._known = {_place(tensor.untyped_storage()) for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs or {})
@@ -80,18 +79,13 @@ class _Live(TorchDispatchMode):
                 self._meet(leaf.untyped_storage())
         return result
 
-    def meet(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count these, which existed before."""
-        self._known.update(_place(tensor.untyped_storage()) for tensor in tensors)
-
     def _meet(self, storage: torch.UntypedStorage) -> None:
         place, size = _place(storage), storage.nbytes()
-        if place in self._known:
-            return
-        self._known.add(place)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._leave, place, size)
+        if place not in self._known:
+            self._known.add(place)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._leave, place, size)
 
     def _leave(self, place: int, size: int) -> None:
         self._known.discard(place)
@@ -131,9 +125,7 @@ def measure_sizes(
     tensors = [*model.parameters(), *model.buffers()]
     with capturing({name: layer.module for name, layer in layers.items()}, note):
         predict(model, example)
-    plain, whole = _Live(), _Live()
-    for live in (plain, whole):
-        live.meet([*tensors, example])
+    plain, whole = (_Live([*tensors, example]) for _ in range(2))
     with plain:
         scores = predict(model, example)
     labels = torch.zeros(1, dtype=torch.long, device=scores.device)
@@ -246,11 +238,7 @@ def _refuse_below(needed: int, limit: int, why: str) -> None:
 
 
 def hand_back(device: torch.device) -> None:
-    """Return freed memory to the system.
-
-    The C library keeps gaps between allocations, and torch caches GPU memory: a process that works
-    in parts would otherwise grow well beyond what any part takes.
-    """
+    """Return freed memory to the system: the C library keeps gaps, and torch caches GPU memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError, TypeError):  # other C libraries have no such function

@@ -7,6 +7,7 @@ things.  `adapt` says where they are; everything in the engine then gets plain s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -18,12 +19,7 @@ Output: TypeAlias = str | int | Callable[[Any], Tensor]
 
 
 class Adapted(nn.Module):
-    """A model whose answer is turned into scores; `adapt` makes it.
-
-    Attributes:
-        module: the model itself, whose layers keep their names wherever a layer is named.
-        output: where the scores are in its answer.
-    """
+    """A model whose answer is turned into scores, see `adapt`."""
 
     def __init__(self, module: nn.Module, output: Output) -> None:
         super().__init__()
@@ -57,8 +53,7 @@ class Adapted(nn.Module):
         if self.output in parts:
             return parts[self.output]
         if isinstance(answer, tuple | list) and isinstance(self.output, int):
-            places = range(-len(answer), len(answer))
-            if self.output in places:
+            with suppress(IndexError):
                 return answer[self.output]
         named = isinstance(self.output, str) and not isinstance(answer, Mapping | Tensor)
         if named and hasattr(answer, str(self.output)):  # a property is not among the parts
@@ -109,9 +104,8 @@ def adapt_hint(answer: object, count: int) -> str:
         for place, part in _parts(answer).items()
         if isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 1
     ]
-    if not fit:
-        call = "output=f), where the function f takes this answer and returns the scores"
-    else:
+    call = "output=f), where the function f takes this answer and returns the scores"
+    if fit:
         place = "logits" if "logits" in fit else fit[0]
         call = f'output="{place}")' if isinstance(place, str) else f"output={place})"
     return (

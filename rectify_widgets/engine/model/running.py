@@ -1,9 +1,6 @@
 """Running a model without leaving a trace.  Imports torch, and numpy for its random state.
 
-`eval_mode` puts a model into evaluation mode and restores every flag afterwards; `capturing`
-holds forward hooks for as long as a block runs; `predict` calls the model and checks what it
-returns.  All three clean up whether the block succeeds, fails or is cancelled.  `in_chunks` takes
-fewer inputs at a time where a device runs out of memory.
+`eval_mode`, `capturing` and `predict` clean up whether a block succeeds, fails or is cancelled.
 """
 
 from __future__ import annotations
@@ -28,10 +25,8 @@ from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
 CHUNK = 500_000
 """Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
 how long a request to stop may take; accelerators take sixteen times as much."""
-
 MOST = 256
 """Inputs in one forward pass at most."""
-
 
 Result = TypeVar("Result")
 
@@ -74,8 +69,7 @@ _LOCKS_LOCK = threading.Lock()
 def only_here(model: nn.Module) -> Iterator[None]:
     """Keep other threads from using this model in the block, however it is wrapped.
 
-    Flags and hooks belong to a module, not to a thread: two threads that use one model at the same
-    time would count each other's calls and restore each other's flags.
+    Flags and hooks belong to a module, not to a thread.
     """
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(unwrap(model), threading.RLock())
@@ -113,14 +107,13 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
     On leaving, every module has its training flag back.  Another thread that enters `eval_mode` with
-    the same model waits; running it from another thread by other means is not safe meanwhile, since
-    a block may hold hooks or try edits.  Autocast and inference mode of the caller are switched off
-    inside: statistics need full precision and the sweep needs gradients.
+    the same model waits; it must not run the model by other means, since a block may hold hooks or
+    try edits.  Autocast and inference mode of the caller are switched off inside: statistics need
+    full precision and the sweep needs gradients.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: its weights hold no data yet (lazy layers, which a run would change for good) or
-            not at all (the meta device).
+        ValueError: its weights hold no data (lazy layers, the meta device).
     """
     module = runnable(check_module("model", model))
     _refuse_lazy(module)
@@ -171,11 +164,7 @@ def _numpy_state() -> tuple[Any, ...]:
 
 @contextmanager
 def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Restore the random states of torch, numpy and Python.
-
-    A user's model or data set may draw from any of them.  A state is written only where the block
-    has changed it.
-    """
+    """Restore the random states of torch, numpy and Python, where the block has changed them."""
     cpu = torch.get_rng_state()
     array, python = _numpy_state(), random.getstate()
     cuda = (
@@ -197,8 +186,7 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
 def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
     """Run the model with channels last until `eval_mode` ends, if that gives the same scores.
 
-    On a CPU convolutions then take up to a third less time.  Not every model can run so
-    (``x.view(len(x), -1)`` cannot), hence the trial.  Its weights keep their format.
+    On a CPU convolutions then take up to a third less time, but ``x.view(len(x), -1)`` fails.
     """
     if not (_rearranged(inputs) and any(isinstance(part, nn.Conv2d) for part in model.modules())):
         return
@@ -267,10 +255,7 @@ def predict_all(
     batch_size: int | None = None,
     monitor: Monitor = SILENT,
 ) -> Tensor:
-    """Scores of any number of inputs in float32 or better; the monitor is checked between batches.
-
-    ``batch_size`` inputs at a time; None takes `chunk_size`.
-    """
+    """Scores of any number of inputs in float32 or better, ``batch_size`` or `chunk_size` at a time."""
     device, dtype = model_device(model), model_dtype(model)
 
     def scores(rows: slice) -> Tensor:
@@ -284,8 +269,8 @@ def predict_all(
 def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:
     """What ``work`` returns for ``count`` rows, ``size`` at a time.
 
-    Where a device has no memory left for so many, ``work`` is called again for the first half of
-    them, and no later chunk is larger.  So it must not have changed anything when it fails.
+    Where a device has no memory left, ``work`` is called again for the first half of the rows, and no
+    later chunk is larger.  So it must not have changed anything when it fails.
     """
     first = 0
     while first < count:
@@ -313,17 +298,14 @@ def chunk_size(inputs: Tensor, device: torch.device) -> int:
 
 def model_device(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer (the CPU where it has none)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The type of the model's first floating-point parameter (float32 where it has none)."""
-    for tensor in model.parameters():
-        if tensor.is_floating_point():
-            return tensor.dtype
-    return torch.float32
+    types = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return next(types, torch.float32)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

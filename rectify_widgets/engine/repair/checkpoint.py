@@ -1,8 +1,7 @@
 """A rectification on disk between two rounds, so that one that was killed can go on.
 
 Imports torch only.  The file is one of edits, which `load_edits` reads too, with the state of the
-loop in its description: trials, figures, references left out, and the options of the run, so that
-the checkpoint of another run is refused.  It is replaced as a whole or not at all.
+loop and the options of the run in its description, so that another run's checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from rectify_widgets.engine.repair.result import Evidence, Step
 
 _DATA = ("model", "pairs", "reference", "validation")
 """What of a run is described by a digest."""
-_SEALED = ("edits", "run", "state")
-"""The parts of the description that the seal covers, besides the tensors."""
 
 
 @dataclass
@@ -78,7 +75,7 @@ class Checkpoint:
         self._run = {} if path is None else _describe(problem, validation, options)
 
     def save(self, state: State) -> None:
-        """Replace the file; whenever the process dies, one whole state is on disk."""
+        """Replace the file as a whole, so that one whole state is on disk whenever the process dies."""
         if self._path is None:
             return
         tensors, edits = pack_edits(state.edits)
@@ -144,7 +141,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def _seal(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """A digest of a file's content: safetensors itself does not detect a flipped bit."""
     whole = hashlib.blake2b(digest_size=16)
-    for name in _SEALED:
+    for name in ("edits", "run", "state"):
         whole.update(f"{name} {words.get(name)} ".encode())
     whole.update(_digest(sorted(tensors.items())).encode())
     return whole.hexdigest()

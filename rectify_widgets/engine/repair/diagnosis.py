@@ -1,8 +1,7 @@
 """Why a behaviour is still there after `rectify`, in sentences with figures.  Imports torch only.
 
 `ClassChanges` collects the `Evidence` on pairs and references; `diagnose` reads it together with the
-trials.  A sentence says what was measured and, where there is a remedy, what to try.  Nothing is said
-about what was not measured, such as a Trojan at another place than that of the pairs.
+trials.  A sentence says what was measured and, where there is a remedy, what to try.
 """
 
 from __future__ import annotations
@@ -101,10 +100,9 @@ def _share(hits: Tensor) -> float:
 
 
 def diagnose(result: Rectification) -> tuple[str, ...]:
-    """Short sentences on why the behaviour is still there; none where it is not.
+    """Short sentences on why the behaviour is still there; none where it is not, or after a cancel.
 
-    Without references a met target proves little, and a sentence says so.  A rectification that was
-    cancelled gets none.
+    Without references a met target proves little, and a sentence says so.
     """
     evidence = result.evidence
     if evidence is None:

@@ -1,8 +1,7 @@
 """`EditMeasure`: gap and degradation of any edited copy of a model, on one scale.  Imports torch only.
 
-`rectify` measures against the model that it was given.  Where edits are made one by one, in several
-runs, or are reverted in between, their figures are comparable only if all of them are measured
-against the same original on the same references.
+Where edits are made one by one, in several runs, or are reverted in between, their figures are
+comparable only if all of them are measured against the same original on the same references.
 """
 
 from __future__ import annotations

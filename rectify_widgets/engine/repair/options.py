@@ -54,20 +54,18 @@ class RectifyOptions:
         steps = self.refine_steps
         if steps is None:
             steps = REFINE_STEPS if self.strategy == "dynamic" else 0
-        self._set("max_rounds", check_int("max_rounds", self.max_rounds, low=1))
-        self._set("seed", check_int("seed", self.seed, low=0))
-        self._set("refine_steps", check_int("refine_steps", steps, low=0))
+        checked: dict[str, object] = {"memory_limit": check_limit(self.memory_limit)}
+        for name, number, low in (
+            ("max_rounds", self.max_rounds, 1), ("seed", self.seed, 0), ("refine_steps", steps, 0),
+        ):  # fmt: skip
+            checked[name] = check_int(name, number, low=low)
         for name in ("max_degradation", "target_gap", "opacity"):
             value = getattr(self, name)
             if name != "opacity" or value is not None:
-                self._set(name, check_number(name, value, low=0.0, high=1.0))
-        directions, ridges = check_grid(self.directions, self.ridges)
-        self._set("directions", directions)
-        self._set("ridges", ridges)
-        self._set("memory_limit", check_limit(self.memory_limit))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+                checked[name] = check_number(name, value, low=0.0, high=1.0)
+        checked["directions"], checked["ridges"] = check_grid(self.directions, self.ridges)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def rounds(self) -> int:

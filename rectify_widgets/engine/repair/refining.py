@@ -1,15 +1,14 @@
 """Refining a rank-one edit by gradient steps on the measure it is judged by.  Imports torch only.
 
-The closed form is the optimum of a surrogate: the layer's outputs on corrupted inputs should be those
-on clean ones.  The goal of a rectification is that the *model's predictions* are those, and that all
-others stay.  Starting from the closed form, Adam (Kingma and Ba 2015) optimises both factors of
-``Λ dᵀ`` for this goal, on the references that edits are solved from:
+The closed form makes the *layer's outputs* on corrupted inputs those on clean ones.  From there Adam
+(Kingma and Ba 2015) optimises both factors of ``Λ dᵀ`` so that the *model's predictions* are, and all
+others stay, on the references that edits are solved from:
 
     mean TV(p'(x̃), p(x)) + keep · mean TV(p'(x), p(x))
 
 where ``p`` are the original model's probabilities, ``p'`` the edited one's, ``x`` references, ``x̃``
 the same with the transplanted corruption, and TV the total variation distance.  The edit keeps
-rank one and needs no label; whether it is better is judged on other references.
+rank one; whether it is better is judged on other references.
 """
 
 from __future__ import annotations
@@ -54,14 +53,13 @@ LAYERS = 2
 
 @dataclass(frozen=True)
 class Goal:
-    """What the edited model should predict."""
+    """What the edited model should predict, ``wanted``: ``M × classes`` probabilities."""
 
     carriers: Tensor
     """References with the corruption, ``M × C × H × W``."""
     references: Tensor
-    """The same without it."""
+    """The same without it, for which the original model predicts ``wanted``."""
     wanted: Tensor
-    """The original model's probabilities for the latter, ``M × classes``."""
 
     def only(self, rows: Tensor) -> Goal:
         """Some of the references."""
@@ -100,11 +98,10 @@ def refine(
         model: in evaluation mode, with the weights that the edit would be added to.
         start: the edit to begin from; its predicted effect is kept.
         goal: what the model should predict.
-        steps: how many steps, at least one.
+        steps: at least one.
         seed: draws the references of each step.
         monitor: progress and cancellation.
-        turn: how often the edit has been refined already: disturbance weighs more each time, and the
-            learning rate is less.
+        turn: how often the edit has been refined already, see `STRICTER`.
     """
     keep, rate = KEEP * STRICTER**turn, RATE / STRICTER**turn
     weight = start.layer.module.weight.detach()

@@ -98,6 +98,10 @@ class Step:
         return solver_settings(self.direction, self.ridge, self.refined)
 
 
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 STEP_COLUMNS = tuple(item.name for item in fields(Step))
 
 
@@ -145,12 +149,9 @@ class Rectification:
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(step.layer) for step in self.steps)])
-        lines = [
-            f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept",
-        ]
+        lines = [f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept"]
         for step in self.steps:
-            after = "     –" if step.gap_after is None else f"{step.gap_after:6.3f}"
-            loss = "     –" if step.degradation_after is None else f"{step.degradation_after:6.3f}"
+            after, loss = (f"{_figure(v):>6}" for v in (step.gap_after, step.degradation_after))
             lines.append(
                 f"{step.round:>5}  {step.layer:<{width}}  {step.settings:<23}  "
                 f"{step.gap_before:6.3f} →{after}       {loss}  "
@@ -166,13 +167,12 @@ class Rectification:
     def _repr_html_(self) -> str:
         rows = []
         for step in self.steps:
-            after = "–" if step.gap_after is None else f"{step.gap_after:.3f}"
             cells = (
                 str(step.round),
                 f"<code>{escape(step.layer)}</code>",
                 escape(step.settings),
-                f"{step.gap_before:.3f} → {after}",
-                "–" if step.degradation_after is None else f"{step.degradation_after:.3f}",
+                f"{step.gap_before:.3f} → {_figure(step.gap_after)}",
+                _figure(step.degradation_after),
                 ("✓ " if step.accepted else "✗ ") + escape(step.reason),
             )
             rows.append([f"<b>{cell}</b>" if step.accepted else cell for cell in cells])

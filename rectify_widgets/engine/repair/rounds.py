@@ -2,10 +2,9 @@
 
 Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
 references whose prediction is still wrong, tries the best few edits, refines the best ones where the
-closed form falls short, and keeps the one that makes the gap plus the weighted disturbance smallest
-within the budget; all others are rolled back bit for bit.  Edits are solved and refined on one half
-of the references and judged on the other.  A round draws from the seed and its own number alone, so
-that a loop restored from its state goes on as it would have.
+closed form falls short, and keeps the one with the least gap plus weighted disturbance within the
+budget.  Edits are solved and refined on one half of the references and judged on the other.  A round
+draws from the seed and its own number alone, so that a restored loop goes on as it would have.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ TRIALS = 10
 ENOUGH = 0.5
 """A closed form that closes this share of the gap that is left is not refined."""
 NEAR = 2.0
-"""Nor is one within this many times the target: there is little to gain for the time.  Both were chosen
-with test figures of the comparison in view, one pair each."""
+"""Nor is one within this many times the target.  Both were chosen with test figures in view."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
@@ -122,7 +120,7 @@ class Rounds:
             # The best edit of the round that was interrupted has not been applied.
             for row, step in enumerate(self.state.steps):
                 if step.accepted and step.round == number:
-                    self.state.steps[row] = replace(step, accepted=False, reason="cancelled")
+                    self._reject(row, "cancelled")
             return "cancelled"
         if self.state.now.gap <= self._options.target_gap:
             stopped = "target"
@@ -154,21 +152,19 @@ class Rounds:
 
     def _round(self, number: int, monitor: Monitor) -> bool:
         """One round; returns whether an edit was kept."""
-        message = f"round {number}"
-        monitor.report(0.0, f"{message}: proposing edits")
+        monitor.report(0.0, f"round {number}: proposing edits")
         proposals = self._propose(number, monitor.part(0.0, 0.25))
         if number == 1 and self._leave_out_corrupted(proposals.options, monitor):
             proposals = self._propose(number, monitor.part(0.25, 0.5))
         options, required = proposals.options, self._options.layer
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
-        monitor.report(0.5, f"{message}: ranking layers")
+        monitor.report(0.5, f"round {number}: ranking layers")
         with self._clock("sweep"):
-            part = monitor.part(0.5, 0.6)
-            scores = self._method.score(self.solving, proposals, 0, part)
+            scores = self._method.score(self.solving, proposals, 0, monitor.part(0.5, 0.6))
         shortlist = _shortlist(options, scores, self._method)
         with self._clock("evaluation"):
-            return self._keep_best(number, shortlist, scores, monitor.part(0.6, 1.0))
+            return self._keep_best(_Trials(number, scores), shortlist, monitor.part(0.6, 1.0))
 
     def _propose(self, number: int, monitor: Monitor) -> Proposals:
         """Collect what is stale, sweep, and solve for every layer."""
@@ -186,12 +182,12 @@ class Rounds:
         self, options: Mapping[str, list[Candidate]], monitor: Monitor
     ) -> bool:
         """Drop references that carry the corruption already; returns whether there were any."""
-        voters = pick_voters(options)
-        if not self.problem.given or not voters:
+        voters, problem = pick_voters(options), self.problem
+        if not problem.given or not voters:
             return False
         with self._clock("evaluation"):
             scores = corruption_scores(
-                self.problem.model, self.problem.pairs, voters, self.problem.references, monitor
+                problem.model, problem.pairs, voters, problem.references, monitor
             )
         corrupted = scores > THRESHOLD
         share = float(corrupted.float().mean())
@@ -202,19 +198,12 @@ class Rounds:
         self._split(corrupted.nonzero().flatten().tolist(), monitor)
         return True
 
-    def _keep_best(
-        self,
-        number: int,
-        shortlist: list[Candidate],
-        scores: Mapping[str, float],
-        monitor: Monitor,
-    ) -> bool:
+    def _keep_best(self, trials: _Trials, shortlist: list[Candidate], monitor: Monitor) -> bool:
         """Try the shortlist on the judging references; returns whether an edit was kept.
 
         Where none closes much of the gap, the best edits of some layers are refined and tried again.
         """
-        model = self.problem.model
-        trials = _Trials(number, scores)
+        model, number = self.problem.model, trials.number
         # What is cached takes memory, which a limit may not allow.
         layers = [] if self.problem.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
@@ -239,10 +228,7 @@ class Rounds:
         return True
 
     def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
-        """Refine an edit and try it.
-
-        Over the budget, again with more weight on disturbance, and finally scaled down.
-        """
+        """Refine an edit and try it; over the budget, again more strictly, and finally scaled down."""
         assert self._goal is not None  # noqa: S101 - checked before
         for turn in range(TURNS):
             with self._clock("refining"):
@@ -253,8 +239,7 @@ class Rounds:
                 )  # fmt: skip
             if self._try(candidate, trials, monitor) != OVER_BUDGET:
                 return
-        weaker = replace(candidate, left=WEAKER * candidate.left)
-        self._try(weaker, trials, monitor)
+        self._try(replace(candidate, left=WEAKER * candidate.left), trials, monitor)
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
@@ -269,19 +254,35 @@ class Rounds:
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
         began = time.perf_counter()
+        name, model = candidate.layer.name, self.problem.model
         with trying(candidate):
-            verdict = self._judge.measure_below(
-                self.problem.model, bar, monitor, candidate.layer.name
-            )
+            verdict = self._judge.measure_below(model, bar, monitor, name)
         reason = self._objection(verdict, bar)
-        seconds = time.perf_counter() - began
-        self.state.steps.append(self._step(candidate, trials, verdict, reason, seconds))
+        step = Step(
+            round=trials.number,
+            layer=name,
+            score=trials.scores[name],
+            direction=candidate.direction,
+            ridge=candidate.ridge,
+            gap_before=self.state.now.gap,
+            gap_after=verdict.gap if verdict else None,
+            degradation_before=self.state.now.degradation,
+            degradation_after=verdict.degradation if verdict else None,
+            worst_class=verdict.worst_class if verdict else None,
+            accepted=reason is None,
+            reason=reason or "best of this round",
+            seconds=time.perf_counter() - began,
+            sufferer=verdict.sufferer if verdict else None,
+            refined=candidate.refined,
+        )
+        self.state.steps.append(step)
         if verdict is None:
             return reason
         trials.measured.append((verdict.objective, candidate))
         if reason is None:
             if best is not None:
-                self._overrule(best[2], candidate)
+                by = f"{name}{', refined,' if candidate.refined else ''} did better"
+                self._reject(best[2], by)
             trials.best = (candidate, verdict, len(self.state.steps) - 1)
         return reason
 
@@ -295,35 +296,8 @@ class Rounds:
             return OVER_BUDGET
         return None if verdict.objective < bar else "another edit of this round did better"
 
-    def _overrule(self, row: int, by: Candidate) -> None:
-        reason = f"{by.layer.name}{', refined,' if by.refined else ''} did better"
+    def _reject(self, row: int, reason: str) -> None:
         self.state.steps[row] = replace(self.state.steps[row], accepted=False, reason=reason)
-
-    def _step(
-        self,
-        candidate: Candidate,
-        trials: _Trials,
-        verdict: Verdict | None,
-        objection: str | None,
-        seconds: float,
-    ) -> Step:
-        return Step(
-            round=trials.number,
-            layer=candidate.layer.name,
-            score=trials.scores[candidate.layer.name],
-            direction=candidate.direction,
-            ridge=candidate.ridge,
-            gap_before=self.state.now.gap,
-            gap_after=None if verdict is None else verdict.gap,
-            degradation_before=self.state.now.degradation,
-            degradation_after=None if verdict is None else verdict.degradation,
-            worst_class=None if verdict is None else verdict.worst_class,
-            accepted=objection is None,
-            reason=objection or "best of this round",
-            seconds=seconds,
-            sufferer=None if verdict is None else verdict.sufferer,
-            refined=candidate.refined,
-        )
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:

@@ -77,17 +77,16 @@ def solve_edit(
     check_choice("key_space", key_space, KEY_SPACES)
     check_choice("solver", solver, SOLVERS)
     check_int("seed", seed, low=0)
-    directions: tuple[str, ...] = DIRECTIONS
-    ridges: tuple[float, ...] = RIDGES
+    directions: Sequence[str] = DIRECTIONS
+    ridges: Sequence[float] = RIDGES
     if direction is not None:
-        directions = (check_choice("direction", direction, DIRECTIONS),)
+        directions = [check_choice("direction", direction, DIRECTIONS)]
     if ridge is not None:
-        ridges = (check_number("ridge", ridge, low=0.0, high=MAX_RIDGE),)
+        ridges = [check_number("ridge", ridge, low=0.0, high=MAX_RIDGE)]
     monitor = Monitor(progress, cancel)
     with eval_mode(model) as module:
-        names = None if layer is None else [layer]
         problem = pose_problem(
-            module, pairs, reference, statistics=statistics, layers=names, argument="layer",
+            module, pairs, reference, statistics=statistics, layers=layer, argument="layer",
             seed=seed, monitor=monitor,
         )  # fmt: skip
         dense = key_space == "patch" and solver == "dense"
@@ -99,11 +98,11 @@ def solve_edit(
             edit = _best(problem, collector, directions, ridges, seed, first)
             layer, direction, ridge = edit.layer, edit.direction, edit.ridge
         problem = replace(problem, layers={layer: problem.layers[layer]})
-        if key_space == "channel":
+        if not dense:
             last.report(0.0, f"solving {layer}")
+        if key_space == "channel":
             edit = _channel_edit(problem, layer, statistics, direction, ridge, seed, last)
         elif solver == "matrix-free":
-            last.report(0.0, f"solving {layer}")
             edit = _best(problem, _ReferenceKeys(problem), (direction,), (ridge,), seed, last)
         monitor.report(1.0, f"solved {layer}")
         return edit
@@ -146,9 +145,8 @@ def _best(
             (name,) = problem.layers
             # These raise the reason, where there is another one.
             collector.solver(name, collector.of(problem.layers, monitor.silent()), ridges)
-            sums = key_sums(problem.layers[name], *_pair_keys(problem, name))
             for direction in directions:
-                _sum(sums, name, direction)
+                _sum(problem.layers[name], _pair_keys(problem, name), direction)
         names = ", ".join(map(repr, problem.layers))
         raise Unreached(
             f"layer: the corruption of the pairs does not reach layer {names}"
@@ -171,13 +169,12 @@ def _channel_edit(
             problem.model, problem.references, problem.catalog, problem.layers, key_space="channel",
             seed=seed, monitor=monitor,
         )  # fmt: skip
-    elif statistics.key_space != "channel":
-        raise ValueError(f"statistics: got {statistics.key_space!r} keys, want 'channel' keys")
+    statistics.check_space("channel")
     statistics.check(problem.model, problem.catalog, [name])
     solver = DenseSolver(name, statistics[name].moment)
     if not isinstance(layer.module, nn.Conv2d):
         keys = _pair_keys(problem, name)
-        solved = solver.solve(_sum(key_sums(layer, *keys), name, direction).unsqueeze(1), ridge)
+        solved = solver.solve(_sum(layer, keys, direction).unsqueeze(1), ridge)
         lefts = closed_form(solved, *keys)
         return Candidate(layer, direction, ridge, lefts[:, 0], solved[:, 0], 0.0, 0.0).edit()
     inputs: list[Tensor] = []
@@ -214,10 +211,11 @@ def _pair_keys(problem: Problem, name: str) -> tuple[Keys, Keys]:
     return corrupted[name], layer_keys(problem.model, layers, problem.pairs.clean)[name]
 
 
-def _sum(sums: dict[str, Tensor], name: str, direction: str) -> Tensor:
+def _sum(layer: EditableLayer, keys: tuple[Keys, Keys], direction: str) -> Tensor:
+    sums = key_sums(layer, *keys)
     if direction not in sums:
         raise Unreached(
-            f"layer: the {direction} direction of layer {name!r} vanishes: the changes of its keys "
+            f"layer: the {direction} direction of layer {layer.name!r} vanishes: the changes of its keys "
             "cancel out over the positions"
         )
     return sums[direction]
