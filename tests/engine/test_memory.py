@@ -303,7 +303,7 @@ def test_what_was_freed_is_handed_back_between_the_steps(
     trojan: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.device] = []
-    monkeypatch.setattr("rectify_widgets.engine.find.problem.hand_back", seen.append)
+    monkeypatch.setattr("rectify_widgets.engine.model.memory.hand_back", seen.append)
     options: dict[str, Any] = {"reference": trojan.reference}
     peak = rw.estimate_memory(
         trojan.model, trojan.reference.shape[1:], call="localize",

@@ -86,8 +86,8 @@ def solve_edit(
     monitor = Monitor(progress, cancel)
     with eval_mode(model) as module:
         problem = pose_problem(
-            module, pairs, reference, statistics=statistics, layers=layer, argument="layer",
-            seed=seed, monitor=monitor,
+            module, pairs, reference, statistics=statistics, argument="layer",
+            layers=None if layer is None else [layer], seed=seed, monitor=monitor,
         )  # fmt: skip
         dense = key_space == "patch" and solver == "dense"
         last = monitor
