@@ -235,6 +235,29 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Branches(nn.Module):
+    """Looks at the first channel with one layer and at the others with another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(1, 3, 3)
+        self.right = nn.Conv2d(2, 3, 3)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.left(x[:, :1]), self.right(x[:, 1:])], dim=1)
+        scores: Tensor = self.head(both.relu().mean(dim=(2, 3)))
+        return scores
+
+
+def branches() -> tuple[nn.Module, Tensor, Tensor]:
+    """Such a network, a corrupted input that only one of its layers sees, and the clean one."""
+    clean = images(1, 7)
+    corrupted = clean.clone()
+    corrupted[:, 0, 3:6, 3:6] = 1.0
+    return make(Branches), corrupted, clean
+
+
 def make(network: str | Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """The network with seeded weights, in evaluation mode; the random state is left as it was."""
     build = NETWORKS[network] if isinstance(network, str) else network

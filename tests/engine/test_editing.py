@@ -21,7 +21,7 @@ from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.model.keys import EditableLayer, Keys
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
-from tests.engine.models import CLASSES, images, make
+from tests.engine.models import CLASSES, branches, images, make
 from tests.engine.test_layer_catalog import LAYERS
 from tests.engine.test_solver import LAYERS as ALONE
 from tests.engine.test_solver import references
@@ -252,21 +252,7 @@ def test_matrix_free_gives_the_dense_edit(network: str, name: str, direction: st
 
 
 def test_corruption_that_reaches_no_chosen_layer() -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left = nn.Conv2d(1, 3, 3)
-            self.right = nn.Conv2d(2, 3, 3)
-            self.head = nn.Linear(6, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            both = torch.cat([self.left(x[:, :1]), self.right(x[:, 1:])], dim=1)
-            scores: Tensor = self.head(both.relu().mean(dim=(2, 3)))
-            return scores
-
-    model, clean = make(Branches), images(1, 7)
-    corrupted = clean.clone()
-    corrupted[:, 0, 3:6, 3:6] = 1.0
+    model, corrupted, clean = branches()
     pairs, reference = SamplePairs(corrupted, clean), images(4)
     for options in ({"ridge": 0.1, "direction": "key"}, {}):
         with pytest.raises(

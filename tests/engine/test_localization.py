@@ -23,7 +23,7 @@ from rectify_widgets.engine.model.gradients import sweep
 from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles
-from tests.engine.models import images, make
+from tests.engine.models import branches, images, make
 from tests.engine.test_editing import patched
 from tests.engine.test_layer_catalog import LAYERS
 from tests.engine.toy import Toy, stamped
@@ -249,21 +249,7 @@ def test_without_references_a_warning(trojan: Toy) -> None:
 
 
 def test_a_layer_that_the_corruption_does_not_reach_scores_zero() -> None:
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left = nn.Conv2d(1, 3, 3)
-            self.right = nn.Conv2d(2, 3, 3)
-            self.head = nn.Linear(6, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            both = torch.cat([self.left(x[:, :1]), self.right(x[:, 1:])], dim=1)
-            scores: Tensor = self.head(both.relu().mean(dim=(2, 3)))
-            return scores
-
-    model, clean = make(Branches), images(1, 7)
-    corrupted = clean.clone()
-    corrupted[:, 0, 3:6, 3:6] = 1.0
+    model, corrupted, clean = branches()
     pairs = SamplePairs(corrupted, clean)
     for method in RANKING_METHODS:
         found = localize(model, pairs, reference=images(20), method=method)

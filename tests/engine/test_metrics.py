@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.measure.metrics import Report, bootstrap, evaluate, evaluate_predictions
+from tests.engine.bad_inputs import Samples
 from tests.engine.models import images, make
 
 
@@ -240,19 +241,6 @@ def test_cancelled_between_batches() -> None:
         evaluate(make("residual"), DataLoader(TensorDataset(x, y), 20), batch_size=2, cancel=cancel)
 
 
-class Odd(Dataset[Any]):
-    """Samples that are not what they should be."""
-
-    def __init__(self, samples: list[Any]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.samples[index]
-
-
 @pytest.mark.parametrize(
     ("samples", "error", "message"),
     [
@@ -268,4 +256,4 @@ class Odd(Dataset[Any]):
 )
 def test_bad_samples_are_named(samples: list[Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        evaluate(Echo(), Odd(samples))
+        evaluate(Echo(), Samples(samples))

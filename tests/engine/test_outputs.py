@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import eval_mode, unwrap
+from tests.engine.bad_models import Answers
 from tests.engine.calls import CALLS, INPUTS, PAIRS, REFERENCE, comparable
 from tests.engine.traces import Tiny, images, untouched
 
@@ -91,17 +92,6 @@ ANSWERS: dict[str, tuple[Callable[[Tensor], Any], str | int]] = {
     "tuple": (lambda y: (hidden(y), y), 1),
     "list": (lambda y: [y, y[:, :1]], 0),
 }
-
-
-class Answers(Tiny):
-    """A network that answers in its own way."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(super().forward(x))
 
 
 def answers(kind: str) -> Answers:
