@@ -30,12 +30,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share one call, seen from one of them.
-
-    Attributes:
-        rank: the number of this one, from 0.
-        size: how many there are.
-    """
+    """The ``size`` processes that share one call, seen from number ``rank`` (from 0)."""
 
     rank: int = 0
     size: int = 1
@@ -52,8 +47,7 @@ class Ranks:
     def rows(self, count: int) -> tuple[slice, int]:
         """This rank's rows of ``count`` that all have, and how many they are.
 
-        A rank without rows gets the first row, so that it has something to work on; that row is
-        not counted.
+        A rank without rows gets the first row to work on, which is not counted.
         """
         own = len(range(self.rank, count, self.size))
         return (slice(self.rank, count, self.size) if own else slice(0, 1)), own

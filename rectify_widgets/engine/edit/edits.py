@@ -42,10 +42,9 @@ class RankOneEdit:
         layer: dotted name of the layer.
         left: ``Λ``; ``O``, or ``O × kh·kw`` in the channel key space.
         right: ``d``; ``K`` (``G × K`` where the layer has groups).
-        shape: shape of the weight.
-        direction, ridge, key_space: how it was solved.
+        shape: of the weight.
+        direction, ridge, key_space, refined: how it was solved, and whether gradient steps followed.
         solved_for: digest of the weight that it was solved for.
-        refined: whether gradient steps followed on the closed form.
     """
 
     layer: str
@@ -202,11 +201,7 @@ class Edits(Sequence[RankOneEdit]):
         return f"Edits([{', '.join(map(repr, self._edits))}])"
 
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
-        """Apply all edits in order; if one is refused, those before it are reverted.
-
-        Raises:
-            TypeError, ValueError: as `RankOneEdit.apply`.
-        """
+        """Apply all edits in order, see `RankOneEdit.apply`; if one is refused, revert the others."""
         done: list[RankOneEdit] = []
         try:
             for edit in self:
@@ -218,11 +213,7 @@ class Edits(Sequence[RankOneEdit]):
             raise
 
     def revert(self, model: nn.Module) -> None:
-        """Revert all edits, last first, to the bit.
-
-        Raises:
-            TypeError, ValueError: as `RankOneEdit.revert`.
-        """
+        """Revert all edits, last first, to the bit; see `RankOneEdit.revert`."""
         for edit in reversed(self._edits):
             edit.revert(model)
 

@@ -141,8 +141,8 @@ class Shifted:
 
     Entry ``(i, j), (i + dy, j + dx)`` of the moment, one number for each pair of channels, is the sum
     of ``x[a, b] x[a + dy, b + dx]ᵀ`` over the rows and columns that offset ``(i, j)`` meets.  Those
-    differ between offsets at the border alone, so that images are cut into a middle and some border
-    rows and columns, each of them multiplied once for each displacement.
+    differ at the border alone, so that images are cut into a middle and some border rows and
+    columns, each of them multiplied once for each displacement.
 
     Args:
         conv: the convolution, see `shiftable`.

@@ -33,8 +33,7 @@ class Solver(Protocol):
 def _scale(argument: str, name: str, diagonal: Tensor) -> Tensor:
     """Unit of the ridge, the mean diagonal of each group; ``G × K`` to ``G``.
 
-    A group whose keys are zero throughout (a depthwise convolution behind a dead channel) takes the
-    mean of the others, so that they can still be edited.
+    A group whose keys are zero throughout (behind a dead channel) takes the mean of the others.
     """
     scale = diagonal.mean(dim=1)
     alive = scale > 0

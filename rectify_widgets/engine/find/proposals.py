@@ -45,8 +45,7 @@ Clock = Callable[[str], AbstractContextManager[None]]
 class StatisticsSource:
     """Statistics of a problem's layers: given ones, or collected on demand.
 
-    What has been collected is kept until it is forgotten, except where a memory limit divides the
-    layers into parts: then each part is collected again.
+    They are kept until forgotten, except where a memory limit divides the layers into parts.
 
     Args:
         problem: model, layers and references.
@@ -152,8 +151,7 @@ def propose_edits(
 ) -> Proposals:
     """Candidate edits of every layer of the problem.
 
-    Where several ranks make the call, each takes its own samples of the probe, and predictions
-    are averaged before anything is chosen, so that all choose the same.
+    Several ranks take their own samples of the probe each, and average predictions before choosing.
 
     Args:
         problem: model, layers and references.

@@ -52,10 +52,9 @@ class RankingMethod:
         short_unit: the same in two or three words.
         is_share: whether scores are shares of the gap, 0 to 1.
         score: from the candidate edits of all layers.
-        measure: what `propose_edits` measures of each layer while its statistics are at hand, for
-            ``score`` to read from `Proposals.measured`; None measures nothing.
-        by_edit: whether a repair tries edits in the order of their own prediction, whatever their
-            layer, or layer by layer in the order of the scores.
+        measure: what `propose_edits` measures of each layer for ``score``, see `Proposals.measured`.
+        by_edit: whether a repair tries edits in the order of their own prediction, or layer by layer
+            in the order of the scores.
     """
 
     name: str

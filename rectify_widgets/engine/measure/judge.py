@@ -1,7 +1,7 @@
 """What is left of a behaviour in an edited model, and what the edits cost.  Imports torch only.
 
-Everything is measured against the predictions of the *original* model on the references without the
-corruption, so no label is needed:
+Measured against the *original* model's predictions on references without the corruption, so that no
+label is needed:
 
 - *gap*: mean total variation distance between the class probabilities on references with the
   corruption and the original's probabilities without it (0: the corruption changes nothing);
@@ -94,8 +94,7 @@ class Judge:
     ) -> Iterator[None]:
         """Measure edits of these layers, one at a time, without running what comes before them.
 
-        Within the block only the edited layer may differ from the model as it is now.  The results
-        are the same.
+        Within the block only the edited layer may differ from the model as it is now.
         """
         try:
             for kind, inputs in self._inputs.items():

@@ -71,10 +71,9 @@ class _Plan:
 
 
 class Replay:
-    """Scores of fixed inputs under edits of one layer at a time.
+    """Scores of fixed inputs under edits of one layer at a time, the only change of the model.
 
-    The model must not change otherwise while the replay is in use; a layer that cannot be
-    replayed (a model that draws random numbers, say) is run whole.
+    A layer that cannot be replayed (a model that draws random numbers, say) is run whole.
 
     Args:
         model: in evaluation mode, with the weights that everything before an edit will have.

@@ -3,8 +3,7 @@
 Imports torch only.  At each of ``m`` midpoints of the straight path from ``x̃`` to ``x`` one forward
 and one backward pass give the gradient of the margin ``z_y − z_ŷ`` with respect to the output of
 *every* editable layer at once.  The averages are those of captum's ``InternalInfluence`` (Leino et
-al. 2018, "Influence-Directed Explanations for Deep Convolutional Networks", with the uniform
-distribution over the path), at a fraction of the passes.
+al. 2018, "Influence-Directed Explanations for Deep Convolutional Networks", uniform over the path).
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ def solve_edit(
     """Solve for the rank-one edit of one layer that maps the pairs' corrupted keys to clean values.
 
     It is the edit that `localize` scores highest among what the arguments leave open: solved from the
-    pairs and, with 32 references or more, from references that carry the transplanted corruption,
-    whichever does better.  Without references it is solved from the pairs alone, and so is an edit
-    in the channel key space.  Nothing is applied.
+    pairs or, with 32 references or more, also from references that carry the transplanted corruption,
+    whichever does better.  In the channel key space it is solved from the pairs.  Nothing is applied.
 
     Args:
         model: the classifier; left as it was.
