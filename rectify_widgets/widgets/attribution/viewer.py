@@ -135,6 +135,7 @@ class AttributionViewer(Panel):
         self._maps: tuple[int, Mapping[str, SampleMaps]] | None = None
         self._scores: Mapping[str, SetScores] = {}
         self._tiles: TileMaps = {}
+        self._lane = f"maps {id(self)}"
         self._built = False
         self._in_view: tuple[int, ...] = ()
         self.about = markup.some(self._count, "sample")
@@ -364,10 +365,6 @@ class AttributionViewer(Panel):
         """Name of the row whose percentiles are shown."""
         names = list(rows) or [""]
         return names[-1] if self.ranking == "after" else names[0]
-
-    @property
-    def _lane(self) -> str:
-        return f"maps {id(self)}"
 
     def _learn_classes(self, maps: Iterable[SampleMaps]) -> None:
         """Bring the list of targets up to date with the classes that the model has."""
