@@ -25,7 +25,7 @@ from rectify_widgets.cases.networks import Normalization
 from rectify_widgets.cases.storage import CaseImages
 from rectify_widgets.cases.training import Images, new_network
 from rectify_widgets.cases.vision.presets import PARTS, Preset, preset
-from rectify_widgets.cases.vision.sources import Source, open_source
+from rectify_widgets.cases.vision.sources import Source, as_path, open_source
 from rectify_widgets.engine.base.checks import check_int, check_module
 from rectify_widgets.engine.base.files import write_tensors
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
@@ -72,8 +72,7 @@ def load(
     Raises:
         TypeError, ValueError, FileNotFoundError: bad input, a copy in another layout, or a network
             that does not show the behaviour.
-        ImportError: torchvision does not load.
-        Cancelled: the ``cancel`` hook said so.
+        ImportError, Cancelled: torchvision does not load; the ``cancel`` hook said so.
 
     Example:
         >>> case = load("cifar10-trojan", "data", weights="trojan.safetensors")  # doctest: +SKIP
@@ -87,14 +86,13 @@ def load(
         )
     source = open_source(recipe, root)
     recipe = recipe.resolve(source.classes)
-    if model is not None:
-        network = copied(check_module("model", model))
-    else:
+    if model is None:
         network = with_weights(recipe.network, weights, "weights")
+    else:
+        network = copied(check_module("model", model))
     network = normalized(network, recipe.mean, recipe.std).eval()
     place = model_device(network) if device is None else torch.device(device)
     check_outputs(network.to(place), source)
-
     images, labels = source.held
     own = recipe.target if recipe.behaviour == "spurious" else None
     parts = divide(labels, recipe.sizes, own, generator)
@@ -146,12 +144,12 @@ def train(
     file = _check_out(out)
     source = open_source(recipe, root)
     recipe = recipe.resolve(source.classes)
-    if isinstance(start, nn.Module):
-        network = copied(start).requires_grad_()
-    elif start is not None:
-        network = with_weights(recipe.network, start, "start")
-    else:
+    if start is None:
         network = new_network(recipe.network, generator)
+    elif isinstance(start, nn.Module):
+        network = copied(start).requires_grad_()
+    else:
+        network = with_weights(recipe.network, start, "start")
     model = normalized(network, recipe.mean, recipe.std)
     check_outputs(model, source)
     images, labels = source.training()
@@ -171,9 +169,7 @@ def train(
 
 
 def _check_out(out: object) -> Path:
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out: got {type(out).__name__}, want the name of a file to write")
-    file = Path(os.fspath(out)).expanduser()
+    file = as_path("out", out, "the name of a file to write")
     if file.suffix != ".safetensors" or not file.parent.is_dir():
         raise ValueError(f"out: got {str(file)!r}, want *.safetensors in a folder that is there")
     if file.exists():
@@ -199,12 +195,12 @@ def gather(
     images: Images, rows: Tensor, device: torch.device, monitor: Monitor, part: str
 ) -> Tensor:
     """Images of these rows, ``N × C × H × W`` float32 in [0, 1], on ``device``."""
-    whole = torch.empty(0)  # filled bit by bit, since it may be most of what fits
+    shape = images[rows[:1]].shape[1:]
+    # Filled bit by bit, since it may be most of what fits.
+    whole = torch.empty(len(rows), *shape, dtype=torch.float32, device=device)
     for begin in range(0, len(rows), CHUNK):
         monitor.report(begin / len(rows), f"reading {part} images")
-        batch = images[rows[begin : begin + CHUNK]].to(device).float() / 255
-        whole = whole if begin else batch.new_empty(len(rows), *batch.shape[1:])
-        whole[begin : begin + len(batch)] = batch
+        whole[begin : begin + CHUNK] = images[rows[begin : begin + CHUNK]].to(device).float() / 255
     return whole
 
 
@@ -254,9 +250,7 @@ def with_weights(make_network: Callable[..., nn.Module], path: object, argument:
     Raises:
         TypeError, FileNotFoundError, ValueError: no file of weights of such a network.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{argument}: got {type(path).__name__}, want the name of a file")
-    file = Path(os.fspath(path)).expanduser()
+    file = as_path(argument, path, "the name of a file")
     if not file.is_file():
         raise FileNotFoundError(f"{argument}: no file {str(file)!r}")
     with torch.device("meta"):  # no weights drawn: the random state stays as it is

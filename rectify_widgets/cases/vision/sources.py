@@ -90,6 +90,13 @@ class Pictures:
             raise ValueError(f"root: cannot read the picture {path!r} ({error})") from error
 
 
+def as_path(argument: str, given: object, wanted: str) -> Path:
+    """The path that was given, ``~`` resolved; anything else is a `TypeError`."""
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{argument}: got {type(given).__name__}, want {wanted}")
+    return Path(os.fspath(given)).expanduser()
+
+
 def open_source(recipe: Preset, root: object) -> Source:
     """The copy of a preset's data in the folder ``root``.
 
@@ -97,9 +104,7 @@ def open_source(recipe: Preset, root: object) -> Source:
         TypeError, FileNotFoundError, ValueError: no folder, or another layout.
         ImportError: torchvision does not load.
     """
-    if not isinstance(root, str | os.PathLike):
-        raise TypeError(f"root: got {type(root).__name__}, want the folder of your copy")
-    folder = Path(os.fspath(root)).expanduser()
+    folder = as_path("root", root, "the folder of your copy")
     if not folder.is_dir():
         raise FileNotFoundError(f"root: no folder {str(folder)!r}")
     kind = check_choice("data", recipe.data.name, ("cifar10", "imagenet", "isic"))
