@@ -80,6 +80,20 @@ def repair(method: str | Method, **changes: Any) -> Baseline:
     return run(method, **given)
 
 
+def through(model: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and output of a layer, seen from outside."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    with (
+        model.get_submodule(layer).register_forward_hook(
+            lambda _, given, output: seen.append((given[0].clone(), output.clone()))
+        ),
+        torch.no_grad(),
+    ):
+        model(x)
+    (found,) = seen
+    return found
+
+
 # The registry
 
 

@@ -30,7 +30,7 @@ from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import make
 from tests.engine.traces import Tiny, images
-from tests.test_baselines import batch_of, repair, tiny_pairs, tiny_task
+from tests.test_baselines import batch_of, repair, through, tiny_pairs, tiny_task
 
 SHAPES = {"map": (5, 4, 3, 2), "tokens": (5, 7, 4), "vector": (5, 6)}
 
@@ -49,18 +49,7 @@ def unit(size: int) -> Tensor:
 
 
 def output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """What a layer hands on, seen from outside."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, __: object, output: Tensor) -> None:
-        seen.append(output.clone())
-
-    handle = model.get_submodule(layer).register_forward_hook(keep)
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    (found,) = seen
-    return found
+    return through(model, layer, x)[1]
 
 
 def concept_of(layer: str, space: str) -> Concept:
