@@ -60,9 +60,7 @@ def check_number(argument: str, value: object, *, low: float, high: float = math
     return number
 
 
-def check_type(
-    argument: str, value: object, kind: type[Kind] | tuple[type[Kind], ...], want: str
-) -> Kind:
+def check_type(argument: str, value: object, kind: type[Kind], want: str) -> Kind:
     """``value`` if it is of that type; ``want`` says in the message what it should be."""
     if not isinstance(value, kind):
         raise TypeError(f"{argument}: got {type(value).__name__}, want {want}")

@@ -9,7 +9,7 @@ from html import escape
 import torch
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_type
+from rectify_widgets.engine.base.checks import check_choice, check_int
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.edit.statistics import BATCH
 from rectify_widgets.engine.find.candidates import RIDGES
@@ -81,8 +81,9 @@ def estimate_memory(
     check_int("references", references, low=0)
     limit = memory.check_limit(memory_limit)
     want = "(channels, height, width)"
-    sides = check_type("input_shape", input_shape, (tuple, list), want)
-    shape = [check_int("input_shape", side, low=1) for side in sides]
+    if not isinstance(input_shape, tuple | list):
+        raise TypeError(f"input_shape: got {input_shape!r}, want {want}")
+    shape = [check_int("input_shape", side, low=1) for side in input_shape]
     if len(shape) != 3:
         raise ValueError(f"input_shape: got {tuple(shape)}, want {want}")
     with eval_mode(model) as module:

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rectify_widgets.engine.base.checks import (
-    check_choice,
-    check_int,
-    check_number,
-    check_type,
-    nearest,
-)
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import check_distributed
 from rectify_widgets.engine.base.tables import frame, html_table
@@ -89,7 +83,8 @@ class Localization:
             ValueError: it was not scored, cannot be edited, or the corruption does not reach it.
         """
         name = self.best if layer is None else layer
-        check_type("layer", name, str, "the dotted name of a layer, or None")
+        if not isinstance(name, str):
+            raise TypeError(f"layer: got {name!r}, want the dotted name of a layer, or None")
         if name in self.edits:
             return self.edits[name]
         if name in self.refused:
