@@ -17,6 +17,7 @@ from typing import TypeGuard
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from rectify_widgets.widgets.render import AGAINST, FOR, INK, Pixels, colours
 
@@ -184,47 +185,49 @@ def _curve(curve: Line, across: Callable[[float], float], down: Callable[[float]
 
 
 def heatmap(
-    values: Sequence[Sequence[float]],
+    values: NDArray[np.integer],
     alt: str,
     *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    texts: Sequence[Sequence[str]],
-    handles: Sequence[Sequence[str]] = (),
-    row_title: str = "",
-    column_title: str = "",
+    names: Sequence[str],
+    handle: Callable[[int, int], str],
+    row_title: str,
+    column_title: str,
 ) -> str:
-    """``<table>`` of signed numbers with colours: blue below zero, pale at zero, orange above.
+    """``<table>`` of signed numbers with colours: blue below zero, orange above, empty at zero.
 
     Args:
-        values: one list a row, top row first.
+        values: ``N × N``, top row first.
         alt: what the table says, in words.
-        rows, columns: their names.
-        texts: what stands in each cell, so that no number has to be read from a colour; where
-            nothing does, the cell is left empty.
-        handles: attributes of the cells, for those that can be picked.
+        names: of the rows, and of the columns.
+        handle: gives the attributes of the cell in a row and a column.
         row_title, column_title: what the names are.
     """
-    numbers = np.asarray(values, dtype=np.float32)
-    shades = colours(numbers / (float(np.abs(numbers).max(initial=0.0)) or 1.0))
-    upright = "writing-mode:vertical-rl;transform:rotate(180deg)" if len(columns) > MANY else ""
+    shades = colours((values / (np.abs(values).max(initial=0) or 1)).astype(np.float32))
+    upright = "writing-mode:vertical-rl;transform:rotate(180deg)" if len(names) > MANY else ""
     head = "".join(
-        f'<th scope="col"><span style="{upright}">{escape(name)}</span></th>' for name in columns
+        f'<th scope="col"><span style="{upright}">{escape(name)}</span></th>' for name in names
     )
     body = ""
-    for row, name in enumerate(rows):
+    for row, name in enumerate(names):
         body += f'<tr><th scope="row">{escape(name)}</th>'
-        for column, text in enumerate(texts[row]):
-            handle = handles[row][column] if handles else ""
-            title = escape(f"{name} → {columns[column]}: {text}") if text else ""
-            look = _shade(shades[row, column]) if text else f"background:{EMPTY}"
-            body += f'<td{handle} title="{title}" style="{look}">{escape(text)}</td>'
+        for column, value in enumerate(values[row]):
+            if text := signed(value):
+                title = escape(f"{name} → {names[column]}: {text}")
+                look = f'title="{title}" style="{_shade(shades[row, column])}"'
+                body += f"<td{handle(row, column)} {look}>{text}</td>"
+            else:
+                body += f'<td style="background:{EMPTY}"></td>'
         body += "</tr>"
     return (
         f'<table class="rw-heat" aria-label="{escape(alt)}"><thead><tr><th></th>'
-        f'<th colspan="{len(columns)}">{escape(column_title)} →</th></tr>'
+        f'<th colspan="{len(names)}">{escape(column_title)} →</th></tr>'
         f"<tr><th>{escape(row_title)} ↓</th>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def signed(number: int) -> str:
+    """``+3``, ``−3`` with a real minus sign, and nothing for 0."""
+    return f"{number:+d}".replace("-", "−") if number else ""
 
 
 def _shade(colour: Pixels) -> str:

@@ -8,7 +8,7 @@ signs say what colours say.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -96,3 +96,16 @@ def error_box(error: BaseException | None) -> str:
         return ""
     name = type(error).__name__
     return f'<div class="rw-error" role="alert"><b>✗ {escape(name)}</b> {escape(str(error))}</div>'
+
+
+def table(look: str, head: str, body: str) -> str:
+    """A table of these classes; ``head`` holds ``<th>``, ``body`` whole rows."""
+    return (
+        f'<table class="{f"rw-table {look}".strip()}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def numbers(texts: Iterable[object], tag: str = "td") -> str:
+    """Cells of a table, or heads (``"th"``), that stand to the right; not escaped."""
+    return "".join(f'<{tag} class="rw-right">{text}</{tag}>' for text in texts)

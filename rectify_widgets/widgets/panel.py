@@ -294,7 +294,7 @@ class Panel(ipw.VBox):
     # -- links and the end ------------------------------------------------------------------------
 
     def listen(
-        self, widget: traitlets.HasTraits, handler: Callable[[Any], None], names: Any
+        self, widget: traitlets.HasTraits, handler: Callable[[Any], object], names: Any
     ) -> None:
         """Observe until this panel is closed."""
         widget.observe(handler, names=names)

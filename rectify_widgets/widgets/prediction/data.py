@@ -43,14 +43,9 @@ CONFIDENCE = 0.95
 KINDS = ("fixed", "broken", "changed")
 """Kinds of flips, by number."""
 
-SAME = -1
-"""The kind of a prediction that is no flip."""
-
-UNKNOWN = -1
-"""The label of a sample that has none."""
-
-OTHERS = -1
-"""Stands for all classes that are not listed."""
+SAME = UNKNOWN = OTHERS = -1
+"""The kind of a prediction that is no flip, the label where there is none, and all classes that are
+not listed."""
 
 
 # -- predictions ----------------------------------------------------------------------------------
@@ -85,9 +80,7 @@ class PredictionCache:
     """Predictions by model, for as long as the model lives and as `CACHE_BYTES` allows."""
 
     def __init__(self) -> None:
-        self._entries: weakref.WeakKeyDictionary[nn.Module, Predictions] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._entries = weakref.WeakKeyDictionary[nn.Module, Predictions]()
 
     def get(self, model: nn.Module) -> Predictions | None:
         """What is kept for the model; it counts as used now."""
@@ -124,8 +117,7 @@ def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -
         Cancelled: the monitor says so.
         ValueError: scores that are not ``N × classes``, or NaN.
     """
-    total = sum(len(inputs) for inputs in columns.values())
-    done = 0
+    total, done = sum(map(len, columns.values())), 0
     classes: dict[str, Ints] = {}
     probabilities: dict[str, Floats] = {}
     monitor.check()
@@ -250,49 +242,29 @@ class Flips:
         }
         return self.take(np.lexsort((self.columns, self.samples, keys[by])))
 
-    def counts(self, columns: int) -> list[list[int]]:
-        """Number of flips: a row for each column of inputs, a number for each of `KINDS`."""
-        table = np.zeros((columns, len(KINDS)), dtype=np.int64)
-        np.add.at(table, (self.columns, self.kinds), 1)
-        rows: list[list[int]] = table.tolist()
-        return rows
 
-
-def kinds_of(before: Ints, after: Ints, labels: Ints | None) -> Ints:
-    """The kind of each prediction, or `SAME`; ``labels`` may be missing, or `UNKNOWN`."""
-    truth = np.full_like(before, UNKNOWN) if labels is None else labels
-    kinds = np.full(before.shape, KINDS.index("changed"), dtype=np.int64)
-    kinds[after == truth] = KINDS.index("fixed")
-    kinds[before == truth] = KINDS.index("broken")
-    kinds[before == after] = SAME
-    return kinds
+def kinds_of(before: Ints, after: Ints, labels: Ints | int) -> Ints:
+    """The kind of each prediction, or `SAME`; labels may be `UNKNOWN`."""
+    fixed, broken, changed = range(len(KINDS))
+    tests = [before == after, before == labels, after == labels]
+    return np.select(tests, [SAME, broken, fixed], changed)
 
 
 def find_flips(before: Predictions, after: Predictions, labels: Ints | None) -> Flips:
     """All flips between two models, by sample and column; ``labels`` are ``N`` or None."""
     parts = []
-    for place, (name, old) in enumerate(before.classes.items()):
-        new = after.classes[name]
-        earlier, later = before.probabilities[name], after.probabilities[name]
-        kinds = kinds_of(old, new, labels)
+    for place, name in enumerate(before.classes):
+        old, new = before.classes[name], after.classes[name]
+        truth = np.full_like(old, UNKNOWN) if labels is None else labels
+        kinds = kinds_of(old, new, truth)
         rows = np.flatnonzero(kinds != SAME)
-        of = (old if labels is None else labels)[rows]
-        parts.append(
-            Flips(
-                samples=rows,
-                columns=np.full(len(rows), place),
-                kinds=kinds[rows],
-                labels=np.full(len(rows), UNKNOWN) if labels is None else of,
-                before=old[rows],
-                after=new[rows],
-                sure_before=earlier[rows, old[rows]],
-                sure_after=later[rows, new[rows]],
-                change=later[rows, of] - earlier[rows, of],
-            )
-        )
-    names = [field.name for field in fields(Flips)]
-    every = Flips(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-    return every.sort("sample")
+        old, new, truth = old[rows], new[rows], truth[rows]
+        of = old if labels is None else truth
+        earlier, later = before.probabilities[name], after.probabilities[name]
+        sure = earlier[rows, old], later[rows, new]
+        change = later[rows, of] - earlier[rows, of]
+        parts.append((rows, np.full_like(rows, place), kinds[rows], truth, old, new, *sure, change))
+    return Flips(*map(np.concatenate, zip(*parts, strict=True))).sort("sample")
 
 
 # -- classes --------------------------------------------------------------------------------------
@@ -339,28 +311,24 @@ def confusion_change(
 
     Of more than ``limit`` classes, those that change least are taken together.
     """
-    earlier, later = (confusion_matrix(labels, found, classes) for found in (before, after))
-    matrix = later - earlier
-    listed = np.arange(classes)
-    place = listed
+    listed = place = np.arange(classes)
+
+    def change() -> Ints:
+        earlier, later = (
+            confusion_matrix(place[labels], place[found], len(listed)) for found in (before, after)
+        )
+        return later - earlier
+
     if classes > limit:
-        busy = busiest(matrix, limit)
+        busy = busiest(change(), limit)
         place = np.full(classes, limit)
         place[busy] = np.arange(limit)
         listed = np.append(busy, OTHERS)
-
-    def folded(values: Ints, *places: Ints) -> Ints:
-        total = np.zeros((len(listed),) * values.ndim, dtype=np.int64)
-        np.add.at(total, places, values)
-        return total
-
-    return ConfusionChange(
-        classes=listed,
-        matrix=folded(matrix, place[:, None], place[None, :]),
-        samples=folded(np.bincount(labels, minlength=classes), place),
-        before=folded(np.diagonal(earlier), place),
-        after=folded(np.diagonal(later), place),
+    samples, right_before, right_after = (
+        np.bincount(place[part], minlength=len(listed))
+        for part in (labels, labels[before == labels], labels[after == labels])
     )
+    return ConfusionChange(listed, change(), samples, right_before, right_after)
 
 
 # -- both models ----------------------------------------------------------------------------------
@@ -424,25 +392,16 @@ class Comparison:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of flips: column to kind to number; empty where there is one model."""
-        if self.flips is None:
+        flips = self.flips
+        if flips is None:
             return {}
-        rows = self.flips.counts(len(self.columns))
         return {
-            name: dict(zip(KINDS, row, strict=True))
-            for name, row in zip(self.names, rows, strict=True)
+            name: {kind: len(flips.select(kind, place)) for kind in KINDS}
+            for place, name in enumerate(self.names)
         }
 
     def confusion(self, column: str, limit: int) -> ConfusionChange:
         """What changed by class in a column; without labels by the class predicted before."""
-        before, after = self.predictions
-        return confusion_change(
-            before.classes[column] if self.labels is None else self.labels,
-            before.classes[column],
-            after.classes[column],
-            before.class_count,
-            limit,
-        )
-
-    def forget(self) -> None:
-        """Let go of inputs and predictions."""
-        self.columns, self.predictions, self.flips = {}, [], None
+        before, after = (found.classes[column] for found in self.predictions)
+        labels = before if self.labels is None else self.labels
+        return confusion_change(labels, before, after, self.predictions[0].class_count, limit)

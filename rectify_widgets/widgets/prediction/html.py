@@ -7,7 +7,7 @@ says too, and every piece reads without its style sheet.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -24,18 +24,18 @@ from rectify_widgets.widgets.prediction.data import (
     kinds_of,
 )
 
-SIGNS = {"fixed": "↑", "broken": "↓", "changed": "↔"}
-"""The sign before each kind of flip."""
+NAMES = {"fixed": "↑ fixed", "broken": "↓ broken", "changed": "↔ changed"}
+"""The kinds of flips, each with its sign."""
 
 MEASURES = {
     "overall_accuracy": "Overall accuracy",
     "corrupted_accuracy": "Corrupted accuracy",
-    "attack_success_rate": "Attack success rate, to the target",
+    "attack_success_rate": "Attack success rate, to {}",
     "clean_target_rate": "Clean target rate, the floor",
 }
 
-LONE_MEASURES = {"overall_accuracy": "Accuracy", "clean_target_rate": "Taken for the target"}
-"""Names of the figures where one column of inputs is given, clean or not."""
+LONE_MEASURES = {"overall_accuracy": "Accuracy", "clean_target_rate": "Taken for {}"}
+"""Names of the figures where one column of inputs is given, clean or not; {} is the target."""
 
 ROWS = 4
 """Classes in a table of probabilities."""
@@ -57,9 +57,6 @@ NAMED = 3
 
 NO_MODEL = "No edited model yet: there is nothing to compare with."
 NO_FLIP = "No flip of this kind among these inputs."
-
-Interval = tuple[float, float, float]
-"""Low end, value and high end, as fractions."""
 
 Picture = Callable[[str, int, int], str]
 """``<img>`` of a column's sample, of a width."""
@@ -88,59 +85,52 @@ def note(compared: Comparison) -> str:
 
 def headline(compared: Comparison) -> str:
     """The headline figures, and the number of flips of each kind."""
-    pieces = _figures(compared) if compared.reports else ""
-    if compared.flips is not None:
-        pieces += _counts(compared)
-    return f'<div class="rw-headline">{pieces}</div>'
+    figures = _figures(compared) if compared.reports else ""
+    counts = "" if compared.flips is None else _counts(compared)
+    return f'<div class="rw-headline">{figures}{counts}</div>'
 
 
 def _figures(compared: Comparison) -> str:
     """A row for each figure: before and after, with intervals in words and as a picture."""
-    reports = compared.reports
-    values = [report.figures() for report in reports]
-    heads = ["Model"] if len(reports) == 1 else ["Before", "After"]
-    measures = dict(LONE_MEASURES if compared.lone else MEASURES)
-    if compared.target is not None:
-        target = markup.class_name(compared.classes, compared.target)
-        measures = {name: words.replace("the target", target) for name, words in measures.items()}
+    models = ["Model"] if len(compared.reports) == 1 else ["Before", "After"]
+    target = compared.target
+    to = "" if target is None else markup.class_name(compared.classes, target)
     body = ""
-    for name, title in measures.items():
-        if not all(name in value for value in values):
-            continue
-        cells, marks, words = "", [], []
-        for model, report, value in zip(heads, reports, values, strict=True):
-            low, high = report.intervals.get(name, (value[name], value[name]))
-            number, ends = markup.percent(value[name]), f"{100 * low:.1f} to {100 * high:.1f}"
+    for name, words in (LONE_MEASURES if compared.lone else MEASURES).items():
+        title, cells, marks, said = words.format(to), "", [], []
+        for model, report in zip(models, compared.reports, strict=True):
+            value = report.figures().get(name)
+            if value is None:
+                continue
+            low, high = report.intervals.get(name, (value, value))
+            number, ends = markup.percent(value), f"{100 * low:.1f} to {100 * high:.1f}"
             cells += (
                 f'<td class="rw-figure"><b>{number}</b> <span class="rw-num">{ends}</span></td>'
             )
-            marks.append((low, value[name], high))
-            words.append(f"{model.lower()} {number}, from {ends}")
-        drawing = whiskers(marks, f"{title}: {'; '.join(words)}")
-        body += f'<tr><td>{escape(title)}</td>{cells}<td class="rw-whiskers">{drawing}</td></tr>'
+            marks.append((low, value, high))
+            said.append(f"{model.lower()} {number}, from {ends}")
+        if len(marks) == len(models):
+            drawing = whiskers(marks, f"{title}: {'; '.join(said)}")
+            body += (
+                f'<tr><td>{escape(title)}</td>{cells}<td class="rw-whiskers">{drawing}</td></tr>'
+            )
+    heads = "".join(f"<th>{name}</th>" for name in ("Figure", *models))
     ends = '<span class="rw-ends"><span>0 %</span> <span>100 %</span></span>'
-    return (
-        f'<table class="rw-table rw-figures"><thead><tr><th>Figure</th>'
-        f"{''.join(f'<th>{model}</th>' for model in heads)}"
-        f'<th class="rw-whiskers">{ends}</th></tr></thead><tbody>{body}</tbody></table>'
-    )
+    return markup.table("rw-figures", f'{heads}<th class="rw-whiskers">{ends}</th>', body)
 
 
-def whiskers(intervals: Sequence[Interval], alt: str, *, width: int = 150) -> str:
-    """Figures with their intervals on a line from 0 to 100 %.
+def whiskers(intervals: Sequence[tuple[float, float, float]], alt: str, width: int = 150) -> str:
+    """Figures on a line from 0 to 100 %, given as low end, value and high end.
 
     The first has a round mark in blue, the second a square one in orange.
     """
-
-    def place(share: float) -> float:
-        return 5 + min(max(share, 0.0), 1.0) * (width - 10)
-
     drawn = ""
-    for number, (low, value, high) in enumerate(intervals):
-        colour, x, y = (render.FOR if number else render.AGAINST), place(value), 9 * number + 4.5
+    for number, interval in enumerate(intervals):
+        low, x, high = (5 + min(max(share, 0.0), 1.0) * (width - 10) for share in interval)
+        colour, y = (render.FOR if number else render.AGAINST), 9 * number + 4.5
         drawn += (
             f'<path d="M5 {y}H{width - 5}" stroke="{render.INK}" stroke-opacity=".35"/>'
-            f'<path d="M{place(low):.1f} {y}H{place(high):.1f}" stroke="{colour}" stroke-width="2"/>'
+            f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{colour}" stroke-width="2"/>'
         )
         drawn += (
             f'<rect x="{x - 3:.1f}" y="{y - 3}" width="6" height="6" fill="{colour}"/>'
@@ -157,20 +147,16 @@ def whiskers(intervals: Sequence[Interval], alt: str, *, width: int = 150) -> st
 def _counts(compared: Comparison) -> str:
     """Number of flips of each kind, a row for each column of inputs; a number lists its flips."""
     kinds = KINDS if compared.labels is not None else ("changed",)
-    heads = "".join(f'<th class="rw-right">{SIGNS[kind]} {kind}</th>' for kind in kinds)
     body = ""
-    rows = zip(compared.columns, compared.counts().items(), strict=True)
-    for name, (column, numbers) in rows:
+    for name, (column, counts) in zip(compared.columns, compared.counts().items(), strict=True):
         cells = ""
         for kind in kinds:
             link = view.to_set(f"{column} {kind}", filter=kind, column=column, page="flips")
-            cells += f'<td class="rw-right"{link if numbers[kind] else ""}>{numbers[kind]}</td>'
-        same = compared.count - sum(numbers.values())
+            cells += f'<td class="rw-right"{link if counts[kind] else ""}>{counts[kind]}</td>'
+        same = compared.count - sum(counts.values())
         body += f'<tr><td>{escape(name)}</td>{cells}<td class="rw-right rw-soft">{same}</td></tr>'
-    return (
-        f'<table class="rw-table rw-counts"><thead><tr><th>Inputs</th>{heads}'
-        f'<th class="rw-right">same</th></tr></thead><tbody>{body}</tbody></table>'
-    )
+    heads = markup.numbers([*(NAMES[kind] for kind in kinds), "same"], "th")
+    return markup.table("rw-counts", f"<th>Inputs</th>{heads}", body)
 
 
 # -- one sample -----------------------------------------------------------------------------------
@@ -187,11 +173,11 @@ def sample(compared: Comparison, index: int, picture: Picture) -> str:
 
 
 def _block(compared: Comparison, column: str, index: int, picture: Picture) -> str:
-    label = None if compared.labels is None else int(compared.labels[index])
+    label = UNKNOWN if compared.labels is None else int(compared.labels[index])
     shares = [found.probabilities[column][index].tolist() for found in compared.predictions]
     predicted = [int(found.classes[column][index]) for found in compared.predictions]
     likely = sorted(range(len(shares[0])), key=lambda number: -max(s[number] for s in shares))
-    needed = dict.fromkeys([*([] if label is None else [label]), *predicted])
+    needed = {label, *predicted} - {UNKNOWN}
     listed = list(dict.fromkeys([*needed, *likely]))[: max(ROWS, len(needed))]
     body = ""
     for number in sorted(listed, key=lambda number: (number != label, likely.index(number))):
@@ -207,20 +193,17 @@ def _block(compared: Comparison, column: str, index: int, picture: Picture) -> s
         f"{markup.class_name(compared.classes, number)} {sign(number, label)}"
         for number in predicted
     ]
-    title = column if column == "Input" else f"{column} input"
+    title = f"<b>{column if column == 'Input' else f'{column} input'}</b>"
+    said = words[0] + ", before and after" * (len(words) - 1)
     if len(set(predicted)) > 1:
-        truth = None if label is None else np.array([label])
-        old, new = np.array(predicted)[:, None]
-        kind = KINDS[int(kinds_of(old, new, truth)[0])]
-        title, said = f"{title}</b> · {SIGNS[kind]} {kind}", " → ".join(words)
-    else:
-        title, said = f"{title}</b>", words[0] + ", before and after" * (len(words) - 1)
+        old, new = np.array(predicted)
+        title += f" · {NAMES[KINDS[int(kinds_of(old, new, label))]]}"
+        said = " → ".join(words)
     heads = "<th>Model, %</th>" if len(shares) == 1 else "<th>Before, %</th><th>After, %</th>"
     return (
         f'<div class="rw-sample"><div class="rw-verdict">{picture(column, index, PORTRAIT)}'
-        f'<div><b>{title}<br><span class="rw-soft">{escape(said)}</span></div></div>'
-        f'<table class="rw-table rw-predictions"><thead><tr><th>Class</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div>{title}<br><span class="rw-soft">{escape(said)}</span></div></div>'
+        f"{markup.table('rw-predictions', f'<th>Class</th>{heads}', body)}</div>"
     )
 
 
@@ -231,9 +214,9 @@ def track(share: float, colour: str) -> str:
     return f'<span class="rw-track">{long}</span>'
 
 
-def sign(predicted: int, label: int | None) -> str:
+def sign(predicted: int, label: int) -> str:
     """✓ for the label, ✗ for another class, ● where no label is known."""
-    if label is None:
+    if label == UNKNOWN:
         return "●"
     return "✓" if predicted == label else "✗"
 
@@ -242,14 +225,12 @@ def sign(predicted: int, label: int | None) -> str:
 
 
 def flip_list(
-    compared: Comparison, flips: Flips, picture: Picture, *, key: str, opens: bool, room: int
+    compared: Comparison, flips: Flips, *, picture: Picture, key: str, opens: bool, room: int
 ) -> str:
     """Flips as tiles that choose their sample.
 
     Args:
-        compared: says what the classes are called.
-        flips: to list.
-        picture: makes their pictures.
+        compared, flips, picture: what to list.
         key: of the list; it keeps its place on the page while this stays.
         opens: whether a click opens the sample too.
         room: characters of HTML; the tiles that do not fit are counted instead.
@@ -273,8 +254,7 @@ def flip_list(
 def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, opens: bool) -> str:
     """One flip: its picture, its kind, and the class before and after with its probability."""
     number, name = int(flips.samples[place]), list(compared.columns)[flips.columns[place]]
-    kind = KINDS[flips.kinds[place]]
-    label = None if flips.labels[place] == UNKNOWN else int(flips.labels[place])
+    kind, label = KINDS[flips.kinds[place]], int(flips.labels[place])
     column = "" if compared.lone else f", {name.lower()}"
     lines, names = "", []
     for predicted, sure in (
@@ -287,7 +267,7 @@ def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, o
             f'<span class="rw-num">{markup.percent(sure)}</span></div>'
         )
     title = f"Sample {number}{column}: {kind}, {names[0]} to {names[1]}"
-    if label is not None and kind == "changed":
+    if label != UNKNOWN and kind == "changed":
         truth = markup.class_name(compared.classes, label)
         lines += f'<div class="rw-soft">label {escape(truth)}</div>'
         title += f", label {truth}"
@@ -295,7 +275,7 @@ def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, o
     link += view.to_do("show_sample") if opens else ""
     return (
         f'<div class="rw-flip"{link} title="{escape(title)}">{picture(name, number, THUMBNAIL)}'
-        f"<div><div><b>{SIGNS[kind]} {kind}</b> "
+        f"<div><div><b>{NAMES[kind]}</b> "
         f'<span class="rw-num">{number}{escape(column)}</span></div>{lines}</div></div>'
     )
 
@@ -312,20 +292,16 @@ def classes(
 ) -> str:
     """What changed by class in a column of inputs, or in ``"all"``: heat maps and tables.
 
-    Args:
-        compared: both models.
-        flips: all flips between them.
-        column: as the traits spell it.
-        confusion: the heat map's cell whose flips are listed below, or None.
-        listing: makes that list.
+    Below them stand the flips of the heat map's cell ``confusion``, as ``listing`` shows them.
     """
-    names = [name for name in compared.columns if column in ("all", name.lower())]
+    cards = "".join(
+        _class_card(compared, name) for name in compared.columns if column in ("all", name.lower())
+    )
     below = (
         '<div data-only-live><span class="rw-soft">Click a number to list its flips.</span></div>'
     )
     if confusion is not None and column in ("all", confusion[0]):
         below = _cell_flips(compared, flips, confusion, listing)
-    cards = "".join(_class_card(compared, name) for name in names)
     return f'<div class="rw-classes">{cards}</div>{below}'
 
 
@@ -354,43 +330,34 @@ def _truth_word(compared: Comparison) -> str:
 def _class_card(compared: Comparison, column: str) -> str:
     """Words, a heat map whose numbers list their flips, and a table of the classes."""
     change = compared.confusion(column, CLASSES)
-    names = [_row_name(int(number), compared.classes) for number in change.classes]
-    rows = _truth_word(compared)
+    listed = change.classes.tolist()
+    names = [_row_name(number, compared.classes) for number in listed]
     before, after = (found.classes[column] for found in compared.predictions)
     note = f"{(before != after).sum()} of {markup.some(len(before), 'prediction')} differ"
     total = compared.predictions[0].class_count
     if len(names) < total:
         note += f"; the {CLASSES} of {total} classes that change most, the others together"
-    words = greatest(change, names)
-    listed, matrix = change.classes.tolist(), change.matrix.tolist()
-    handles = [
-        [
-            _to_list(column.lower(), truth, predicted) if value else ""
-            for predicted, value in zip(listed, row, strict=True)
-        ]
-        for truth, row in zip(listed, matrix, strict=True)
-    ]
+    rows, words = _truth_word(compared), greatest(change, names)
+
+    def handle(row: int, predicted: int) -> str:
+        cell = (column.lower(), listed[row], listed[predicted])
+        return view.to_set("{} {} {}".format(*cell), confusion=cell)
+
     chart = charts.heatmap(
-        matrix,
+        change.matrix,
         f"{column} inputs, number of predictions after minus before, by {rows.lower()} and predicted "
         f"class: {words}",
-        rows=names,
-        columns=names,
-        texts=[[signed(value) for value in row] for row in matrix],
-        handles=handles,
+        names=names,
+        handle=handle,
         row_title=rows,
         column_title="Predicted class",
     )
     title = markup.heading("Inputs" if column == "Input" else f"{column} inputs", note)
+    recall = _recall(change, names, rows, judged=compared.labels is not None)
     return (
         f'<div>{title}<br><span class="rw-soft">{escape(words)}</span>'
-        f'<div class="rw-change"><div data-list>{chart}</div>{_recall(change, names, rows)}</div></div>'
+        f'<div class="rw-change"><div data-list>{chart}</div>{recall}</div></div>'
     )
-
-
-def _to_list(column: str, truth: int, predicted: int) -> str:
-    key = f"{column} {truth} {predicted}"
-    return view.to_set(key, confusion=[column, truth, predicted])
 
 
 def greatest(change: ConfusionChange, names: Sequence[str]) -> str:
@@ -400,13 +367,8 @@ def greatest(change: ConfusionChange, names: Sequence[str]) -> str:
     words = []
     for place in order[size[order] > 0]:
         row, column = divmod(int(place), len(names))
-        words.append(f"{names[row]} as {names[column]} {signed(int(change.matrix[row, column]))}")
+        words.append(f"{names[row]} as {names[column]} {charts.signed(change.matrix[row, column])}")
     return "; ".join(words) or "nothing changed"
-
-
-def signed(number: int) -> str:
-    """``+3``, ``−3`` with a real minus sign, and nothing for 0."""
-    return "" if number == 0 else f"{number:+d}".replace("-", "−")
 
 
 def _row_name(number: int, classes: Sequence[str] | None) -> str:
@@ -414,27 +376,19 @@ def _row_name(number: int, classes: Sequence[str] | None) -> str:
     return "all others" if number == OTHERS else markup.class_name(classes, number)
 
 
-def _recall(change: ConfusionChange, names: Sequence[str], rows: str) -> str:
+def _recall(change: ConfusionChange, names: Sequence[str], rows: str, *, judged: bool) -> str:
     """For each class how many of its samples were right before and are now.
 
     Without labels, rows are what was predicted before, and those right after stayed the same.
     """
-    judged = rows == "True class"
-    heads = ("Samples", "Right before", "Right after", "Change")
-    body = ""
-    for name, samples, before, after in zip(
-        names, change.samples, change.before, change.after, strict=True
-    ):
-        numbers = [samples, before, after, signed(int(after - before)) or "0"]
-        cells = "".join(
-            f'<td class="rw-right">{text}</td>' for text in (numbers if judged else numbers[::2])
-        )
-        body += f"<tr><td>{escape(name)}</td>{cells}</tr>"
-    head = "".join(
-        f'<th class="rw-right">{name}</th>'
-        for name in (heads if judged else ("Samples", "Same after"))
+    columns: dict[str, Iterable[object]] = {"Samples": change.samples}
+    if judged:
+        gains = [charts.signed(gain) or "0" for gain in change.after - change.before]
+        columns |= {"Right before": change.before, "Right after": change.after, "Change": gains}
+    else:
+        columns["Same after"] = change.after
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>{markup.numbers(line)}</tr>"
+        for name, *line in zip(names, *columns.values(), strict=True)
     )
-    return (
-        f'<table class="rw-table rw-recall"><thead><tr><th>{rows}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-    )
+    return markup.table("rw-recall", f"<th>{rows}</th>{markup.numbers(columns, 'th')}", body)

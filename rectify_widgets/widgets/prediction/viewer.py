@@ -6,11 +6,9 @@ what is shown.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 import traitlets
@@ -26,8 +24,9 @@ from rectify_widgets.engine.base.checks import (
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.measure.metrics import Report, check_target
-from rectify_widgets.widgets import markup
+from rectify_widgets.widgets import markup, view
 from rectify_widgets.widgets.checks import (
+    CheckedTrait,
     check_channels,
     check_classes,
     check_index,
@@ -38,7 +37,6 @@ from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction import html
 from rectify_widgets.widgets.prediction.data import (
-    KINDS,
     OTHERS,
     Comparison,
     Confusion,
@@ -53,7 +51,7 @@ from rectify_widgets.widgets.session import Job, Session
 
 TITLE = "What the model predicts"
 PAGES = {"sample": "Sample", "flips": "Flips", "classes": "Classes"}
-FILTERS = {"all": "All"} | {kind: f"{html.SIGNS[kind]} {kind}" for kind in KINDS}
+FILTERS = {"all": "All"} | html.NAMES
 SORTS = {
     "sample": "Sample",
     "change": "Change of confidence",
@@ -117,17 +115,17 @@ class PredictionViewer(Panel):
     after = traitlets.Instance(nn.Module, allow_none=True)
     """The edited model, or None.  Predictions are kept for as long as a model lives."""
 
-    page = traitlets.Unicode("sample")
+    page = CheckedTrait("sample", check_choice, choices=PAGES)
     """What is in view: ``"sample"``, ``"flips"`` or ``"classes"``."""
 
-    filter = traitlets.Unicode("all")
+    filter = CheckedTrait("all", check_choice, choices=FILTERS)
     """Which flips are listed: ``"all"``, ``"fixed"``, ``"broken"`` or ``"changed"``."""
 
     column = traitlets.Unicode("all")
     """Which inputs are listed and compared by class: ``"all"``, ``"clean"`` or ``"corrupted"``;
     ``"all"`` or ``"input"`` where a tensor was given."""
 
-    sort = traitlets.Unicode("sample")
+    sort = CheckedTrait("sample", check_choice, choices=SORTS)
     """Order of the flips: ``"sample"``, ``"change"`` (of confidence, greatest first), ``"label"``,
     ``"before"`` or ``"after"`` (by class)."""
 
@@ -161,11 +159,28 @@ class PredictionViewer(Panel):
     ) -> None:
         refuse_unknown(type(self), unknown)
         self._before = check_module("before", before)
-        self._compared = _compare(inputs, labels, target, classes, mean, std)
+        columns = check_samples("inputs", inputs)
+        first = next(iter(columns.values()))
+        source = "labels as given"
+        if labels is None and isinstance(inputs, SamplePairs):
+            labels, source = inputs.labels, "labels of the pairs"
+        labelled = labels is not None
+        if not labelled:
+            lone = len(columns) == 1
+            source = "no labels" if lone else "labels: the first model on clean inputs"
+        self._compared = Comparison(
+            columns,
+            check_labels("labels", labels, count=len(first)).cpu().numpy() if labelled else None,
+            source,
+            labelled,
+            check_target(target, None),
+            check_classes(classes),
+            check_channels("mean", mean, first.shape[1]),
+            check_channels("std", std, first.shape[1]),
+        )
         self._picture = lru_cache(PICTURES)(partial(html.thumbnail, self._compared))
         self._cache = PredictionCache()
         self._room = ROOM
-        self._predicting: Job[list[Predictions]] | None = None
         self.about = markup.some(self._compared.count, "sample")
         super().__init__(session)
         with self.building():
@@ -193,7 +208,7 @@ class PredictionViewer(Panel):
         self.children = (pages, self._waiting, *self._rows.values(), self.canvas)
         self._wait(visible=False)
         self.draw()
-        self.listen(self, self._switch, ["after"])
+        self.listen(self, lambda _: self.predict(), ["after"])
         self.listen(self, self._follow, ["index"])
         self.listen(self, self._restart, ["page", "filter", "column", "sort", "confusion"])
 
@@ -232,16 +247,15 @@ class PredictionViewer(Panel):
         """Predict what is not known yet for the current models, and show it."""
         models = [self._before] if self.after is None else [self._before, self.after]
         missing = [model for model in dict.fromkeys(models) if self._cache.get(model) is None]
-        compared, columns, begun = self._compared, self._compared.columns, time.monotonic()
+        compared, columns = self._compared, self._compared.columns
         labels = compared.labels
 
         def work(job: Job[list[Predictions]]) -> list[Predictions]:
-            nonlocal labels, begun
-            begun = time.monotonic()
+            nonlocal labels
             known = []
             for place, model in enumerate(missing):
-                span = (place / len(missing), (place + 1) / len(missing))
-                found = predict(model, columns, Monitor(job.part(*span), job.cancelled))
+                hook = job.part(place / len(missing), (place + 1) / len(missing))
+                found = predict(model, columns, Monitor(hook, job.cancelled))
                 if labels is None and not compared.lone:
                     labels = found.classes["Clean"]
                 known.append(replace(found, report=judge(found, labels, compared.target)))
@@ -250,24 +264,22 @@ class PredictionViewer(Panel):
 
         def report(job: Job[list[Predictions]]) -> None:
             left = job.seconds_left()
-            if left is not None and time.monotonic() - begun + left > PATIENCE:
-                self.set_trait("progress", job.fraction)
-                self.set_trait("status", markup.progress_line(job))
+            if left and left / (1.0 - job.fraction) > PATIENCE:
+                self.report(job)
                 self._wait(visible=True)
 
         self._wait(visible=False)
-        values = sum(inputs.numel() for inputs in columns.values()) * len(missing)
         if not missing:
             self._show_models(models)
-        self._predicting = self.begin(
-            work if missing else lambda _: [],
+        values = sum(inputs.numel() for inputs in columns.values()) * len(missing)
+        return self.begin(
+            work,
             lane=f"predictions {id(self)}",
             label=LABEL,
             short=values <= SHORT,
             on_done=lambda _: self._show_models(models) if missing else None,
             on_progress=report,
         )
-        return self._predicting
 
     def _learn(self, model: nn.Module, predictions: Predictions, labels: Ints | None) -> None:
         """Keep what is known of a model; the first of all is shown at once."""
@@ -285,7 +297,7 @@ class PredictionViewer(Panel):
 
     def cancel(self) -> Job[list[Predictions]] | None:
         """Stop predicting; returns its job."""
-        job = self._predicting
+        job = self._job
         if job is None or job.done:
             return None
         job.cancel()
@@ -313,35 +325,31 @@ class PredictionViewer(Panel):
 
     def html(self) -> str:
         """The figures and the page in view."""
-        compared = self._compared
-        if not compared.predictions:
-            words = "" if self.status else '<span class="rw-soft">Predicting …</span>'
-            return html.note(compared) + words
-        flips, every = self.flips, compared.flips
-        if self.page == "sample":
-            view = html.sample(compared, self.index, self._picture)
-        elif flips is None or every is None:
-            view = markup.heading("", html.NO_MODEL)
-        elif self.page == "flips":
-            view = self._listing(flips)
-        else:
-            view = html.classes(compared, every, self.column, self.confusion, self._listing)
-        return f"{html.note(compared)}{html.headline(compared)}<div>{view}</div>"
+        return self._page(self._room)
 
     def still(self) -> str:
         """The same; of a long list its start, since a snapshot does not scroll."""
-        room, self._room = self._room, STILL_ROOM
-        try:
-            return markup.heading(TITLE) + super().still()
-        finally:
-            self._room = room
+        return markup.heading(TITLE) + view.still(self._page(STILL_ROOM), self._marks())
 
-    def _listing(self, flips: Flips) -> str:
-        """Flips as tiles."""
+    def _page(self, room: int) -> str:
+        """The figures and the page in view, with lists of so many characters."""
+        compared, flips = self._compared, self.flips
+        note = html.note(compared)
+        if not compared.predictions:
+            return note + ("" if self.status else '<span class="rw-soft">Predicting …</span>')
         key = f"{self.page} {self.filter} {self.column} {self.sort} {self.confusion}"
-        return html.flip_list(
-            self._compared, flips, self._picture, key=key, opens=self.opens, room=self._room
+        listing = partial(
+            html.flip_list, compared, picture=self._picture, key=key, opens=self.opens, room=room
         )
+        if self.page == "sample":
+            page = html.sample(compared, self.index, self._picture)
+        elif compared.flips is None or flips is None:
+            page = markup.heading("", html.NO_MODEL)
+        elif self.page == "flips":
+            page = listing(flips)
+        else:
+            page = html.classes(compared, compared.flips, self.column, self.confusion, listing)
+        return f"{note}{html.headline(compared)}<div>{page}</div>"
 
     def draw(self) -> None:
         """Show the figures and the page in view, with its controls."""
@@ -349,9 +357,6 @@ class PredictionViewer(Panel):
             show(row, visible=name == self.page)
         show(self._columns, visible=not self._compared.lone and self.page != "sample")
         super().draw()
-
-    def _switch(self, _: object) -> None:
-        self.predict()
 
     def _restart(self, _: object) -> None:
         """Show another page or another list, from its start."""
@@ -387,12 +392,9 @@ class PredictionViewer(Panel):
     def _check_index(self, proposal: Mapping[str, int]) -> int:
         return check_index(proposal["value"], self._compared.count)
 
-    @traitlets.validate("page", "filter", "column", "sort")
-    def _check_choice(self, proposal: Mapping[str, Any]) -> str:
-        columns = ("all", *self._compared.names)
-        choices = {"page": PAGES, "filter": FILTERS, "column": columns, "sort": SORTS}
-        name = proposal["trait"].name
-        return check_choice(name, proposal["value"], choices[name])
+    @traitlets.validate("column")
+    def _check_column(self, proposal: Mapping[str, object]) -> str:
+        return check_choice("column", proposal["value"], ("all", *self._compared.names))
 
     @traitlets.validate("confusion")
     def _check_confusion(self, proposal: Mapping[str, Confusion | None]) -> Confusion | None:
@@ -407,28 +409,5 @@ class PredictionViewer(Panel):
         """Let go of models, inputs, predictions and pictures."""
         self._cache.clear()
         self._picture.cache_clear()
-        self._compared.forget()
-
-
-def _compare(
-    inputs: object, labels: object, target: object, classes: object, mean: object, std: object
-) -> Comparison:
-    """A comparison of what a user handed in, without predictions yet."""
-    columns = check_samples("inputs", inputs)
-    first = next(iter(columns.values()))
-    source = "labels as given"
-    if labels is None and isinstance(inputs, SamplePairs):
-        labels, source = inputs.labels, "labels of the pairs"
-    labelled = labels is not None
-    if not labelled:
-        source = "no labels" if len(columns) == 1 else "labels: the first model on clean inputs"
-    return Comparison(
-        columns,
-        check_labels("labels", labels, count=len(first)).cpu().numpy() if labelled else None,
-        source,
-        labelled,
-        check_target(target, None),
-        check_classes(classes),
-        check_channels("mean", mean, first.shape[1]),
-        check_channels("std", std, first.shape[1]),
-    )
+        self._compared.columns, self._compared.predictions = {}, []
+        self._compared.flips = None
