@@ -168,12 +168,12 @@ def test_trials_go_to_the_version_that_their_round_kept() -> None:
     first, second = timeline.extend([edit("b"), edit("c")], trials=trials)
     assert first.trials == tuple(trials[:2])
     assert second.trials == tuple(trials[2:4])
-    assert timeline.fruitless(second.number) == (trials[4],)
-    assert timeline.fruitless(first.number) == ()
+    assert timeline[second.number].fruitless == (trials[4],)
+    assert timeline[first.number].fruitless == ()
     assert [v.gap for v in timeline.path] == [None, 0.4, 0.1]
     assert [v.degradation for v in timeline.path] == [None, 0.01, 0.01]
     timeline.extend([], trials=[trial(1, "f")])
-    assert [t.layer for t in timeline.fruitless(second.number)] == ["e", "f"]
+    assert [t.layer for t in timeline[second.number].fruitless] == ["e", "f"]
 
 
 def test_figures_given_count_more_than_those_of_the_trials() -> None:
@@ -198,9 +198,6 @@ def test_a_branch_leaves_from_where_its_first_edit_was_made() -> None:
     timeline.go(1)
     timeline.add(edit("x"))
     assert [v.title for v in timeline.path] == [GIVEN, "a", "x"]
-    assert timeline.fork(0) is None
-    left = timeline.fork(1)
-    assert left is not None
-    assert left.title == "a"
+    assert timeline.last_shared(1, 0) == 1
     timeline.view(0)
     assert [e.layer for e in timeline.edits] == ["a", "b", "c"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from rectify_widgets.engine.repair.result import Step
-from rectify_widgets.widgets import charts
+from rectify_widgets.widgets import charts, markup
 from rectify_widgets.widgets.history.timeline import Timeline, Version
 from rectify_widgets.widgets.markup import percent, some
 from rectify_widgets.widgets.view import to_do, to_set
@@ -44,10 +44,10 @@ def page(
         target, budget: for the gap and the degradation, fractions.
         here: a step to point at in words, for a still view.
     """
+    gaps = [version.gap for version in timeline]
+    losses = [version.degradation for version in timeline]
     curves = ""
-    if any(version.gap is not None or version.degradation is not None for version in timeline):
-        gaps = [version.gap for version in timeline]
-        losses = [version.degradation for version in timeline]
+    if any(value is not None for value in (*gaps, *losses)):
         curves = (
             f'<div class="rw-columns"><div>{chart(timeline, "Gap", gaps, "target", target)}</div>'
             f"<div>{chart(timeline, 'Degradation', losses, 'budget', budget)}</div></div>"
@@ -57,47 +57,47 @@ def page(
 
 # --- steps ---------------------------------------------------------------------------------------
 
+HEADS = f"<th>Layer</th><th>Edit</th>{markup.numbers(('Gap', 'Degradation'), 'th')}<th>Outcome</th>"
+"""Heads of a table of steps and of one of trials; see `_cells`."""
+
+
+def _cells(title: str, edit: str, gap: float | None, loss: float | None, outcome: str) -> str:
+    """What was edited, how, what it brought and cost, and what became of it."""
+    figures = markup.numbers((percent(gap), percent(loss)))
+    return f"<td>{title}</td><td>{escape(edit)}</td>{figures}<td>{escape(outcome)}</td>"
+
 
 def steps(timeline: Timeline, here: int | None = None) -> str:
     """The branch in view as a table that scrolls, one row a step, with what hangs on each."""
     body = ""
     for step, version in enumerate(timeline.path):
-        trial = next((one for one in version.trials if one.accepted), None)
-        settings = "" if version.edit is None else version.edit.settings
-        title = escape(version.title)
+        title, settings = escape(version.title), ""
+        if version.edit is not None:
+            title, settings = f"<code>{title}</code>", version.edit.settings
+        outcome = next((f"✓ {one.reason}" for one in version.trials if one.accepted), "")
         body += (
             f'<tr{to_set(key=f"step {version.number}", step=step)}><td class="rw-right">'
             f"{'▸ ' if step == here else ''}{step}</td>"
-            f"<td>{title if version.edit is None else f'<code>{title}</code>'}</td>"
-            f"<td>{escape(settings)}</td>"
-            f'<td class="rw-right">{percent(version.gap)}</td>'
-            f'<td class="rw-right">{percent(version.degradation)}</td>'
-            f"<td>{'' if trial is None else f'✓ {escape(trial.reason)}'}</td></tr>"
+            f"{_cells(title, settings, version.gap, version.degradation, outcome)}</tr>"
         )
         if notes := _notes(timeline, step, version):
             body += f'<tr class="rw-notes"><td></td><td colspan="5">{notes}</td></tr>'
-    return (
-        '<div class="rw-steps" data-list data-key="steps"><table class="rw-table"><thead><tr>'
-        '<th class="rw-right">Step</th><th>Layer</th><th>Edit</th><th class="rw-right">Gap</th>'
-        '<th class="rw-right">Degradation</th><th>Outcome</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    table = markup.table("", markup.numbers(["Step"], "th") + HEADS, body)
+    return f'<div class="rw-steps" data-list data-key="steps">{table}</div>'
 
 
 def _notes(timeline: Timeline, step: int, version: Version) -> str:
     """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
     number = version.number
-    pieces = [
-        _trials(version.trials, f"to {number}"),
-        _trials(timeline.fruitless(number), f"after {number}", "after this step, "),
-    ]
-    pieces += [
-        f'<div class="rw-soft"><span{to_do("show_branch", branch, key=f"branch {branch}")}>'
-        f"↳ {escape(branch_name(timeline, branch))} leaves here</span></div>"
-        for branch, line in _others(timeline)
-        if timeline.departure(branch) == step < len(line) - 1
-    ]
-    return "".join(pieces)
+    notes = _trials(version.trials, f"to {number}")
+    notes += _trials(version.fruitless, f"after {number}", "after this step, ")
+    for branch, line in _others(timeline):
+        if timeline.last_shared(branch, timeline.branch) == step < len(line) - 1:
+            notes += (
+                f'<div class="rw-soft"><span{to_do("show_branch", branch, key=f"branch {branch}")}>'
+                f"↳ {escape(branch_name(timeline, branch))} leaves here</span></div>"
+            )
+    return notes
 
 
 def _others(timeline: Timeline) -> list[tuple[int, tuple[Version, ...]]]:
@@ -111,22 +111,17 @@ def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
     back = rolled_back(trials)
     if not back:
         return ""
-    rows = "".join(
-        f'<tr class="{"rw-pick" if trial.accepted else "rw-off"}">'
-        f"<td><code>{escape(trial.layer)}</code></td>"
-        f"<td>{escape(trial.settings)}</td>"
-        f'<td class="rw-right">{percent(trial.gap_after)}</td>'
-        f'<td class="rw-right">{percent(trial.degradation_after)}</td>'
-        f"<td>{'✓ kept:' if trial.accepted else '↺'} {escape(trial.reason)}</td></tr>"
-        for trial in [*(one for one in trials if one.accepted), *back[:TRIALS]]
-    )
+    body = ""
+    for trial in [*(one for one in trials if one.accepted), *back[:TRIALS]]:
+        look, sign = ("rw-pick", "✓ kept:") if trial.accepted else ("rw-off", "↺")
+        title, outcome = f"<code>{escape(trial.layer)}</code>", f"{sign} {trial.reason}"
+        figures = trial.gap_after, trial.degradation_after
+        body += f'<tr class="{look}">{_cells(title, trial.settings, *figures, outcome)}</tr>'
     more = len(back) - TRIALS
     rest = f'<p class="rw-soft">… and {more} more.</p>' if more > 0 else ""
     return (
         f'<details data-key="{key}"><summary>{escape(f"↺ {when}{summary(back)}")}</summary>'
-        '<table class="rw-table"><thead><tr><th>Layer</th><th>Edit</th><th class="rw-right">Gap'
-        '</th><th class="rw-right">Degradation</th><th>Outcome</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{rest}</details>"
+        f"{markup.table('', HEADS, body)}{rest}</details>"
     )
 
 
@@ -152,8 +147,8 @@ def branch_name(timeline: Timeline, branch: int) -> str:
     """A branch in a few words: "branch 1: 3 steps, gap 1.2 %"."""
     tip = timeline.branches[branch]
     steps = len(timeline.lineage(tip.number)) - 1
-    left = timeline.fork(branch)
-    start = "" if left is None else f" from {len(timeline.lineage(left.number)) - 1}"
+    shared = [timeline.last_shared(branch, earlier) for earlier in range(branch)]
+    start = f" from {max(shared)}" if shared else ""
     gap = "" if tip.gap is None else f", gap {percent(tip.gap)}"
     return f"branch {branch}{start}: {some(steps, 'step')}{gap}"
 
@@ -161,9 +156,10 @@ def branch_name(timeline: Timeline, branch: int) -> str:
 def caption(timeline: Timeline) -> str:
     """Where we are, in one line."""
     here, last = timeline.here, len(timeline.path) - 1
-    where = f"Step {timeline.step} of {last}" if last else "No edits yet"
+    where = "No edits yet"
     if last:
-        where += ", the model as given" if here.edit is None else f", after editing {here.title}"
+        what = "the model as given" if here.edit is None else f"after editing {here.title}"
+        where = f"Step {timeline.step} of {last}, {what}"
     figures = [
         f"{name} {percent(value)}"
         for name, value in (("gap", here.gap), ("degradation", here.degradation))
@@ -174,8 +170,7 @@ def caption(timeline: Timeline) -> str:
 
 def counts(timeline: Timeline) -> str:
     """How much there is, in a few words."""
-    trials = [trial for version in timeline for trial in version.trials]
-    trials += [trial for version in timeline for trial in timeline.fruitless(version.number)]
+    trials = [trial for one in timeline for trial in (*one.trials, *one.fruitless)]
     words = [f"✓ {some(len(timeline) - 1, 'edit')} kept"]
     if back := rolled_back(trials):
         words.append(f"↺ {some(len(back), 'trial')} rolled back")
@@ -201,14 +196,14 @@ def chart(
     own_name = f"branch {timeline.branch}, in view" if others else name
     curves = [charts.Line(own_name, range(len(path)), _percents(own), unit=" %")]
     for branch, line in others[-OTHERS:]:
-        places = range(timeline.departure(branch), len(line))
-        if len(places) > 1:
-            handles = [
-                to_set(key=f"{name} {line[step].number}", branch=branch, step=step)
-                for step in places[1:]
-            ]
-            part = _percents([values[line[step].number] for step in places])
-            title = f"branch {branch}"
+        start = timeline.last_shared(branch, timeline.branch)
+        handles = [
+            to_set(key=f"{name} {line[step].number}", branch=branch, step=step)
+            for step in range(start + 1, len(line))
+        ]
+        if handles:
+            part = _percents([values[version.number] for version in line[start:]])
+            places, title = range(start, len(line)), f"branch {branch}"
             curves.append(charts.Line(title, places, part, "grey", " %", ["", *handles]))
     return charts.lines(
         curves,

@@ -32,19 +32,24 @@ class Version:
         number: from 0, in the order of making; it never changes.
         parent: number of the version that it was made from; None for the model as given.
         edit: what was done to the parent; None for the model as given.
-        title: a few words on it, the edited layer where nothing else was said.
         gap, degradation: fractions, see `rectify_widgets.engine.repair.result.Step`; None where they
             were not measured.
         trials: the trials of the round that led here, kept and rolled back.
+        fruitless: trials that started here, in rounds that kept none of them.
     """
 
     number: int
     parent: int | None
     edit: RankOneEdit | None
-    title: str
     gap: float | None = None
     degradation: float | None = None
     trials: tuple[Step, ...] = ()
+    fruitless: tuple[Step, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The edited layer, or `GIVEN`."""
+        return GIVEN if self.edit is None else self.edit.layer
 
 
 class Timeline:
@@ -52,13 +57,15 @@ class Timeline:
 
     Args:
         gap, degradation: of the model as given, where they are known.
+
+    Attributes:
+        branch: which of `branches` is in view; `view` changes it.
     """
 
     def __init__(self, *, gap: float | None = None, degradation: float | None = None) -> None:
-        self._versions = [Version(0, None, None, GIVEN, gap, degradation)]
-        self._fruitless: dict[int, tuple[Step, ...]] = {}
+        self._versions = [Version(0, None, None, gap, degradation)]
         self._tips = [0]
-        self._branch = 0
+        self.branch = 0
         self._here = 0
 
     def __repr__(self) -> str:
@@ -95,7 +102,7 @@ class Timeline:
     @property
     def path(self) -> tuple[Version, ...]:
         """The versions of the branch in view, from the model as given to its tip."""
-        return self.lineage(self._tips[self._branch])
+        return self.lineage(self._tips[self.branch])
 
     @property
     def step(self) -> int:
@@ -105,17 +112,13 @@ class Timeline:
     @property
     def edits(self) -> list[RankOneEdit]:
         """The edits that lead here, in the order in which they are applied."""
-        return self.edits_to(self._here)
+        path = self.lineage(self._here)
+        return [version.edit for version in path if version.edit is not None]
 
     @property
     def branches(self) -> tuple[Version, ...]:
         """The tip of each branch, in the order in which the branches were begun."""
         return tuple(self._versions[tip] for tip in self._tips)
-
-    @property
-    def branch(self) -> int:
-        """Which of `branches` is in view."""
-        return self._branch
 
     def lineage(self, number: int) -> tuple[Version, ...]:
         """The versions from the model as given to this one."""
@@ -124,33 +127,16 @@ class Timeline:
             line.append(self._versions[parent])
         return tuple(reversed(line))
 
-    def edits_to(self, number: int) -> list[RankOneEdit]:
-        """The edits that lead to a version, in the order in which they are applied."""
-        return [version.edit for version in self.lineage(number) if version.edit is not None]
-
-    def fruitless(self, number: int) -> tuple[Step, ...]:
-        """Trials that started from a version in rounds that kept none of them."""
-        return self._fruitless.get(self[number].number, ())
-
-    def fork(self, branch: int) -> Version | None:
-        """Where a branch left those begun before it: the last version that it shares with one."""
-        own = self.lineage(self._tips[self._check_branch(branch)])
-        earlier = {v.number for tip in self._tips[:branch] for v in self.lineage(tip)}
-        shared = [version for version in own if version.number in earlier]
-        return shared[-1] if shared else None
-
-    def departure(self, branch: int) -> int:
-        """The last step that a branch shares with the one in view."""
-        line = self.lineage(self._tips[self._check_branch(branch)])
-        return sum(one is other for one, other in zip(line, self.path)) - 1  # noqa: B905
+    def last_shared(self, branch: int, other: int) -> int:
+        """The last step that two branches have in common."""
+        one, two = (self.lineage(self._tips[number]) for number in (branch, other))
+        return sum(version is same for version, same in zip(one, two, strict=False)) - 1
 
     # -- growing ----------------------------------------------------------------------------------
 
     def add(
         self,
         edit: RankOneEdit,
-        *,
-        title: str | None = None,
         gap: float | None = None,
         degradation: float | None = None,
         trials: Iterable[Step] = (),
@@ -160,19 +146,12 @@ class Timeline:
         Where the branch in view goes on beyond `here`, a new branch begins; it comes into view, and
         the later versions stay on theirs.
         """
-        version = Version(
-            number=len(self._versions),
-            parent=self._here,
-            edit=edit,
-            title=edit.layer if title is None else title,
-            gap=gap,
-            degradation=degradation,
-            trials=tuple(trials),
-        )
-        if self._tips[self._branch] != self._here:
+        number = len(self._versions)
+        version = Version(number, self._here, edit, gap, degradation, tuple(trials))
+        if self._tips[self.branch] != self._here:
             self.branch_off()
         self._versions.append(version)
-        self._tips[self._branch] = self._here = version.number
+        self._tips[self.branch] = self._here = number
         return version
 
     def extend(
@@ -207,16 +186,13 @@ class Timeline:
             )
         added = []
         for place, edit in enumerate(edits):
-            of_round = rounds[place] if rounds else ()
-            kept = next((trial for trial in of_round if trial.accepted), None)
-            gap, degradation = (
-                figures[place]
-                if figures is not None
-                else (None, None) if kept is None else (kept.gap_after, kept.degradation_after)
-            )  # fmt: skip
-            added.append(self.add(edit, gap=gap, degradation=degradation, trials=of_round))
+            trials_made = rounds[place] if rounds else ()
+            kept = [(one.gap_after, one.degradation_after) for one in trials_made if one.accepted]
+            gap, degradation = [*kept, (None, None)][0] if figures is None else figures[place]
+            added.append(self.add(edit, gap, degradation, trials_made))
         if rest:
-            self._fruitless[self._here] = (*self._fruitless.get(self._here, ()), *rest)
+            here = self.here
+            self._versions[self._here] = replace(here, fruitless=(*here.fruitless, *rest))
         return added
 
     def measured(self, figures: Mapping[int, tuple[float | None, float | None]]) -> None:
@@ -226,80 +202,58 @@ class Timeline:
 
     # -- moving -----------------------------------------------------------------------------------
 
-    def go(self, step: int) -> Version:
-        """Go to a step of the branch in view: 0 is the model as given.
+    def check(self, name: str, place: int) -> int:
+        """The number of a step of the branch in view, or of a branch; a `ValueError` if none is.
 
-        Raises:
-            ValueError: the branch has no such step.
+        ``name`` is ``"step"`` or ``"branch"``.
         """
-        path = self.path
-        if not 0 <= step < len(path):
-            raise ValueError(f"step: got {step}, want 0 to {len(path) - 1}: one of this branch")
-        self._here = path[step].number
-        return self.here
+        places, of = (self.path, "this branch") if name == "step" else (self._tips, "all")
+        if not 0 <= place < len(places):
+            raise ValueError(f"{name}: got {place}, want 0 to {len(places) - 1}, the last of {of}")
+        return place
 
-    def undo(self) -> Version:
-        """Go one step back.
+    def go(self, step: int) -> None:
+        """Go to a step of the branch in view: 0 is the model as given."""
+        self._here = self.path[self.check("step", step)].number
 
-        Raises:
-            ValueError: `here` is the model as given.
-        """
+    def undo(self) -> None:
+        """Go one step back; a `ValueError` if `here` is the model as given."""
         if self.here.parent is None:
             raise ValueError("undo: this is the model as given, there is no edit to take back")
         self._here = self.here.parent
-        return self.here
 
-    def redo(self) -> Version:
-        """Go one step forward on the branch in view.
-
-        Raises:
-            ValueError: `here` is its last step.
-        """
-        if self._here == self._tips[self._branch]:
+    def redo(self) -> None:
+        """Go one step forward on the branch in view; a `ValueError` if `here` is its last step."""
+        if self._here == self._tips[self.branch]:
             raise ValueError("redo: this is the last step of the branch")
-        return self.go(self.step + 1)
+        self.go(self.step + 1)
 
-    def view(self, branch: int) -> Version:
-        """Bring a branch into view, at its tip.
-
-        Raises:
-            ValueError: there is no such branch.
-        """
-        self._branch = self._check_branch(branch)
+    def view(self, branch: int) -> None:
+        """Bring a branch into view, at its tip."""
+        self.branch = self.check("branch", branch)
         self._here = self._tips[branch]
-        return self.here
 
-    def visit(self, number: int) -> Version:
-        """Go to a version wherever it is; the branch in view changes only if it has to.
-
-        Raises:
-            ValueError: there is no such version.
-        """
+    def visit(self, number: int) -> None:
+        """Go to a version wherever it is; the branch in view changes only if it has to."""
         version = self[number]
-        places = [self._branch, *range(len(self._tips))]
-        self._branch = next(place for place in places if version in self.lineage(self._tips[place]))
+        places = [self.branch, *range(len(self._tips))]
+        self.branch = next(place for place in places if version in self.lineage(self._tips[place]))
         self._here = number
-        return version
 
     def branch_off(self) -> int:
         """Begin a branch that ends `here`, and bring it into view; the next edit continues it.
 
         Raises:
-            ValueError: nothing comes after `here`, so that there is nothing to branch off from.
+            ValueError: nothing comes after `here`.
         """
-        if self._tips[self._branch] == self._here:
+        if self._tips[self.branch] == self._here:
             raise ValueError(
                 "branch_off: this is the last step of its branch, which the next edit continues; "
                 "go back to an earlier step first"
             )
         self._tips.append(self._here)
-        self._branch = len(self._tips) - 1
-        return self._branch
-
-    def _check_branch(self, branch: int) -> int:
-        if not 0 <= branch < len(self._tips):
-            raise ValueError(f"branch: got {branch}, want 0 to {len(self._tips) - 1}")
-        return branch
+        self.branch = len(self._tips) - 1
+        return self.branch
 
 
 def _rounds(trials: Iterable[Step]) -> tuple[list[tuple[Step, ...]], list[Step]]:

@@ -17,13 +17,13 @@ import ipywidgets as ipw
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.base.checks import check_module, check_number
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup, view
-from rectify_widgets.widgets.checks import check_path, refuse_unknown
+from rectify_widgets.widgets.checks import CheckedTrait, check_path, refuse_unknown
 from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.history import html
 from rectify_widgets.widgets.history.timeline import Timeline
@@ -72,10 +72,10 @@ class HistoryViewer(Panel):
     file = traitlets.Unicode("edits.safetensors")
     """Where the button saves the edits to."""
 
-    max_degradation = traitlets.Float(None, allow_none=True)
+    max_degradation = CheckedTrait(None, check_number, low=0.0, high=1.0)
     """The budget line, a fraction, or None."""
 
-    target_gap = traitlets.Float(None, allow_none=True)
+    target_gap = CheckedTrait(None, check_number, low=0.0, high=1.0)
     """The target line, a fraction, or None."""
 
     def __init__(
@@ -287,18 +287,13 @@ class HistoryViewer(Panel):
             self._buttons |= {"undo": undo, "redo": redo, "save": save}
             rows.append(make.row(make.unit(undo, redo), make.unit(file, save)))
         self.children = (self._heading, *rows, make.state(), self.canvas)
-        self.listen(self, self._moved, ["step"])
-        self.listen(self, self._branched, ["branch"])
+        self.listen(self, self._go, ["step", "branch"])
         self.listen(self, lambda _: self.draw(), ["max_degradation", "target_gap"])
 
-    def _moved(self, _: object) -> None:
+    def _go(self, change: Mapping[str, Any]) -> None:
         if not self._syncing:
-            self._timeline.go(self.step)
-            self._sync()
-
-    def _branched(self, _: object) -> None:
-        if not self._syncing:
-            self._timeline.view(self.branch)
+            go = self._timeline.go if change["name"] == "step" else self._timeline.view
+            go(change["new"])
             self._sync()
 
     def _sync(self) -> Job[nn.Module | None]:
@@ -358,20 +353,7 @@ class HistoryViewer(Panel):
 
     @traitlets.validate("step", "branch")
     def _check_place(self, proposal: Mapping[str, Any]) -> int:
-        name, timeline = proposal["trait"].name, self._timeline
-        among = {"step": (timeline.path, "this branch"), "branch": (timeline.branches, "all")}
-        place, (versions, of) = check_int(name, proposal["value"], low=0), among[name]
-        if place >= len(versions):
-            raise ValueError(
-                f"{name}: got {place}, want 0 to {len(versions) - 1}, the last of {of}"
-            )
-        return place
-
-    @traitlets.validate("max_degradation", "target_gap")
-    def _check_level(self, proposal: Mapping[str, Any]) -> float | None:
-        if proposal["value"] is None:
-            return None
-        return check_number(proposal["trait"].name, proposal["value"], low=0.0, high=1.0)
+        return self._timeline.check(proposal["trait"].name, proposal["value"])
 
     def forget(self) -> None:
         """Let go of the models and the edits."""
