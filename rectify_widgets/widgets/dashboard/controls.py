@@ -65,10 +65,10 @@ class DashboardControls:
             make.state(),
         ]
 
-    def update(self, enabled: Collection[str], next_step: str) -> None:
+    def update(self, disabled: Collection[str], next_step: str) -> None:
         """Have the buttons show what can be done, and what is to be done next."""
         for name, button in self.buttons.items():
-            button.disabled = name not in enabled
+            button.disabled = name in disabled
             button.button_style = "primary" if name == next_step else ""
 
     def toggle_options(self) -> None:

@@ -255,8 +255,7 @@ class RectificationDashboard(Panel, OptionTraits):
         Raises:
             TypeError, ValueError: there are no edits, or no such folder.
         """
-        goal = self.file if path is None else path
-        job = self.history.save(goal)
+        job = self.history.save(goal := self.file if path is None else path)
         count = markup.some(len(self.edits), "edit")
         self.set_trait("status", f"Saved {count} to {Path(goal).name}.")
         return job
@@ -296,8 +295,7 @@ class RectificationDashboard(Panel, OptionTraits):
         self.history.append(
             revision.edits, revision.verdicts, trials=trials, parent=parent, model=revision.model
         )
-        earlier = self.history.timeline.lineage(parent)
-        numbers = [version.number for version in earlier]
+        numbers = [version.number for version in self.history.timeline.lineage(parent)]
         self.history.measured(dict(zip(numbers, revision.earlier, strict=True)))
         self.layers.measured = {**self.layers.measured, **closed}
 
@@ -321,15 +319,12 @@ class RectificationDashboard(Panel, OptionTraits):
 
     def _update(self, _: object) -> None:
         """Offer what can be done now; the next step stands out."""
-        timeline, enabled = self.history.timeline, {"cancel"}
-        if not self.busy:
-            enabled = {"rectify", "locate", "edit"}
-            enabled |= {"undo"} if timeline.step else set()
-            enabled |= {"redo"} if timeline.step < len(timeline.path) - 1 else set()
-        next_step = "save" if timeline.step else "rectify"
-        self._controls.update(
-            enabled | ({"save"} if timeline.step else set()), "cancel" if self.busy else next_step
-        )
+        timeline = self.history.timeline
+        disabled = {"rectify", "locate", "edit", "undo", "redo"} if self.busy else {"cancel"}
+        disabled |= set() if timeline.step else {"undo", "save"}
+        disabled |= {"redo"} if timeline.step == len(timeline.path) - 1 else set()
+        after = "save" if timeline.step else "rectify"
+        self._controls.update(disabled, "cancel" if self.busy else after)
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -363,9 +358,8 @@ class RectificationDashboard(Panel, OptionTraits):
         views = (self.layers, self.maps, self.predictions)
         columns = "".join(f"<div>{view.still()}</div>" for view in views)
         page = f'<div>{self.html()}{state}</div><div><div class="rw-columns">{columns}</div></div>'
-        return page + (
-            f"<div>{self.history.still()}</div>" if len(self.history.timeline) > 1 else ""
-        )
+        edited = len(self.history.timeline) > 1
+        return page + (f"<div>{self.history.still()}</div>" if edited else "")
 
     def forget(self) -> None:
         """Let go of the model and of the references."""

@@ -106,12 +106,11 @@ class Workshop:
             self.edited(edits), self.pairs, reference=self.reference, validation=self.validation,
             progress=job.part(start, 0.95 + 0.05 * start), cancel=job.cancelled, **asdict(options),
         )  # fmt: skip
-        if not edits:  # measured already, on the same references
+        if len(result.flagged) or not edits:
             self._exclude(result.flagged)
+        if not edits:  # measured already, on the same references
             given = Verdict(result.gap_before, 0.0, 0.0, 0.0)
             return Revision(tuple(result.edits), result.model, (given,), None), result
-        if len(result.flagged):
-            self._exclude(result.flagged)
         return self._measured(job, edits, tuple(result.edits)), result
 
     def measure(self, edits: Sequence[RankOneEdit], job: Job[Any] | None = None) -> list[Verdict]:
