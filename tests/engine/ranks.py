@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find import candidates, localization
+from rectify_widgets.engine.find import candidates, ranking
 from rectify_widgets.engine.find import proposals as layerwise
 from rectify_widgets.engine.find.localization import localize
 from rectify_widgets.engine.measure import judge as judging
@@ -241,7 +241,7 @@ def seen_by(stage: Stage) -> dict[str, int]:
 
     with (
         patch.object(layerwise, "sweep_probe", observed),
-        patch.object(localization, "Judge", judged),
+        patch.object(ranking, "Judge", judged),
     ):
         located(stage, stage.reference[:101], distributed=True)
     return counts
