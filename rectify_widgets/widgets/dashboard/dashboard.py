@@ -26,9 +26,9 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.widgets import actions, markup
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.checks import check_index, refuse_unknown
-from rectify_widgets.widgets.dashboard import workshop
 from rectify_widgets.widgets.dashboard.controls import DashboardControls
 from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
+from rectify_widgets.widgets.dashboard.workshop import Revision, Workshop
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.panel import Panel
@@ -120,7 +120,7 @@ class RectificationDashboard(Panel, OptionTraits):
         self._count = len(samples)
         self.about = ", ".join(summary)
         seed = RectifyOptions(**options).seed
-        self._workshop = workshop.Workshop(model, pairs, reference, seed, validation)
+        self._workshop = Workshop(model, pairs, reference, seed, validation)
         super().__init__(session)
         with self.building():
             self.set_options(**options)
@@ -182,12 +182,12 @@ class RectificationDashboard(Panel, OptionTraits):
             lambda job: self._show_scores(job.result(), len(edits)),
         )
 
-    def edit(self) -> Job[workshop.Revision]:
+    def edit(self) -> Job[Revision]:
         """Edit the chosen layer (or, where none is chosen, the best one) once."""
         edits, layer = self.edits, self.layer
         parent = self.history.timeline.here.number
 
-        def show(job: Job[workshop.Revision]) -> None:
+        def show(job: Job[Revision]) -> None:
             revision = job.result()
             name, before = revision.edits[0].layer, revision.start.gap
             after = (revision.verdicts or revision.earlier)[-1]
@@ -208,8 +208,7 @@ class RectificationDashboard(Panel, OptionTraits):
         """
         edits, scored = self.edits, bool(self.scores)
         parent = self.history.timeline.here.number
-        options = self.options(self.layer)
-        done: list[workshop.Revision] = []
+        options, done = self.options(self.layer), list[Revision]()
 
         def work(job: Job[Rectification]) -> Rectification:
             start = 0.0 if scored else LOCATE_SHARE
@@ -283,7 +282,7 @@ class RectificationDashboard(Panel, OptionTraits):
 
     def _add(
         self,
-        revision: workshop.Revision,
+        revision: Revision,
         parent: int,
         closed: Mapping[str, float],
         trials: Sequence[Step] = (),

@@ -91,12 +91,7 @@ class Workshop:
         return self._measured(job, edits, (edit,))
 
     def rectify(
-        self,
-        job: Job[Any],
-        edits: Sequence[RankOneEdit],
-        options: RectifyOptions,
-        *,
-        start: float = 0.0,
+        self, job: Job[Any], edits: Sequence[RankOneEdit], options: RectifyOptions, start: float = 0
     ) -> tuple[Revision, Rectification]:
         """Edit the model with these edits further, from ``start`` of the job's progress.
 
