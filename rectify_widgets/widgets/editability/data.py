@@ -7,14 +7,15 @@ that.  In the tree ``stage3.block1.conv2`` is the layer ``conv2`` in the group `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from operator import eq
 from typing import TypeAlias
 
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, nearest
+from rectify_widgets.engine.base.checks import check_choice, check_type, nearest
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
@@ -65,7 +66,12 @@ class Entry:
     @property
     def is_layer(self) -> bool:
         """Whether it is a layer that can be edited."""
-        return self.folded is None and not self.reason
+        return not self.is_group and not self.reason
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layer itself, or those inside a group."""
+        return self.inside if self.is_group else (self.name,)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def tree_entries(
     With ``scores`` the parts of each group are ranked by the best score inside.
     """
     if scores is not None:
-        nodes = _ranked(nodes, scores)
+        nodes = sorted(nodes, key=lambda node: -max(scores.get(n, -math.inf) for n in node.layers))
     entries: list[Entry] = []
     for node in nodes:
         if not node.parts:
@@ -147,13 +153,6 @@ def tree_entries(
         if not shut:
             entries += tree_entries(node.parts, refused, folded, scores, depth + 1)
     return entries
-
-
-def _ranked(nodes: Sequence[Node], scores: Mapping[str, float]) -> list[Node]:
-    def worst_last(node: Node) -> float:
-        return -max((scores[n] for n in node.layers if n in scores), default=float("-inf"))
-
-    return sorted(nodes, key=worst_last)
 
 
 def list_entries(
@@ -180,39 +179,30 @@ def interleave(
     share the most leading parts with it, and among numbered neighbours behind the smaller numbers.
     """
     place = {name: number for number, name in enumerate(registered)}
-    behind: dict[int, list[str]] = {}
+    behind: list[list[str]] = [[] for _ in range(len(order) + 1)]
     for name in sorted(refused, key=lambda name: place.get(name, len(place))):
         if name in place:
             before = [n for n in order if place.get(n, len(place)) < place[name]]
             spot = 1 + order.index(max(before, key=lambda n: place[n])) if before else 0
         else:
             spot = _place_by_name(order, name)
-        behind.setdefault(spot, []).append(name)
-    mixed = behind.get(0, [])
-    for spot, name in enumerate(order, start=1):
-        mixed = [*mixed, name, *behind.get(spot, [])]
-    return mixed
+        behind[spot].append(name)
+    head, *tails = behind
+    return head + [n for name, tail in zip(order, tails, strict=True) for n in (name, *tail)]
 
 
 def _place_by_name(order: Sequence[str], name: str) -> int:
-    parts = name.split(".")
-    split = [other.split(".") for other in order]
-    common = [
-        sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(other, parts, strict=False)))
-        for other in split
-    ]
+    """Number of the editable layers that stand before a layer."""
+    parts = [one.split(".") for one in (*order, name)]
+    common = [[*map(eq, other, parts[-1]), False].index(False) for other in parts[:-1]]
     most = max(common, default=0)
     near = [number for number, count in enumerate(common) if count == most]
-    own = parts[most] if len(parts) > most else ""
-    if most == 0 and not own.isdigit():
-        return len(order)
-    if own.isdigit():
-        beside = {n: split[n][most] for n in near if len(split[n]) > most}
-        numbers = {n: int(part) for n, part in beside.items() if part.isdigit()}
-        if numbers:
-            smaller = [n for n, number in numbers.items() if number < int(own)]
-            return max(smaller) + 1 if smaller else min(numbers)
-    return near[-1] + 1 if near else len(order)
+    *others, own = ("".join(one[most : most + 1]) for one in parts)
+    numbers = {place: int(others[place]) for place in near if others[place].isdigit()}
+    if own.isdigit() and numbers:
+        smaller = [place for place, number in numbers.items() if number < int(own)]
+        return smaller[-1] + 1 if smaller else min(numbers)
+    return near[-1] + 1 if near else 0
 
 
 class Layers:
@@ -234,7 +224,7 @@ class Layers:
     ) -> None:
         self.order = tuple(order)
         self.refused = {name: why for name, why in refused.items() if name not in self.order}
-        self.kinds = dict(kinds)
+        self.kinds = kinds
         self._names = interleave(self.order, self.refused, registered)
         self.tree = build_tree(self._names)
         self.groups = tuple(group_names(self.tree))
@@ -290,25 +280,21 @@ class Layers:
 
 def check_localizations(argument: str, value: object) -> list[Localization]:
     """One localisation or several as a list, each of another method."""
-    if isinstance(value, Mapping):
-        for name, one in value.items():
-            if isinstance(one, Localization) and one.method != name:
-                raise ValueError(
-                    f"{argument}: got a Localization by {one.method!r} under {name!r}, "
-                    "want each under the name of its method"
-                )
-        value = list(value.values())
-    several: list[Localization] = []
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(one, Localization):
-            raise TypeError(
-                f"{argument}: got {type(one).__name__}, want a Localization, or a list or dict "
-                "of them"
+    several = value if isinstance(value, list | tuple) else [value]
+    items = list(value.items() if isinstance(value, Mapping) else enumerate(several))
+    several = [
+        check_type(argument, one, Localization, "a Localization, or a list or dict of them")
+        for _, one in items
+    ]
+    for (name, _), one in zip(items, several, strict=True):
+        if isinstance(value, Mapping) and name != one.method:
+            raise ValueError(
+                f"{argument}: got a Localization by {one.method!r} under {name!r}, "
+                "want each under the name of its method"
             )
         if not one.scores:
             raise ValueError(f"{argument}: got a Localization without scores, want some")
         check_choice("method", one.method, RANKING_METHODS)
-        several.append(one)
     methods = [one.method for one in several]
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(
@@ -354,8 +340,9 @@ class Scores:
 
     def of(self, entry: Entry) -> float | None:
         """The score of a layer, or the best one inside a group."""
-        names = entry.inside if entry.is_group else (entry.name,)
-        return max((self.values[name] for name in names if name in self.values), default=None)
+        return max(
+            (self.values[name] for name in entry.layers if name in self.values), default=None
+        )
 
     def text(self, score: float | None) -> str:
         """A score for people: a share in per cent, any other number to three digits."""
@@ -390,11 +377,11 @@ class Knowledge:
     @property
     def ranking(self) -> list[str]:
         """Layers by the score of the method in front, best first."""
-        return next((list(scores.values) for scores in self.scores if scores.front), [])
+        return [name for scores in self.scores if scores.front for name in scores.values]
 
     def signs(self, entry: Entry) -> str:
         """★ for the best layer, ● for edited ones; a folded group has the signs of its layers."""
-        inside = entry.inside if entry.folded else (entry.name,) if entry.is_layer else ()
+        inside = () if entry.folded is False or entry.reason else entry.layers
         best = any(name in inside for name in self.ranking[:1])
         edited = any(name in inside for name in self.edited)
         return "★" * best + "●" * edited
@@ -409,15 +396,13 @@ class Knowledge:
         name = entry.name or ROOT
         if entry.reason:
             return f"{name} cannot be edited: {entry.reason}"
-        prefix, ending = "", []
+        kind, prefix, ending = self.kinds.get(entry.name, ""), "", []
+        words = [f"{name} ({kind})" if kind else name]
         if entry.is_group:
             words = [f"{name}: {markup.some(len(entry.inside), 'layer')}"]
             words += [f"{entry.refused} that cannot be edited"] * bool(entry.refused)
             prefix = "best inside by "
             ending = ["click to unfold" if entry.folded else "click to fold"]
-        else:
-            kind = self.kinds.get(entry.name, "")
-            words = [f"{name} ({kind})" if kind else name]
         for scores in self.scores:
             words.append(f"{prefix}{scores.method} {scores.text(scores.of(entry))}")
         measured, signs = self.measured_of(entry), self.signs(entry)

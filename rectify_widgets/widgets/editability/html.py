@@ -36,7 +36,7 @@ class Column:
 def layer_table(entries: Sequence[Entry], known: Knowledge, view: str) -> str:
     """The entries as rows to choose from; a group folds and unfolds."""
     columns = _columns(known, view)
-    head = "".join(
+    head = "<th>Layer</th><th></th>" + "".join(
         f'<th class="{column.look}" title="{escape(column.about)}">{column.head}</th>'
         for column in columns
     )
@@ -44,18 +44,18 @@ def layer_table(entries: Sequence[Entry], known: Knowledge, view: str) -> str:
     words = "" if known.scores else '<p class="rw-soft">Not scored yet.</p>'
     return (
         f'{words}<div class="rw-lay-list" data-list data-key="layers">'
-        f'<table class="rw-table rw-lay"><thead><tr><th>Layer</th><th></th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"{markup.table('rw-lay', head, body)}</div>"
         f'<div class="rw-soft rw-lay-legend">{" · ".join(legend(known, view))}</div>'
     )
 
 
 def folding() -> str:
     """What folds or unfolds the whole tree; of no use in a static view."""
-    return (
-        f'<div data-only-live><a class="rw-link"{to_do("fold_all", key="fold all")}>Fold all</a>'
-        f'<a class="rw-link"{to_do("unfold_all", key="unfold all")}>Unfold all</a></div>'
+    links = "".join(
+        f'<a class="rw-link"{to_do(method, key=text.lower())}>{text}</a>'
+        for method, text in (("fold_all", "Fold all"), ("unfold_all", "Unfold all"))
     )
+    return f"<div data-only-live>{links}</div>"
 
 
 def legend(known: Knowledge, view: str) -> list[str]:
@@ -78,15 +78,14 @@ def legend(known: Knowledge, view: str) -> list[str]:
 
 def _line(entry: Entry, known: Knowledge, columns: Sequence[Column]) -> str:
     """One row of the table."""
-    name = escape(markup.shorten(entry.label, NAME - 2 * entry.depth))
+    name = f"<code>{escape(markup.shorten(entry.label, NAME - 2 * entry.depth))}</code>"
     about, look, handle = escape(known.describe(entry)), "", ""
     if entry.is_group:
-        count = len(entry.inside) or entry.refused
-        name = f"{'▸' if entry.folded else '▾'} <code>{name}</code> ({count})"
+        fold, count = "▸" if entry.folded else "▾", len(entry.inside) or entry.refused
+        name = f"{fold} {name} ({count})"
         handle = to_do("fold", entry.name, key=f"group {entry.name}")
-    else:
-        name = f"<code>{name}</code>"
-        handle = to_set(key=entry.name, layer=entry.name) if entry.is_layer else ""
+    elif entry.is_layer:
+        handle = to_set(key=entry.name, layer=entry.name)
     label = f"<td>{'&nbsp;' * 4 * entry.depth}{name}</td>"
     if entry.reason or not (entry.is_layer or entry.inside):
         why = f"not editable: {entry.reason}" if entry.reason else "no layer that can be edited"

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as ipw
 import traitlets
 from torch import nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
+from rectify_widgets.engine.base.checks import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_module,
+    check_number,
+    check_type,
+)
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.widgets import actions, markup
-from rectify_widgets.widgets.checks import refuse_unknown
+from rectify_widgets.widgets.checks import CheckedTrait, refuse_unknown
 from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.editability import html
 from rectify_widgets.widgets.editability.data import (
-    Entry,
     Knowledge,
     Layers,
     Localizations,
@@ -78,10 +83,10 @@ class EditabilityViewer(Panel):
     scores = traitlets.Dict(read_only=True)
     """Layer name to score by the method in front, best first; empty until `locate` has run."""
 
-    order = traitlets.Unicode("network")
+    order = CheckedTrait("network", check_choice, choices=ORDERS)
     """``"network"`` or ``"rank"``: best first, those that cannot be edited last."""
 
-    view = traitlets.Unicode("bars")
+    view = CheckedTrait("bars", check_choice, choices=VIEWS)
     """``"bars"``, ``"table"`` (all numbers) or ``"tree"`` (modules in groups)."""
 
     edited = traitlets.Tuple(())
@@ -109,8 +114,7 @@ class EditabilityViewer(Panel):
         self._pairs, self._reference = pairs, reference
         self._seed = check_int("seed", seed, low=0)
         check_choice("method", method, RANKING_METHODS)
-        if not isinstance(controls, bool):
-            raise TypeError(f"controls: got {controls!r}, want True or False")
+        check_flag("controls", controls)
         self._model: nn.Module | None = None
         self._localizations: dict[str, Localization] = {}
         self._notes: dict[str, str] = {}
@@ -122,8 +126,7 @@ class EditabilityViewer(Panel):
             method = given[0].method
         else:
             self._model = check_module("model", model)
-            if not isinstance(pairs, SamplePairs):
-                raise TypeError(f"pairs: got {type(pairs).__name__}, want SamplePairs")
+            pairs = check_type("pairs", pairs, SamplePairs, "SamplePairs")
             self._layers = Layers.of_model(self._model, pairs)
         self.about = markup.some(len(self._layers.order), "layer")
         super().__init__(session)
@@ -148,13 +151,9 @@ class EditabilityViewer(Panel):
         look = make.row(make.choices("view", VIEWS, "View"), make.choices("order", ORDERS, "Order"))
         if not controls or (not can_score and len(given) < 2):
             return [self._heading, look]
+        methods = list(RANKING_METHODS) if can_score else [one.method for one in given]
         method = make.field(
-            ipw.Dropdown,
-            "method",
-            "Method",
-            "The method in front",
-            width="220px",
-            options=list(RANKING_METHODS) if can_score else [one.method for one in given],
+            ipw.Dropdown, "method", "Method", "The method in front", width="220px", options=methods
         )
         if not can_score:
             return [self._heading, make.row(method), look]
@@ -244,8 +243,10 @@ class EditabilityViewer(Panel):
 
     def html(self) -> str:
         """All layers in one list: every method, what was measured, what cannot be edited."""
-        folding = html.folding() if self.view == "tree" and self._layers.groups else ""
-        return folding + html.layer_table(self._entries(), self._knowledge(), self.view)
+        layers, scores = self._layers, self.scores if self.order == "rank" else {}
+        entries = layers.entries(self.view, scores or None, self.folded)
+        folding = html.folding() if self.view == "tree" and layers.groups else ""
+        return folding + html.layer_table(entries, self._knowledge(), self.view)
 
     def draw(self) -> None:
         """Show the current state, and of which model it is."""
@@ -271,14 +272,9 @@ class EditabilityViewer(Panel):
             for method, one in self.localizations.items()
         ]
         scores.sort(key=lambda one: not one.front)
-        known = Knowledge(scores, self.measured, self.edited, self._layers.kinds)
-        if (front := self.localization) is not None:
-            known = replace(known, choices=front.choices, completeness=front.completeness)
-        return known
-
-    def _entries(self) -> list[Entry]:
-        scores = self.scores if self.order == "rank" and self.scores else None
-        return self._layers.entries(self.view, scores, self.folded)
+        front = self.localization
+        found = () if front is None else (front.choices, front.completeness)
+        return Knowledge(scores, self.measured, self.edited, self._layers.kinds, *found)
 
     def _unfold(self) -> None:
         """Unfold the groups around the chosen layer."""
@@ -290,11 +286,11 @@ class EditabilityViewer(Panel):
         """Show the scores of the method in front."""
         front = self.localization
         self.set_trait("scores", {} if front is None else dict(front.scores))
-        if front is None:
-            self.set_trait("status", f"{self.method}: not scored yet")
-        else:
+        status = f"{self.method}: not scored yet"
+        if front is not None:
             text = Scores(self.method, front.scores).text(front.scores[front.best])
-            self.set_trait("status", f"{front.best} scores best, {text}")
+            status = f"{front.best} scores best, {text}"
+        self.set_trait("status", status)
         self.draw()
 
     # -- checks -----------------------------------------------------------------------------------
@@ -314,23 +310,16 @@ class EditabilityViewer(Panel):
             )
         return method
 
-    @traitlets.validate("order", "view")
-    def _check_look(self, proposal: Mapping[str, Any]) -> str:
-        name = proposal["trait"].name
-        return check_choice(name, proposal["value"], ORDERS if name == "order" else VIEWS)
-
     @traitlets.validate("edited")
     def _check_edited(self, proposal: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         return tuple(self._layers.check("edited", name) for name in proposal["value"])
 
     @traitlets.validate("measured")
     def _check_measured(self, proposal: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        return {
-            self._layers.check("measured", name): check_number(
-                f"measured[{name!r}]", share, low=-math.inf
-            )
-            for name, share in proposal["value"].items()
-        }
+        for name, share in proposal["value"].items():
+            self._layers.check("measured", name)
+            check_number(f"measured[{name!r}]", share, low=-math.inf)
+        return dict(proposal["value"])
 
     @traitlets.validate("folded")
     def _check_folded(self, proposal: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
