@@ -280,21 +280,20 @@ class Layers:
 
 def check_localizations(argument: str, value: object) -> list[Localization]:
     """One localisation or several as a list, each of another method."""
-    several = value if isinstance(value, list | tuple) else [value]
-    items = list(value.items() if isinstance(value, Mapping) else enumerate(several))
-    several = [
-        check_type(argument, one, Localization, "a Localization, or a list or dict of them")
-        for _, one in items
-    ]
-    for (name, _), one in zip(items, several, strict=True):
-        if isinstance(value, Mapping) and name != one.method:
+    named, several = isinstance(value, Mapping), []
+    given = value if isinstance(value, list | tuple | Mapping) else [value]
+    for name, one in given.items() if isinstance(given, Mapping) else enumerate(given):
+        want = "a Localization, or a list or dict of them"
+        found: Localization = check_type(argument, one, Localization, want)
+        if named and name != found.method:
             raise ValueError(
-                f"{argument}: got a Localization by {one.method!r} under {name!r}, "
+                f"{argument}: got a Localization by {found.method!r} under {name!r}, "
                 "want each under the name of its method"
             )
-        if not one.scores:
+        if not found.scores:
             raise ValueError(f"{argument}: got a Localization without scores, want some")
-        check_choice("method", one.method, RANKING_METHODS)
+        check_choice("method", found.method, RANKING_METHODS)
+        several.append(found)
     methods = [one.method for one in several]
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(
