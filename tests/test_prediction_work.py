@@ -152,7 +152,7 @@ def test_long_work_says_how_long_and_can_be_cancelled(monkeypatch: pytest.Monkey
     assert 0 < viewer.progress < 1
     assert "left" in viewer.status
     assert not hidden(viewer._waiting)
-    assert not hidden(viewer._stop)
+    assert not any(map(hidden, viewer._stop))
     assert hidden(viewer._again)
     start = time.monotonic()
     job = viewer.cancel()
@@ -161,7 +161,7 @@ def test_long_work_says_how_long_and_can_be_cancelled(monkeypatch: pytest.Monkey
         job.wait(5)
     assert time.monotonic() - start < 0.3
     assert "cancelled" in texts(viewer._waiting)
-    assert hidden(viewer._stop)
+    assert all(map(hidden, viewer._stop))
     assert not hidden(viewer._again)
     assert viewer.error is None
     assert viewer.counts == {}, "what is known of the model before stays in view"

@@ -6,15 +6,12 @@ a widget or changes the model that it is given (see `session`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.edit.edits import RankOneEdit, save_edits
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.widgets.session import Job
@@ -30,12 +27,6 @@ def locate(
 ) -> Localization:
     """Score every layer; ``span`` is the slice of the job's progress that it takes."""
     return localize(copied(model), pairs, progress=job.part(*span), cancel=job.cancelled, **options)
-
-
-def save(_: Job[Any], edits: Iterable[RankOneEdit], path: Path) -> Path:
-    """Write the edits to a safetensors file."""
-    save_edits(list(edits), path)
-    return path
 
 
 def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:

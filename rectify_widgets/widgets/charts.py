@@ -198,9 +198,8 @@ def heatmap(
     Args:
         values: ``N × N``, top row first.
         alt: what the table says, in words.
-        names: of the rows, and of the columns.
+        names: of the rows, and of the columns; the titles say what they are.
         handle: gives the attributes of the cell in a row and a column.
-        row_title, column_title: what the names are.
     """
     shades = colours((values / (np.abs(values).max(initial=0) or 1)).astype(np.float32))
     upright = "writing-mode:vertical-rl;transform:rotate(180deg)" if len(names) > MANY else ""

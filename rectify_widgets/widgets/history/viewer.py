@@ -18,11 +18,11 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.base.checks import check_module, check_number
-from rectify_widgets.engine.edit.edits import RankOneEdit
+from rectify_widgets.engine.edit.edits import RankOneEdit, save_edits
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.result import Rectification, Step
-from rectify_widgets.widgets import actions, markup, view
+from rectify_widgets.widgets import markup, view
 from rectify_widgets.widgets.checks import CheckedTrait, check_path, refuse_unknown
 from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.history import html
@@ -226,13 +226,12 @@ class HistoryViewer(Panel):
             what = markup.some(len(edits), "edit")
             self.set_trait("status", f"Saved {what} to {job.result().name}.")
 
-        return self.begin(
-            lambda job: actions.save(job, edits, goal),
-            lane=f"save {id(self)}",
-            label="Save",
-            short=True,
-            on_done=report,
-        )
+        def work(_: Job[Path]) -> Path:
+            save_edits(edits, goal)
+            return goal
+
+        lane = f"save {id(self)}"
+        return self.begin(work, lane=lane, label="Save", short=True, on_done=report)
 
     def refresh(self) -> Job[nn.Module | None]:
         """Make the model of the step in view, or take it from those that are kept."""
@@ -251,13 +250,11 @@ class HistoryViewer(Panel):
                 edit.apply(model)
             return model
 
-        return self.begin(
-            work,
-            lane=f"history {id(self)}",
-            label=f"Step {self.step}",
-            short=True,
-            on_done=lambda job: self._show_model(number, job.result()),
-        )
+        def show(job: Job[nn.Module | None]) -> None:
+            self._show_model(number, job.result())
+
+        lane, label = f"history {id(self)}", f"Step {self.step}"
+        return self.begin(work, lane=lane, label=label, short=True, on_done=show)
 
     # -- behind the buttons -----------------------------------------------------------------------
 
@@ -267,21 +264,14 @@ class HistoryViewer(Panel):
         self._heading = make.text()
         self._steps = make.samples(1, name="step", label="Step")
         self._branches = make.choice("branch", [("", 0)], "Branch")
-        self._buttons = {
-            "branch_off": make.button(
-                "Branch off", "code-fork",
-                "Begin a branch at this step; later steps are kept", "branch_off",
-            )
-        }  # fmt: skip
+        tip = "Begin a branch at this step; later steps are kept"
+        self._buttons = {"branch_off": make.button("Branch off", "code-fork", tip, "branch_off")}
         rows = [make.row(self._steps.box, self._buttons["branch_off"], self._branches.box)]
         if controls:
-            file = make.field(
-                ipw.Text, "file", "File", "Where Save writes the edits to", width="240px"
-            )
-            save = make.button(
-                "Save", "save", "Write the edits up to this step to the file",
-                lambda: self.save(self.file),
-            )  # fmt: skip
+            tip = "Where Save writes the edits to"
+            file = make.field(ipw.Text, "file", "File", tip, width="240px")
+            tip = "Write the edits up to this step to the file"
+            save = make.button("Save", "save", tip, lambda: self.save(self.file))
             undo = make.button("Undo", "undo", "Go one step back", "undo")
             redo = make.button("Redo", "repeat", "Go one step forward", "redo")
             self._buttons |= {"undo": undo, "redo": redo, "save": save}

@@ -110,8 +110,7 @@ class PredictionCache:
 def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -> Predictions:
     """Classes and probabilities of every input, without figures; the model is left as it was.
 
-    Inputs go through the model in chunks, between which the work can be watched, cancelled, and
-    other work of the session let pass.
+    Between chunks of inputs the work can be watched or cancelled, and other work of the session passes.
 
     Raises:
         Cancelled: the monitor says so.
@@ -211,12 +210,10 @@ class Flips:
         return self.take(wanted)
 
     def between(self, listed: Ints, truth: int, predicted: int) -> Flips:
-        """The flips of one true class to or from one predicted class.
+        """The flips of one true class to or from one class predicted before or after.
 
-        Args:
-            listed: classes that have a name of their own; the rest are `OTHERS`.
-            truth: the label; where none is known, the class predicted before.
-            predicted: the class predicted before or after.
+        Classes that are not ``listed`` count as `OTHERS`.  Where no label is known, the true class is
+        the one predicted before.
         """
 
         def folded(numbers: Ints) -> Ints:
@@ -227,15 +224,10 @@ class Flips:
         return self.take((folded(truths) == truth) & either)
 
     def sort(self, by: str) -> Flips:
-        """The flips in an order; what is equal goes by sample and column.
-
-        Args:
-            by: ``"sample"``, ``"change"`` (greatest first), ``"label"``, ``"before"`` or
-                ``"after"``.
-        """
+        """The flips by a number each, see ``keys``; what is equal goes by sample and column."""
         keys: dict[str, Ints | Floats] = {
             "sample": self.samples,
-            "change": -np.abs(self.change),
+            "change": -np.abs(self.change),  # greatest first
             "label": self.labels,
             "before": self.before,
             "after": self.after,
