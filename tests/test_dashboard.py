@@ -1,7 +1,4 @@
-"""The dashboard and its viewers by their traits, with the synchronous session and a fake engine.
-
-The real engine behind the same widgets is in tests/browser and in the tutorial.
-"""
+"""The dashboard and its viewers by their traits, with the synchronous session and a fake engine."""
 
 from __future__ import annotations
 
@@ -229,7 +226,8 @@ def test_save_needs_edits(make: Make, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="there are no edits"):
         dashboard.save(tmp_path / "fix.safetensors")
     saved: list[Any] = []
-    monkeypatch.setattr(actions, "save_edits", lambda edits, path: saved.append((edits, path)))
+    goal = "rectify_widgets.widgets.history.viewer.save_edits"
+    monkeypatch.setattr(goal, lambda *given: saved.append(given))
     dashboard.edit().wait()
     assert dashboard.save(str(tmp_path / "fix.safetensors")).wait() == tmp_path / "fix.safetensors"
     assert saved[0][0] == dashboard.edits
@@ -299,7 +297,7 @@ def test_buttons_say_what_can_be_done(make: Make, monkeypatch: pytest.MonkeyPatc
 def test_traits_of_the_viewers_are_linked(make: Make) -> None:
     dashboard = make()
     dashboard.index = 2
-    assert (dashboard.maps.index, dashboard.predictions.index) == (2, 2)
+    assert dashboard.maps.index == dashboard.predictions.index == 2
     dashboard.maps.samples.slider.value = 1
     assert dashboard.index == 1
     assert "sample 1" in texts(dashboard)

@@ -146,7 +146,17 @@ def toothless(notebook: Notebook, path: Path) -> list[str]:
     return complaints
 
 
-RULES = [unsteady, hard_to_see, hard_to_follow, toothless]
+def shows_photographs(notebook: Notebook, _: Path) -> list[str]:
+    """Pictures of others, which may not be handed on, in the file."""
+    return [
+        f"{cell['id']}: a photograph"
+        for cell in code(notebook)
+        if "photographs" in tags(cell)
+        and re.search(r"base64,|image/png", json.dumps(cell["outputs"]))
+    ]
+
+
+RULES = [unsteady, hard_to_see, hard_to_follow, toothless, shows_photographs]
 
 
 def test_there_are_notebooks() -> None:
@@ -192,6 +202,11 @@ BROKEN: list[tuple[Callable[[Notebook, Path], list[str]], Callable[[Notebook], o
     (hard_to_follow, spoil(source="from rectify_widgets.engine.edit import edits"), "edits"),
     (hard_to_follow, spoil(source="import rectify_widgets.explain"), "explain"),
     (hard_to_follow, spoil(source="dashboard._groups.clear()"), "_groups"),
+    (
+        shows_photographs,
+        spoil(metadata={"tags": ["photographs"]}, outputs=shows(html='<img src="data:;base64,A">')),
+        "a photograph",
+    ),
     (toothless, lambda n: [cell.update(source="1") for cell in code(n)], "no assertion"),
     (toothless, lambda n: [cell.update(metadata={}) for cell in code(n)], "tagged"),
     (toothless, spoil(metadata={"tags": [VERDICT]}, outputs=shows(html="1")), "printed"),
