@@ -36,6 +36,9 @@ TILE_PIXELS = 144
 TILE_BYTES = 14_000
 """Most bytes of a tile: a page of them takes about as much as three maps in full."""
 
+UNDER_PIXELS, UNDER_BYTES = 112, 6_000
+"""Most pixels of a side, and bytes, of the input that lies under a map: the input itself stands beside."""
+
 BINS = 24
 """Bars of a distribution."""
 
@@ -103,7 +106,10 @@ def sample_page(
     rows = [""] * (1 + len(maps))
     for place, (column, image) in enumerate(images.items()):
         base = render.image_tag(image, f"{_input_name(column)}, sample {index}", width=width)
-        source = base.split('"', 2)[1]
+        below = render.image_tag(
+            render.shrink(image, UNDER_PIXELS), "", width=width, most=UNDER_BYTES
+        )
+        source = below.split('"', 2)[1]
         rows[0] += _figure(f"<span>{base}</span>", _input_name(column).capitalize())
         for row, (name, one) in enumerate(maps.items(), 1):
             plane = one.planes(signed=signed)[place]
