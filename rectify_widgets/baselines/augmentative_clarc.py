@@ -22,7 +22,7 @@ from rectify_widgets.baselines.latent import PLACE, Compensation, appended, find
 from rectify_widgets.baselines.method import Method, Options
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.baselines.training import LINEAR, STEPS, train
+from rectify_widgets.baselines.training import LINEAR, TRAINING_STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 
 
@@ -37,7 +37,7 @@ A_CLARC = Method(
     "a_clarc",
     (
         LINEAR,
-        STEPS,
+        TRAINING_STEPS,
         PLACE,
     ),
     _attempt,

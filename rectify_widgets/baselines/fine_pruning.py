@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.latent import Mask, activations, by_position, insert, latent_layer
 from rectify_widgets.baselines.method import Method, Options, number
 from rectify_widgets.baselines.task import Task, accuracy
-from rectify_widgets.baselines.training import STEPS, train
+from rectify_widgets.baselines.training import TRAINING_STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 
 LAYERS = 3
@@ -72,7 +72,7 @@ FINE_PRUNING = Method(
         {"layer": latent_layer(LAYERS)},
         {"max_drop": number("loss of clean accuracy that ends pruning", 0.04, 0.01, 0.2)},
         {"learning_rate": number("of fine-tuning, at the start; 0 prunes only", 1e-2, 1e-3)},
-        STEPS,
+        TRAINING_STEPS,
     ),
     _attempt,
     needs_references="to see which channels they use",

@@ -16,7 +16,7 @@ from torch import nn
 
 from rectify_widgets.baselines.method import Method, Options, choice, number
 from rectify_widgets.baselines.task import Task
-from rectify_widgets.baselines.training import STEPS, train
+from rectify_widgets.baselines.training import TRAINING_STEPS, train
 from rectify_widgets.engine.base.progress import Monitor
 
 
@@ -31,7 +31,7 @@ FINE_TUNING = Method(
             "learning_rate": number("at the start", 1e-2, 1e-3, 1e-4),
             "trained": choice("layers that learn", "all", "linear"),
         },
-        STEPS,
+        TRAINING_STEPS,
     ),
     _attempt,
 )

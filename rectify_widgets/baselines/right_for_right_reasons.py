@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rectify_widgets.baselines.latent import CHUNK
 from rectify_widgets.baselines.method import Method, Options, count, number
 from rectify_widgets.baselines.task import Batch, Task
-from rectify_widgets.baselines.training import STEPS, train, weighted_cross_entropy
+from rectify_widgets.baselines.training import TRAINING_STEPS, train, weighted_cross_entropy
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import predict
 
@@ -89,13 +89,13 @@ def saliency_masks(model: nn.Module, inputs: Tensor, monitor: Monitor) -> Tensor
 RATE = {"learning_rate": number("at the start", 1e-3, 1e-2, 1e-4)}
 PENALTY = {"penalty": number("λ", 1e3, 1e1, 1e5)}
 
-RIGHT_REASONS = Method("right_reasons", (RATE | PENALTY, STEPS), _annotated)
+RIGHT_REASONS = Method("right_reasons", (RATE | PENALTY, TRAINING_STEPS), _annotated)
 ANOTHER_EXPLANATION = Method(
     "another_explanation",
     (
         RATE,
         PENALTY,
-        STEPS,  # of each explanation
+        TRAINING_STEPS,  # of each explanation
         {"explanations": count("how many to penalise, one after another", 1, 2)},
     ),
     _unsupervised,

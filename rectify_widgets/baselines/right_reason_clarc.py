@@ -28,7 +28,7 @@ from rectify_widgets.baselines.latent import PLACE, Concept, by_position, find_c
 from rectify_widgets.baselines.method import Method, Options, number
 from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Batch, Task
-from rectify_widgets.baselines.training import LINEAR, STEPS, train, weighted_cross_entropy
+from rectify_widgets.baselines.training import LINEAR, TRAINING_STEPS, train, weighted_cross_entropy
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model.running import capturing, predict
 
@@ -78,7 +78,7 @@ RR_CLARC = Method(
     (
         LINEAR,
         {"penalty": number("λ", 1.0, 1e2, 1e4, 1e6)},
-        STEPS,
+        TRAINING_STEPS,
         PLACE,
     ),
     _attempt,

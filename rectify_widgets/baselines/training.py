@@ -23,7 +23,7 @@ MOMENTUM = 0.9
 CLIP = 1.0
 """Longest gradient; with frozen batch statistics, published learning rates diverge without it."""
 
-STEPS = {"steps": count("of training", 100)}
+TRAINING_STEPS = {"steps": count("of training", 100)}
 """Where nothing else is published: about four passes over 768 references."""
 
 LINEAR = {

@@ -38,7 +38,7 @@ Labelled: TypeAlias = tuple[Tensor, Tensor]
 
 ATTRIBUTED = 256
 """Images whose attributions are averaged."""
-STEPS = 16
+INTEGRATION_STEPS = 16
 """Points on the path of Integrated Gradients."""
 
 
@@ -143,11 +143,11 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Te
     """
     total = torch.zeros_like(images)
     with eval_mode(model) as module, torch.enable_grad():
-        for step in range(STEPS):
-            point = (images * ((step + 0.5) / STEPS)).requires_grad_()
+        for step in range(INTEGRATION_STEPS):
+            point = (images * ((step + 0.5) / INTEGRATION_STEPS)).requires_grad_()
             score = module(point).gather(1, labels[:, None]).sum()
             total += torch.autograd.grad(score, point)[0]
-    return images * total / STEPS
+    return images * total / INTEGRATION_STEPS
 
 
 def classes(model: nn.Module, images: Tensor) -> Tensor:

@@ -119,8 +119,7 @@ def sample_page(
                 _describe(one, place, column, name, style),
                 width=width,
             ).replace("<img ", f"<img{grid(plane, what)} ", 1)
-            column_name = "" if column == "Input" else f"{column}, "
-            caption = f"{column_name}{name.lower()}" if column_name else name
+            caption = name if column == "Input" else f"{column}, {name.lower()}"
             rows[row] += _figure(
                 f'<span class="rw-map" style="background-image:url({source})">{picture}</span>',
                 caption,
