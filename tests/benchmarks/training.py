@@ -150,8 +150,10 @@ def train_trojan(
     """
     recipe = NETWORKS[check_choice("network_name", network_name, NETWORKS)]
     make_trigger = TRIGGERS[check_choice("trigger_name", trigger_name, TRIGGERS)]
-    images, labels = _load(data_dir, "train", recipe.channels, 2 * seed)
-    test, test_labels = _load(data_dir, "t10k", recipe.channels, 2 * seed + 1)  # other colours
+    images, labels = load_images(data_dir, "train", recipe.channels, 2 * seed)
+    test, test_labels = load_images(
+        data_dir, "t10k", recipe.channels, 2 * seed + 1
+    )  # other colours
     trigger = make_trigger(recipe.channels, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     held = hold_out(labels, PER_CLASS, generator)
@@ -216,7 +218,11 @@ def colourise(images: Tensor, generator: torch.Generator) -> Tensor:
     return coloured
 
 
-def _load(folder: Path, split: str, channels: int, seed: int) -> tuple[Tensor, Tensor]:
+def load_images(folder: Path, split: str, channels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images of ``"train"`` or ``"t10k"``, ``N × channels × H × W`` bytes, and their ``N`` labels.
+
+    With three channels they are coloured, the colours drawn from ``seed``.
+    """
     array: Bytes
     array, numbers = read_split(folder, split)
     images, labels = torch.from_numpy(array)[:, None], torch.from_numpy(numbers).long()
