@@ -93,14 +93,9 @@ class _Site:
     def path(self, name: str, *facts: object) -> Path:
         """Of the weights; changes with the recipe and the data, so that none are stale."""
         recipe = NETWORKS[self.network]
-        facts = (
-            recipe.schedule,
-            recipe.adam,
-            self.labels[:1000].tolist(),
-            len(self.labels),
-            *facts,
-        )
-        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
+        first = self.labels[:1000].tolist()
+        known = [recipe.schedule, recipe.adam, first, len(self.labels), *facts]
+        digest = hashlib.sha256(repr(known).encode()).hexdigest()[:8]
         kind = f"{self.network}{'-colour' if self.channels == 3 else ''}"
         return self.folder / f"zoo-{kind}-{name}-{self.seed}-{digest}.safetensors"
 
