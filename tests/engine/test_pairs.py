@@ -222,7 +222,7 @@ def test_what_takes_a_block_away_goes_only_where_there_is_one() -> None:
 
 def test_each_input_takes_a_pair_that_fits() -> None:
     left, right = beside_a_block(1, 0, column=0), beside_a_block(1, 1, column=5)
-    pairs = SamplePairs(*(torch.cat(sides) for sides in zip(left, right, left, strict=True)))
+    pairs = SamplePairs(torch.cat([left[0], right[0]]), torch.cat([left[1], right[1]]))
     (want_left, on_left), (want_right, on_right) = (
         beside_a_block(5, 2, column=0),
         beside_a_block(4, 3, column=5),

@@ -1,6 +1,6 @@
-"""What pairs show as a corruption, and putting it onto other inputs.  Imports torch only.
+"""A corruption as an operator, and the operator that carries pairs over to other inputs.
 
-A corruption is modelled as ``x̃ = x + a (t − x)`` on the values that it touches: a pattern ``t`` of
+Imports torch only.  A `Transplant` models a corruption as ``x̃ = x + a (t − x)`` on the values that it touches: a pattern ``t`` of
 opacity ``a``.  Put onto a reference ``r`` it gives
 
     r̃ = r + (x̃ − x) − a (r − x),
@@ -11,10 +11,19 @@ determine both ``a`` and ``t``, but the data range bounds ``a`` from below: no `
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from rectify_widgets.engine.base.checks import check_inputs, check_int, check_number
+from rectify_widgets.engine.data.calling import (
+    InputFunction,
+    call_function,
+    check_function,
+    name_of,
+)
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 
 SMALL = 0.25
@@ -23,6 +32,49 @@ PLAIN = 0.1
 """A corruption that varies less than this share of what it replaces takes something away ..."""
 HIDES = 0.05
 """... if it covers more than this share of the input; a smaller one hides little anywhere."""
+
+
+class Corruption(ABC):
+    """What makes corrupted inputs of clean ones.  Its `repr` says in one line what it is."""
+
+    @abstractmethod
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Corrupted copies of ``M × C × H × W`` inputs, on their device and in their type.
+
+        The same inputs give the same result: what is random depends on a seed and on the row.
+        """
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UserFunction(Corruption):
+    """A corruption that the user wrote, see `call_function`.
+
+    Args:
+        function: maps ``M × C × H × W`` inputs to corrupted inputs of the same shape.
+        seed: what the global generators start from at each call.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+    """
+
+    function: InputFunction
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_function(self.function)
+        check_int("seed", self.seed, low=0)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """What the function makes of ``M × C × H × W`` inputs, see `call_function`."""
+        return call_function(self.function, check_inputs("inputs", inputs), self.seed)
+
+    def __repr__(self) -> str:
+        return f"UserFunction({name_of(self.function)})"
+
+
+def as_corruption(corrupt: InputFunction) -> Corruption:
+    """``corrupt`` itself where it is a `Corruption`, and otherwise as a `UserFunction`."""
+    return corrupt if isinstance(corrupt, Corruption) else UserFunction(corrupt)
 
 
 def data_range(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,45 +147,65 @@ def common_opacity(pairs: SamplePairs) -> float | None:
     return min(max(opacity, 0.0), 1.0)
 
 
-def transplant(
-    pairs: SamplePairs, inputs: Tensor, *, opacity: float | None = None, seed: int = 0
-) -> Tensor:
-    """Put the pairs' corruption onto ``inputs``; each input takes that of one pair, in turn.
+@dataclass(frozen=True, eq=False, repr=False)
+class Transplant(Corruption):
+    """Puts the pairs' corruption onto inputs; each input takes that of one pair, in turn.
 
     A corruption that takes something away, such as a block that is blacked out, goes only where
     there is something like it to take away, see `fits`; an input that fits no pair is returned
-    unchanged.
+    unchanged.  The result lies within the range of the inputs and the pairs.
 
     Args:
         pairs: where the corruption comes from.
-        inputs: ``M × C × H × W`` of the same sample shape.
         opacity: 1 replaces the values that the corruption touches, 0 adds the residual, and
             numbers between mix as a semi-transparent pattern does.  ``None`` estimates it: from
             several pairs by least squares; from one pair a corruption of a small part is taken as
             opaque, and one of most of the input has the least opacity that its range allows.
         seed: which pair goes with which input, where there are several.
 
-    Returns:
-        ``M × C × H × W`` within the range of ``inputs`` and the pairs, on the inputs' device.
-
     Raises:
-        TypeError, ValueError: inputs of another shape, or an opacity outside 0..1.
+        TypeError, ValueError: no pairs, an opacity outside 0..1, or (when called) inputs of another
+            shape.
     """
-    check_pairs(pairs)
-    check_int("seed", seed, low=0)
-    inputs = check_inputs("inputs", inputs, like=pairs.corrupted)
-    pairs = pairs.to(inputs.device, inputs.dtype)
-    alpha, low, high = opacities(pairs, inputs, opacity)
-    turn = torch.arange(len(inputs)) % len(pairs)
-    if len(pairs) > 1:
-        turn = turn[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))]
-    fitting = fits(pairs, inputs, alpha)
-    turn = _fitting_turn(turn.to(inputs.device), fitting)
-    each = (-1,) + (1,) * (inputs.ndim - 1)
-    carried = blend(inputs, pairs.clean[turn], pairs.corrupted[turn], alpha[turn].reshape(each))
-    fitting = fitting.gather(1, turn[:, None]).reshape(each)
-    result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
-    return torch.minimum(torch.maximum(result, low), high)
+
+    pairs: SamplePairs
+    opacity: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_pairs(self.pairs)
+        if self.opacity is not None:
+            check_number("opacity", self.opacity, low=0.0, high=1.0)
+        check_int("seed", self.seed, low=0)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """``M × C × H × W`` inputs of the pairs' sample shape, with the corruption."""
+        inputs = check_inputs("inputs", inputs, like=self.pairs.corrupted)
+        pairs = self.pairs.to(inputs.device, inputs.dtype)
+        alpha, low, high = opacities(pairs, inputs, self.opacity)
+        turn = torch.arange(len(inputs)) % len(pairs)
+        if len(pairs) > 1:
+            generator = torch.Generator().manual_seed(self.seed)
+            turn = turn[torch.randperm(len(inputs), generator=generator)]
+        fitting = fits(pairs, inputs, alpha)
+        turn = _fitting_turn(turn.to(inputs.device), fitting)
+        each = (-1,) + (1,) * (inputs.ndim - 1)
+        carried = blend(inputs, pairs.clean[turn], pairs.corrupted[turn], alpha[turn].reshape(each))
+        fitting = fitting.gather(1, turn[:, None]).reshape(each)
+        result = torch.where(touched(pairs)[turn] & fitting, carried, inputs)
+        return torch.minimum(torch.maximum(result, low), high)
+
+    def __repr__(self) -> str:
+        number = "1 pair" if len(self.pairs) == 1 else f"{len(self.pairs)} pairs"
+        opacity = "by pair" if self.opacity is None else f"{self.opacity:.2f}"
+        return f"Transplant({number}, opacity {opacity})"
+
+
+def transplant(
+    pairs: SamplePairs, inputs: Tensor, *, opacity: float | None = None, seed: int = 0
+) -> Tensor:
+    """Put the pairs' corruption onto ``inputs``, see `Transplant`."""
+    return Transplant(pairs, opacity, seed)(inputs)
 
 
 def blend(inputs: Tensor, clean: Tensor, corrupted: Tensor, opacity: Tensor) -> Tensor:
@@ -183,7 +255,7 @@ def opacities(
 
     Args:
         pairs, inputs: on one device.
-        opacity: of all pairs; None estimates them, see `transplant`.
+        opacity: of all pairs; None estimates them, see `Transplant`.
     """
     low, high = data_range(torch.cat([inputs, pairs.clean, pairs.corrupted]))
     if opacity is not None:

@@ -1,4 +1,4 @@
-"""Pairs of corrupted and clean samples.  Imports torch only."""
+"""Pairs of corrupted and clean samples, and the corruption where it is known.  Imports torch only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_type
+from rectify_widgets.engine.data.calling import (
+    InputFunction,
+    call_function,
+    check_function,
+    name_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +27,19 @@ class SamplePairs:
         corrupted: ``N × C × H × W`` (any sample shape), in the model's input space.
         clean: the same inputs without the corruption, same shape.
         labels: ``N`` class numbers; ``None`` means the model's predictions on ``clean``.
+        corrupt: the corruption itself where it is known: a function, or a `Corruption`, from inputs
+            to corrupted inputs of the same shape.  ``None`` estimates it from the pairs.
 
     Raises:
-        TypeError: not floating-point tensors, or labels that are not whole numbers.
+        TypeError: not floating-point tensors, labels that are not whole numbers, or a ``corrupt``
+            that cannot be called.
         ValueError: shapes that differ, no samples, NaN, or a pair whose two inputs are identical.
     """
 
     corrupted: Tensor
     clean: Tensor
     labels: Tensor | None = None
+    corrupt: InputFunction | None = None
 
     def __post_init__(self) -> None:
         corrupted = check_inputs("corrupted", self.corrupted)
@@ -51,6 +61,35 @@ class SamplePairs:
         if self.labels is not None:
             labels = check_labels("labels", self.labels, count=len(self))
             object.__setattr__(self, "labels", labels.to(corrupted.device))
+        if self.corrupt is not None:
+            check_function(self.corrupt)
+
+    @classmethod
+    def made(
+        cls, corrupt: InputFunction, inputs: Tensor, labels: Tensor | None = None
+    ) -> SamplePairs:
+        """Pairs of ``inputs`` and what a corruption makes of them; they keep the corruption.
+
+        Args:
+            corrupt: maps ``N × C × H × W`` inputs to corrupted inputs of the same shape.  It gets a
+                copy, without gradients and from seeded global generators.
+            inputs: ``N × C × H × W`` clean inputs (any sample shape).
+            labels: see the class.
+
+        Raises:
+            TypeError: ``corrupt`` cannot be called or returns no floating-point tensor.
+            ValueError: it returns another shape, NaN or infinity, or leaves an input unchanged.
+        """
+        inputs = check_inputs("inputs", inputs)
+        corrupted = call_function(check_function(corrupt), inputs)
+        same = (corrupted == inputs).flatten(1).all(dim=1).nonzero().flatten().tolist()
+        if same:
+            rows = ", ".join(map(str, same[:5])) + (", ..." if len(same) > 5 else "")
+            raise ValueError(
+                f"corrupt: {name_of(corrupt)} leaves {len(same)} of {len(inputs)} inputs unchanged "
+                f"(rows {rows}), want pairs that differ; leave these inputs out"
+            )
+        return cls(corrupted, inputs, labels, corrupt)
 
     def __len__(self) -> int:
         return int(self.corrupted.shape[0])
@@ -63,12 +102,13 @@ class SamplePairs:
                 raise IndexError(f"index: got {position}, want one of {len(self)} pairs")
             index = [position]
         labels = None if self.labels is None else self.labels[index]
-        return SamplePairs(self.corrupted[index], self.clean[index], labels)
+        return SamplePairs(self.corrupted[index], self.clean[index], labels, self.corrupt)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.corrupted.shape[1:]))
         given = "given" if self.labels is not None else "from the model"
-        return f"SamplePairs({len(self)} of {shape}, labels {given})"
+        known = "" if self.corrupt is None else f", corrupt={name_of(self.corrupt)}"
+        return f"SamplePairs({len(self)} of {shape}, labels {given}{known})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SamplePairs:
         """The same pairs on a device and in a floating-point type."""
@@ -76,6 +116,7 @@ class SamplePairs:
             self.corrupted.to(device=device, dtype=dtype),
             self.clean.to(device=device, dtype=dtype),
             None if self.labels is None else self.labels.to(device),
+            self.corrupt,
         )
 
 

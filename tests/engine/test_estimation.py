@@ -1,0 +1,197 @@
+"""Corruptions estimated from pairs, against those that made the pairs, on other inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.corruption import Corruption, Transplant
+from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
+from rectify_widgets.engine.data.forms import Pattern, ToneCurve
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.data.tones import isotonic
+
+SIZE = 28
+ROWS, COLUMNS = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+
+
+def scenes(count: int, seed: int = 0, channels: int = 1) -> Tensor:
+    """Textured shapes on a black ground, as photographs of things have it, in 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 9, 9, generator=generator)
+    texture = functional.interpolate(coarse, size=SIZE, mode="bicubic", align_corners=True)
+    where = torch.rand(count, 1, 5, 5, generator=generator) + 0.25
+    where[:, :, [0, -1]] = where[:, :, :, [0, -1]] = 0.0
+    shape = functional.interpolate(where, size=SIZE, mode="bilinear", align_corners=True) > 0.4
+    return (0.1 + 0.9 * texture.clamp(0, 1)) * shape
+
+
+def sinusoid(x: Tensor) -> Tensor:
+    return (x + 40 / 255 * torch.sin(2 * math.pi * 6 * COLUMNS / SIZE)).clamp(0, 1)
+
+
+def low_frequency(x: Tensor) -> Tensor:
+    along = torch.cos(math.pi * (ROWS + 0.5) * 2 / SIZE), torch.cos(math.pi * COLUMNS * 3.3 / SIZE)
+    return (x + 0.15 * along[0] * along[1]).clamp(0, 1)
+
+
+def tone(x: Tensor) -> Tensor:
+    return 0.15 + 0.85 * x.sqrt()
+
+
+def negative(x: Tensor) -> Tensor:
+    return 1 - 0.9 * x
+
+
+def patch(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[..., 20:23, 20:23] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    return x
+
+
+def blend(x: Tensor) -> Tensor:
+    return x + 0.2 * (torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(5)) - x)
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    return (255 * x).round() / 255
+
+
+def relative(corruption: Corruption, truth: Callable[[Tensor], Tensor], others: Tensor) -> float:
+    wanted = truth(others)
+    missed = (corruption(others) - wanted).square().sum()
+    return float(missed / (others - wanted).square().sum())
+
+
+def estimated(truth: Callable[[Tensor], Tensor], count: int, channels: int = 1) -> list[Estimate]:
+    clean = scenes(count, 1, channels)
+    return estimate_corruptions(SamplePairs(truth(clean), clean), scenes(20, 2, channels))
+
+
+@pytest.mark.parametrize(
+    ("truth", "form"),
+    [
+        (sinusoid, Pattern),
+        (low_frequency, Pattern),
+        (tone, ToneCurve),
+        (negative, ToneCurve),
+        (patch, Transplant),
+        (blend, Transplant),
+    ],
+)
+@pytest.mark.parametrize(("count", "channels"), [(1, 1), (6, 1), (1, 3), (6, 3)])
+def test_the_form_is_found_and_predicts_other_inputs(
+    truth: Callable[[Tensor], Tensor], form: type[Corruption], count: int, channels: int
+) -> None:
+    best = estimated(truth, count, channels)[0]
+    assert isinstance(best.corruption, form)
+    assert best.error < 0.01
+    assert best.in_sample == (count == 1)
+    assert best.structured == (form is not Transplant)
+    assert relative(best.corruption, truth, scenes(50, 3, channels)) < 0.01
+
+
+@pytest.mark.parametrize("truth", [sinusoid, low_frequency, tone])
+@pytest.mark.parametrize("count", [1, 6])
+def test_values_of_eight_bits_suffice(truth: Callable[[Tensor], Tensor], count: int) -> None:
+    best = estimated(lambda x: eight_bits(truth(eight_bits(x))), count)[0]
+    assert best.structured
+    assert relative(best.corruption, truth, scenes(50, 3)) < 0.01
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def test_isotonic_regression_is_optimal() -> None:
+    """Its mean of each constant stretch, and no crossing: the conditions of the optimum."""
+    generator = np.random.default_rng(3)
+    for size in (1, 2, 7, 40):
+        values, weights = generator.normal(size=size), generator.integers(1, 5, size=size)
+        found = isotonic(torch.tensor(values), torch.tensor(weights, dtype=torch.float64)).numpy()
+        assert bool((np.diff(found) >= -1e-12).all())
+        # Karush, Kuhn and Tucker: partial sums of the weighted residual are non-negative, and
+        # vanish where the fit rises.
+        partial = np.cumsum(weights * (values - found))
+        assert bool((partial >= -1e-9).all())
+        rises = np.append(np.diff(found) > 1e-9, True)
+        np.testing.assert_allclose(partial[rises], 0.0, atol=1e-9)
+
+
+def test_a_pattern_is_filled_in_within_what_clipping_allows() -> None:
+    """Noise has no form: what is seen is taken as it is, and the hidden part breaks no bound."""
+
+    def noisy(x: Tensor) -> Tensor:
+        noise = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(5)) - 0.5
+        return (x + 0.2 * noise).clamp(0, 1)
+
+    clean = scenes(2, 1)
+    pairs = SamplePairs(noisy(clean), clean)
+    (found,) = (e for e in estimate_corruptions(pairs, clean) if isinstance(e.corruption, Pattern))
+    assert not found.structured
+    assert isinstance(found.corruption, Pattern)
+    torch.testing.assert_close(found.corruption(clean), noisy(clean), rtol=0, atol=2e-6)
+    assert relative(found.corruption, noisy, scenes(50, 3)) < 0.1
+    # One pair alone: clipped white values look opaque, but the values follow the clean ones.
+    best = estimate_corruptions(pairs[0], clean)[0]
+    assert isinstance(best.corruption, Pattern)
+    assert best.in_sample
+
+
+def test_different_corruptions_have_no_form() -> None:
+    clean = scenes(4, 1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+    (only,) = estimate_corruptions(SamplePairs(clean + noise, clean), clean)
+    assert isinstance(only.corruption, Transplant)
+    assert not only.structured
+
+
+def test_the_estimate_is_repeatable_and_changes_nothing() -> None:
+    clean = scenes(3, 1)
+    pairs, others = SamplePairs(tone(clean), clean), scenes(4, 2)
+    before = others.clone(), torch.get_rng_state()
+    first, second = (estimate_corruptions(pairs, others, seed=4) for _ in range(2))
+    assert [repr(e) for e in first] == [repr(e) for e in second]
+    assert torch.equal(first[0].corruption(others), second[0].corruption(others))
+    assert torch.equal(others, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_types_and_shapes_of_samples() -> None:
+    clean = scenes(2, 1)
+    for dtype in (torch.float64, torch.bfloat16):
+        pairs = SamplePairs(sinusoid(clean).to(dtype), clean.to(dtype))
+        corruption = estimate_corruptions(pairs, clean.to(dtype))[0].corruption
+        assert isinstance(corruption, Pattern)
+        assert corruption(clean.to(dtype)).dtype is dtype
+    flat = SamplePairs(clean.flatten(1) + 1.0, clean.flatten(1))
+    found = estimate_corruptions(flat, clean.flatten(1))
+    assert {type(e.corruption) for e in found} == {Transplant, Pattern}
+    assert relative(found[0].corruption, lambda x: x + 1.0, clean.flatten(1)) < 1e-6
+
+
+def test_progress_and_cancelling() -> None:
+    clean = scenes(2, 1)
+    pairs, seen = SamplePairs(tone(clean), clean), list[float]()
+    estimate_corruptions(pairs, clean, monitor=Monitor(lambda share, _: seen.append(share)))
+    assert seen == sorted(seen)
+    assert len(seen) >= 3
+    with pytest.raises(Cancelled):
+        estimate_corruptions(pairs, clean, monitor=Monitor(cancel=lambda: True))
+
+
+def test_bad_input_is_named() -> None:
+    clean = scenes(2, 1)
+    pairs = SamplePairs(tone(clean), clean)
+    with pytest.raises(TypeError, match="pairs: got Tensor"):
+        estimate_corruptions(clean, clean)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inputs: got samples of shape"):
+        estimate_corruptions(pairs, clean[..., 1:])
+    with pytest.raises(ValueError, match="seed: got -1"):
+        estimate_corruptions(pairs, clean, seed=-1)
