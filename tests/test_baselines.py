@@ -39,6 +39,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "right_reasons": {"steps": 2},
     "another_explanation": {"steps": 2},
     "last_layer": {"strength": 0.03},
+    "neuron_pruning": {"steps": 2, "perturbation": 0.1},
+    "sharpness_aware": {"steps": 3, "learning_rate": 0.01},
 }
 """Options that make a method quick on `Tiny`; what is left out is tuned."""
 
@@ -174,7 +176,9 @@ def test_cancel_stops_at_once_and_leaves_no_trace(name: str) -> None:
         assert asked[0] == patience + 1
 
 
-@pytest.mark.parametrize("name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons"])
+@pytest.mark.parametrize(
+    "name", ["fine_tuning", "a_clarc", "rr_clarc", "right_reasons", "sharpness_aware"]
+)
 def test_another_seed_draws_other_batches(name: str) -> None:
     changes = {"reference": images(90, seed=5), "validation": None}
     weights = [
@@ -227,6 +231,11 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("last_layer", {"reference": None}, ValueError, "reference: got None"),
     ("last_layer", {"strength": 0}, ValueError, "strength: got 0"),
     ("last_layer", {"layer": "third"}, ValueError, "layer: got 'third', want one of 'head'"),
+    ("neuron_pruning", {"reference": None}, ValueError, "reference: got None"),
+    ("neuron_pruning", {"ascents": 0}, ValueError, "ascents: got 0"),
+    ("neuron_pruning", {"threshold": -0.1}, ValueError, "threshold: got -0.1"),
+    ("neuron_pruning", {"trade_off": 1.5}, ValueError, "trade_off: got 1.5"),
+    ("sharpness_aware", {"radius": -1}, ValueError, "radius: got -1"),
     ("fine_tuning", {"ridge": 3}, TypeError, "ridge: fine_tuning has no .*it has learning_rate"),
     ("p_clarc", {"spaces": "map"}, TypeError, "did you mean 'space'"),
     ("fine_tunning", {}, ValueError, "method: got 'fine_tunning'.*did you mean 'fine_tuning'"),
@@ -404,6 +413,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "rewriting": {"learning_rate": 0.05, "ridge": 0.01, "layer": "block2.conv1"},
     "right_reasons": {"learning_rate": 0.01, "penalty": 1.0, "steps": 100},
     "last_layer": {"strength": 0.3},
+    "neuron_pruning": {"perturbation": 0.4, "threshold": 0.6, "learning_rate": 0.2, "steps": 100},
+    "sharpness_aware": {"learning_rate": 0.05, "radius": 0.1, "steps": 60},
 }
 
 

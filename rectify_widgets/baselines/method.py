@@ -6,6 +6,7 @@ published and what differs.  `registry` lists them and runs them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -38,11 +39,11 @@ class Option:
     check: Callable[[Task, str, Any], Any]
 
 
-def number(about: str, *values: float, positive: bool = False) -> Option:
-    """A number of 0 or more; above 0 where it is ``positive``."""
+def number(about: str, *values: float, positive: bool = False, high: float = math.inf) -> Option:
+    """A number from 0 to ``high``; above 0 where it is ``positive``."""
 
     def check(name: str, given: Any) -> float:
-        checked = check_number(name, given, low=0.0)
+        checked = check_number(name, given, low=0.0, high=high)
         if positive and checked == 0:
             raise ValueError(f"{name}: got {given}, want more than 0")
         return checked

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rectify_widgets.baselines.adversarial_neuron_pruning import NEURON_PRUNING
 from rectify_widgets.baselines.augmentative_clarc import A_CLARC
 from rectify_widgets.baselines.fine_pruning import FINE_PRUNING
 from rectify_widgets.baselines.fine_tuning import FINE_TUNING
@@ -17,6 +18,7 @@ from rectify_widgets.baselines.projective_clarc import P_CLARC
 from rectify_widgets.baselines.rewriting import REWRITING
 from rectify_widgets.baselines.right_for_right_reasons import ANOTHER_EXPLANATION, RIGHT_REASONS
 from rectify_widgets.baselines.right_reason_clarc import RR_CLARC
+from rectify_widgets.baselines.sharpness_aware import SHARPNESS_AWARE
 from rectify_widgets.baselines.task import pose_task
 from rectify_widgets.baselines.tuning import tune
 from rectify_widgets.engine.base.checks import check_choice, nearest
@@ -26,7 +28,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 
 _METHODS = (
     FINE_TUNING, FINE_PRUNING, P_CLARC, A_CLARC, RR_CLARC, REWRITING, RIGHT_REASONS,
-    ANOTHER_EXPLANATION, LAST_LAYER,
+    ANOTHER_EXPLANATION, LAST_LAYER, NEURON_PRUNING, SHARPNESS_AWARE,
 )  # fmt: skip
 
 BASELINES: MappingProxyType[str, Method] = MappingProxyType({one.name: one for one in _METHODS})
@@ -54,8 +56,8 @@ def run(
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts; most methods need nothing else.
         reference: unlabelled inputs like those of training; they keep their present labels.  Without
-            them the pairs' clean inputs stand in, and `fine_pruning`, `rewriting` and `last_layer`
-            cannot run.
+            them the pairs' clean inputs stand in, and `fine_pruning`, `rewriting`, `last_layer` and
+            `neuron_pruning` cannot run.
         validation: labelled clean inputs ``(x, y)`` to tune options on, see
             `rectify_widgets.baselines.tuning`.
         augmented: also learn from references that carry the transplanted corruption, so that ``n``

@@ -8,7 +8,8 @@ choices for all methods alike: without them, the published rates diverge on a fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,12 @@ LINEAR = {
 }
 """Published of A-ClArC and RR-ClArC."""
 
-Loss = Callable[[nn.Module, Batch], Tensor]
+Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+"""A scalar of the model and a batch."""
+Gradients: TypeAlias = list[Tensor | None]
+"""One for each parameter that learns; None where the loss does not depend on it."""
+Gradient: TypeAlias = Callable[[nn.Module, Batch, Loss, Sequence[nn.Parameter]], Gradients]
+"""What is descended: of the model, a batch, the loss and the parameters that learn."""
 
 
 def weighted_cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
@@ -46,6 +52,16 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return weighted_cross_entropy(predict(model, batch.inputs), batch)
 
 
+def gradient(
+    model: nn.Module, batch: Batch, loss: Loss, parameters: Sequence[nn.Parameter]
+) -> Gradients:
+    """The gradient of the loss at the present weights."""
+    with torch.enable_grad():
+        value = loss(model, batch)
+        # Not `backward`: it would also follow paths that end at no parameter.
+        return list(torch.autograd.grad(value, parameters, allow_unused=True))
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -53,6 +69,7 @@ def train(
     monitor: Monitor,
     loss: Loss = cross_entropy,
     examples: tuple[Examples, Examples] | None = None,
+    descended: Gradient = gradient,
 ) -> None:
     """Stochastic gradient descent with momentum 0.9 on batches of corrupted and clean examples.
 
@@ -64,6 +81,7 @@ def train(
         monitor: progress and cancellation, asked in every step.
         loss: a scalar of the model and a batch.
         examples: corrupted and clean ones; None means those of the task.
+        descended: the gradient of each step, before it is clipped.
     """
     corrupted, clean = examples or (task.corrupted(), task.clean())
     parameters = trainable(model, options.get("trained", "all"))
@@ -77,12 +95,9 @@ def train(
     for step in range(steps):
         monitor.report(step / steps, f"step {step + 1} of {steps}")
         batch = draw_batch(draw, corrupted, clean)
-        with torch.enable_grad():
-            value = loss(model, batch)
-            # Not `backward`: it would also follow paths that end at no parameter.
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        found = descended(model, batch, loss, parameters)
+        for parameter, way in zip(parameters, found, strict=True):
+            parameter.grad = way
         nn.utils.clip_grad_norm_(parameters, CLIP)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
