@@ -14,7 +14,7 @@ from torch.nn import functional
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.data.corruption import Corruption, Transplant
 from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
-from rectify_widgets.engine.data.forms import Pattern, ToneCurve
+from rectify_widgets.engine.data.forms import Pattern, PlacedPatches, ToneCurve, Warp
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.data.tones import isotonic
 
@@ -50,6 +50,30 @@ def negative(x: Tensor) -> Tensor:
     return 1 - 0.9 * x
 
 
+def wanet(x: Tensor, controls: int = 4) -> Tensor:
+    """The smooth warp of WaNet (Nguyen and Tran, ICLR 2021), s = 0.75, here seeded."""
+    generator = torch.Generator().manual_seed(8)
+    control = torch.rand(1, 2, controls, controls, generator=generator) * 2 - 1
+    control = control / control.abs().mean()
+    noise = functional.interpolate(control, size=SIZE, mode="bicubic", align_corners=True)
+    grid = identity() + 0.75 * noise.permute(0, 2, 3, 1) / SIZE
+    grid = grid.clamp(-1, 1).expand(len(x), -1, -1, -1)
+    return functional.grid_sample(x, grid, align_corners=True)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """By eight degrees and moved a little, with black around the image."""
+    turn = torch.tensor([[math.cos(0.14), -math.sin(0.14)], [math.sin(0.14), math.cos(0.14)]])
+    grid = (identity() @ turn + torch.tensor([0.05, -0.03])).expand(len(x), -1, -1, -1)
+    return functional.grid_sample(x, grid, align_corners=True)
+
+
+def identity() -> Tensor:
+    line = torch.linspace(-1, 1, SIZE)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([columns, rows], dim=2)[None]
+
+
 def patch(x: Tensor) -> Tensor:
     x = x.clone()
     x[..., 20:23, 20:23] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
@@ -82,6 +106,8 @@ def estimated(truth: Callable[[Tensor], Tensor], count: int, channels: int = 1) 
         (low_frequency, Pattern),
         (tone, ToneCurve),
         (negative, ToneCurve),
+        (wanet, Warp),
+        (rotated, Warp),
         (patch, Transplant),
         (blend, Transplant),
     ],
@@ -98,7 +124,7 @@ def test_the_form_is_found_and_predicts_other_inputs(
     assert relative(best.corruption, truth, scenes(50, 3, channels)) < 0.01
 
 
-@pytest.mark.parametrize("truth", [sinusoid, low_frequency, tone])
+@pytest.mark.parametrize("truth", [sinusoid, low_frequency, tone, wanet])
 @pytest.mark.parametrize("count", [1, 6])
 def test_values_of_eight_bits_suffice(truth: Callable[[Tensor], Tensor], count: int) -> None:
     best = estimated(lambda x: eight_bits(truth(eight_bits(x))), count)[0]
@@ -142,6 +168,97 @@ def test_a_pattern_is_filled_in_within_what_clipping_allows() -> None:
     best = estimate_corruptions(pairs[0], clean)[0]
     assert isinstance(best.corruption, Pattern)
     assert best.in_sample
+
+
+# --- warps ---------------------------------------------------------------------------------------
+
+
+def test_what_lies_around_a_warped_image_is_found() -> None:
+    """White ground: black comes in from outside."""
+    clean, others = 1 - scenes(3, 1), 1 - scenes(50, 3)
+    best = estimate_corruptions(SamplePairs(rotated(clean), clean), scenes(20, 2))[0].corruption
+    assert isinstance(best, Warp)
+    assert best.outside is not None
+    assert float(best.outside.abs().max()) < 0.01
+    assert relative(best, rotated, others) < 0.01
+
+
+def test_a_fine_warp_needs_several_pairs() -> None:
+    def fine(x: Tensor) -> Tensor:
+        return wanet(x, 8)
+
+    (one,), (many,) = (
+        [e for e in estimated(fine, n) if isinstance(e.corruption, Warp)] for n in (1, 8)
+    )
+    others = scenes(50, 3)
+    assert relative(many.corruption, fine, others) < 0.01
+    assert relative(one.corruption, fine, others) > relative(many.corruption, fine, others)
+    assert many.error < 0.05
+
+
+def test_large_images_are_registered_on_smaller_copies() -> None:
+    """300 pixels are more than the finest that it looks at; motion of up to 20 pixels."""
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(3, 2, 20, 20, generator=generator)
+    images = functional.interpolate(images, size=300, mode="bicubic", align_corners=True).clamp(
+        0, 1
+    )
+    control = torch.randn(1, 2, 3, 3, generator=generator)
+    field = functional.interpolate(control, size=300, mode="bicubic", align_corners=True)
+    truth = Warp(8 * field[0].permute(1, 2, 0))
+    pairs = SamplePairs(truth(images[:1]), images[:1])
+    best = estimate_corruptions(pairs, images[1:])[0].corruption
+    assert isinstance(best, Warp)
+    assert relative(best, truth, images[1:]) < 0.02
+
+
+# --- patches -------------------------------------------------------------------------------------
+
+
+def scattered(x: Tensor, opacity: float = 1.0, number: int = 1) -> Tensor:
+    """A checkered patch somewhere in each input, and a bar in another place if two are wanted."""
+    generator, x = torch.Generator().manual_seed(6), x.clone()
+    checks = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    bar = torch.tensor([[0.9, 0.2, 0.9, 0.2, 0.9]])
+    for row in range(len(x)):
+        for half, content in enumerate((checks, bar)[:number]):
+            top = int(torch.randint(0, 9, (), generator=generator)) + 16 * half
+            left = int(torch.randint(0, SIZE - 4, (), generator=generator))
+            area = x[row, :, top : top + content.shape[0], left : left + content.shape[1]]
+            area += opacity * (content - area)
+    return x
+
+
+@pytest.mark.parametrize(("opacity", "count"), [(1.0, 2), (1.0, 6), (0.7, 6)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_patch_in_different_places(opacity: float, count: int, channels: int) -> None:
+    clean = scenes(count, 1, channels)
+    pairs = SamplePairs(scattered(clean, opacity), clean)
+    best = estimate_corruptions(pairs, scenes(20, 2, channels))[0]
+    assert isinstance(best.corruption, PlacedPatches)
+    assert best.error < 0.01
+    assert best.corruption.opacity == pytest.approx(opacity, abs=0.01)
+    (content,), (mask,) = best.corruption.patches, best.corruption.masks
+    wanted = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    torch.testing.assert_close(content, wanted.expand(channels, -1, -1), rtol=0, atol=0.02)
+    assert bool(mask.all())
+
+
+def test_two_patches_in_different_places() -> None:
+    clean = 0.1 + 0.8 * scenes(5, 1)
+    pairs = SamplePairs(scattered(clean, number=2), clean)
+    best = estimate_corruptions(pairs, scenes(20, 2))[0].corruption
+    assert isinstance(best, PlacedPatches)
+    assert [tuple(p.shape) for p in best.patches] == [(1, 3, 3), (1, 1, 5)]
+
+
+def test_one_pair_offers_its_patch_anywhere_after_its_place() -> None:
+    found = estimated(patch, 1)
+    kinds = [type(e.corruption) for e in found]
+    assert kinds[0] is Transplant
+    assert PlacedPatches in kinds[1:]
+    # Several pairs with the patch in one place show that it stays there.
+    assert PlacedPatches not in {type(e.corruption) for e in estimated(patch, 4)}
 
 
 def test_different_corruptions_have_no_form() -> None:

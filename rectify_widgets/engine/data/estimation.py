@@ -14,14 +14,16 @@ from rectify_widgets.engine.data.corruption import (
     SMALL,
     Corruption,
     Transplant,
+    common_opacity,
     covered,
     data_range,
     least_opacity,
-    opacities,
 )
-from rectify_widgets.engine.data.forms import Pattern
+from rectify_widgets.engine.data.forms import Pattern, PlacedPatches
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.data.patches import fit_patches, placed_as_in
 from rectify_widgets.engine.data.patterns import fit_pattern
+from rectify_widgets.engine.data.registration import fit_warp
 from rectify_widgets.engine.data.tones import fit_tone_curve
 from rectify_widgets.engine.model.running import working_dtype
 
@@ -31,8 +33,12 @@ EXPLAINS = 0.5
 """Relative error below which a form is worth returning ..."""
 GOOD = 0.05
 """... and below which a form of few parameters goes before the values of a single pair."""
+SETTLED = 1e-3
+"""Relative error from which on no further form is tried."""
 TIE = 0.005
 """Difference in error within which a form of few parameters is preferred."""
+ROOM = 0.1
+"""Share of the range within which of its ends values say little of an opacity."""
 FEWEST = 16
 """Values of a channel from which on a sample counts as an image."""
 
@@ -47,11 +53,12 @@ class Estimate:
     Attributes:
         corruption: fitted to all pairs.
         error: squared error of the predicted corrupted inputs relative to the squared change,
-            ``Σ‖c(x) − x̃‖² / Σ‖x − x̃‖²``, where each pair is predicted from others.
+            ``Σ‖c(x) − x̃‖² / Σ‖x − x̃‖²``, where each pair is predicted from others.  Placed patches
+            count at the place that fits best.
         in_sample: there is one pair only, and ``error`` is that on this pair itself.
         structured: the form has few parameters, so that a small error speaks for it even in sample.
-            A transplant, or a pattern without a form, takes its values from the pairs: in sample
-            its error says nothing.
+            A transplant, a placed patch or a pattern without a form takes its values from the
+            pairs: in sample its error says nothing.
     """
 
     corruption: Corruption
@@ -67,7 +74,8 @@ def estimate_corruptions(
 
     With several pairs, what predicts pairs best from others goes first.  With one pair, forms of few
     parameters that explain it to within 5 % go first, then the transplant and the residual, which
-    take its values as they are.  A transplant is always there; other forms only with an error below 0.5.
+    take its values as they are.  A transplant is always there, other forms only with an error below
+    0.5; and none is tried after one that explains the pairs to within 0.1 %.
 
     Args:
         pairs: what the corruptions are fitted to.
@@ -86,21 +94,22 @@ def estimate_corruptions(
     low, high = data_range(torch.cat([others, pairs.clean, pairs.corrupted]))
 
     def transplanted(some: SamplePairs, _: Corruption | None) -> Transplant:
-        opacity = opacities(some, others, None)[0]
-        shared = bool(opacity.min() == opacity.max())
-        return Transplant(some, float(opacity[0]) if shared else None, seed)
+        return Transplant(some, _opacity(some, low, high), seed)
 
-    fits: list[Fit] = [
-        transplanted,
-        lambda some, like: fit_pattern(some, low, high, like),
-    ]
+    quiet = monitor.silent()
+    fits: list[Fit] = [transplanted, lambda some, like: fit_pattern(some, low, high, like)]
     if pairs.clean.ndim == 4 and pairs.clean[0, 0].numel() >= FEWEST:
-        fits.append(lambda some, _: fit_tone_curve(some, low, high))
-    found = []
+        fits.insert(1, lambda some, _: fit_tone_curve(some, low, high))
+        fits += [
+            lambda some, like: fit_patches(some, low, high, like, seed),
+            lambda some, like: fit_warp(some, low, high, like, quiet),
+        ]
+    found = list[Estimate]()
     for number, fit in enumerate(fits):
         monitor.report(number / len(fits), "estimating what the pairs show as a corruption")
-        estimate = _judged(fit, pairs, monitor)
-        if estimate is not None:
+        if any(one.error <= SETTLED and (one.structured or not one.in_sample) for one in found):
+            break  # it cannot be explained better
+        if (estimate := _judged(fit, pairs, monitor)) is not None:
             found.append(estimate)
     adds = _adds(pairs, low, high)
     return sorted(found, key=lambda estimate: _rank(estimate, adds=adds))
@@ -111,7 +120,9 @@ def _rank(estimate: Estimate, *, adds: bool) -> tuple[int, float]:
     if not estimate.in_sample:
         return 0, estimate.error - TIE * estimate.structured
     if estimate.structured:
-        return (0 if estimate.error <= GOOD else 3), estimate.error
+        return (0 if estimate.error <= GOOD else 4), estimate.error
+    if isinstance(estimate.corruption, PlacedPatches):
+        return 3, estimate.error
     return (2 if adds == isinstance(estimate.corruption, Transplant) else 1), estimate.error
 
 
@@ -132,12 +143,33 @@ def _adds(pairs: SamplePairs, low: Tensor, high: Tensor) -> bool:
     return abs(1 - through) < abs(1 - through - needed)
 
 
+def _opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> float | None:
+    """One opacity for all pairs as `Transplant` estimates it, or None if each has its own.
+
+    The bound from the range leaves out values near its ends: there a range that is estimated a
+    little too narrow would raise it much.
+    """
+    if (shared := common_opacity(pairs)) is not None:
+        return shared
+    large = covered(pairs) > SMALL
+    if not bool(large.any()):
+        return 1.0
+    if len(pairs) > 1:
+        return None
+    change, margin = pairs.corrupted - pairs.clean, ROOM * (high - low)
+    room = torch.where(change > 0, high - pairs.clean, pairs.clean - low)
+    kept = torch.where(room > margin, pairs.corrupted, pairs.clean)
+    if bool((kept == pairs.clean).all()):
+        return None
+    return float(least_opacity(SamplePairs(kept, pairs.clean), low, high))
+
+
 def _judged(fit: Fit, pairs: SamplePairs, monitor: Monitor) -> Estimate | None:
     """The form fitted to all pairs with its error, or None where it explains too little."""
     corruption = fit(pairs, None)
     if corruption is None:
         return None
-    structured = not isinstance(corruption, Transplant) and (
+    structured = not isinstance(corruption, Transplant | PlacedPatches) and (
         not isinstance(corruption, Pattern) or corruption.frequencies > 0
     )
     needed = isinstance(corruption, Transplant)
@@ -164,5 +196,8 @@ def _predicted(fit: Fit, like: Corruption, pairs: SamplePairs, monitor: Monitor)
 
 def _error(corruption: Corruption | None, pairs: SamplePairs) -> float:
     """Squared error on pairs of a corruption; of none, their squared change."""
-    predicted = pairs.clean if corruption is None else corruption(pairs.clean)
+    if isinstance(corruption, PlacedPatches):
+        predicted = placed_as_in(corruption, pairs)
+    else:
+        predicted = pairs.clean if corruption is None else corruption(pairs.clean)
     return float((predicted - pairs.corrupted).double().square().sum())

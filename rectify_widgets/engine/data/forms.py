@@ -123,15 +123,27 @@ def sample(images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tenso
     return upper + dr * (lower - upper), along_rows, along_columns
 
 
+def surrounded(images: Tensor, outside: Tensor) -> Tensor:
+    """``N × C × (H + 2) × (W + 2)``: images with a margin of one value a channel, ``C × 1 × 1``."""
+    count, _, height, width = images.shape
+    result = outside.to(images).expand(count, -1, height + 2, width + 2).clone()
+    result[..., 1:-1, 1:-1] = images
+    return result
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Warp(Corruption):
-    """Moves what an image shows: ``r(p + field(p))``, bilinear, with its edge continued outside.
+    """Moves what an image shows: ``r(p + field(p))``, bilinear.
 
     Args:
         field: ``H × W × 2``, displacement along rows and columns in pixels.
+        outside: what lies around an image, ``C × 1 × 1``; None continues its edge.
+        controls: control points along each side that the field was made from; 0 if it is affine.
     """
 
     field: Tensor
+    outside: Tensor | None = None
+    controls: int = 0
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``M × C × H × W`` inputs, warped."""
@@ -140,6 +152,8 @@ class Warp(Corruption):
         field = self.field.to(working).flatten(0, 1)
         place = torch.arange(height * width, device=working.device)
         rows, columns = place // width + field[:, 0], place % width + field[:, 1]
+        if self.outside is not None:
+            working, rows, columns = surrounded(working, self.outside), rows + 1, columns + 1
         return sample(working, rows, columns)[0].reshape(inputs.shape).to(inputs.dtype)
 
     def __repr__(self) -> str:
