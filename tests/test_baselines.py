@@ -39,7 +39,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "right_reasons": {"steps": 2},
     "another_explanation": {"steps": 2},
     "last_layer": {"strength": 0.03},
-    "neuron_pruning": {"steps": 2, "perturbation": 0.1},
+    "neuron_pruning": {"steps": 2},
     "sharpness_aware": {"steps": 3, "learning_rate": 0.01},
 }
 """Options that make a method quick on `Tiny`; what is left out is tuned."""

@@ -17,10 +17,10 @@ from layer to layer beyond any use); the running statistics stay as they are.  W
 channels of a convolution or linear layer that no batch norm follows have a mask too, on the layer's
 own weight, so that networks without batch norm can be pruned; the layer of the scores has none.
 All other modules stay in evaluation mode.  Perturbations that leave ±ε, as a step from a random
-start may, are clipped to it, as in the paper, not in its code.  Labels are those of the original
+start may, are clipped to it, which the published code leaves out.  Labels are those of the original
 model.  A hundred steps on up to 64 inputs, with the gradient clipped and a rate that falls to zero,
-stand for 2,000 on 128: masks come less far, so that higher thresholds are tried; and ε is tuned with
-them, since networks without batch norm bear less.
+stand for 2,000 on 128: masks come less far, so that higher thresholds and a higher learning rate are
+tried as well.
 """
 
 from __future__ import annotations
@@ -175,11 +175,9 @@ def prune(layers: Sequence[nn.Module], masks: Sequence[Tensor], threshold: float
 NEURON_PRUNING = Method(
     "neuron_pruning",
     (
-        {
-            "perturbation": number("ε, the largest of a weight or bias, relative to it", 0.4, 0.1),
-            "threshold": number("channels whose mask is not above it are pruned", 0.2, 0.6),
-        },
-        {"learning_rate": number("of the masks, at the start", 0.2)},
+        {"threshold": number("channels whose mask is not above it are pruned", 0.2, 0.6, 0.8)},
+        {"learning_rate": number("of the masks, at the start", 0.2, 1.0)},
+        {"perturbation": number("ε, the largest of a weight or bias, relative to it", 0.4)},
         {"trade_off": number("α, the share of the loss without perturbation", 0.2, high=1.0)},
         {"ascents": count("steps of the inner maximisation", 1)},
         TRAINING_STEPS,
