@@ -44,6 +44,8 @@ NOISE = 0.3 / 255
 """Standard error of values that are stored in eight bits, as a share of the range."""
 VISIBLE = 1e-3
 """Gradient, as a share of the range per pixel, from which on a value says something of the warp."""
+CLEARLY = 0.8
+"""Share of the error below which an affine warp with black around it is better than one without."""
 HOPELESS = 0.8
 """Relative error of coarse warps from which on no other is tried."""
 
@@ -152,11 +154,15 @@ class Registered:
         """``H × W × 2`` in pixels of the images."""
         return self.field.displacement(self.weights)
 
-    @property
-    def criterion(self) -> float:
-        """Bayesian information criterion, lower is better."""
-        seen = max(self.seen, 1)
-        return seen * math.log(self.missed / seen + NOISE**2) + self.freedom * math.log(seen)
+
+def _missed(found: Registered) -> float:
+    return found.missed
+
+
+def _criterion(found: Registered) -> float:
+    """Bayesian information criterion, lower is better."""
+    seen = max(found.seen, 1)
+    return seen * math.log(found.missed / seen + NOISE**2) + found.freedom * math.log(seen)
 
 
 class Registration:
@@ -178,28 +184,28 @@ class Registration:
 
     def search(self) -> Registered | None:
         """The grid that registers the coarse images best, refined on finer ones."""
-        coarse = self.factors[0]
-        hopeless = HOPELESS * self._change(coarse)
-        affine = self.field(0)
-        still = affine.images.new_zeros(3, 2)
-        black = self.images[0].new_zeros(len(self.images[0][0]), 1, 1)  # the least value
-        start = min(
-            (self._path(Registered(affine, still, around), BLURS) for around in (None, black)),
-            key=lambda one: one.missed,
-        )
+        hopeless = HOPELESS * self._change(self.factors[0])
+        black = self.images[0].new_zeros(self.images[0].shape[1], 1, 1)  # the least value
+        still, dark = (self._still(0, around) for around in (None, black))
+        affine, other = self._path(still, BLURS), self._path(dark, BLURS)
+        if other.missed < CLEARLY * affine.missed:
+            affine = other
         found = dict[int, Registered]()
         for grid in GRIDS:
-            field = self.field(grid)
-            first = Registered(field, F.pad(start.weights, [0, 0, 0, grid * grid]), start.outside)
-            blurred, sharp = (self._path(first, blurs) for blurs in (BLURS, ()))
-            found[grid] = min(blurred, sharp, key=lambda one: one.missed)
-            if grid == GRIDS[2] and min(one.missed for one in found.values()) > hopeless:
+            still = self._still(grid, affine.outside)
+            start = torch.cat([affine.weights, still.weights[3:]])
+            moved = Registered(still.field, start, still.outside)
+            # Bilinear images have kinks at whole pixels, so that a search can end too early.
+            ways = (moved, BLURS), (moved, ()), (still, BLURS[-1:]), (still, ())
+            found[grid] = min((self._path(*way) for way in ways), key=_missed)
+            if grid == GRIDS[2] and min(map(_missed, found.values())) > hopeless:
                 return None
-        best = min(found.values(), key=lambda one: one.criterion)
-        for grid in GRIDS:
-            if grid != best.field.grid:
-                moved = self._moved(found[grid].field, best.displacement(), best.outside)
-                best = min(best, self._path(moved, ()), key=lambda one: one.criterion)
+            if found[grid].missed < NOISE**2 * found[grid].seen:
+                break  # it cannot be better
+        best = min(found.values(), key=_criterion)
+        for one in list(found.values()):
+            moved = self._moved(one.field, best.displacement(), best.outside)
+            best = min(best, self._path(moved, ()), key=_criterion)
         best = self._surrounded(best)
         for factor in self.factors[1:]:
             best = self._refined(best, factor)
@@ -207,12 +213,16 @@ class Registration:
 
     def from_field(self, grid: int, field: Tensor, outside: Tensor | None) -> Registered:
         """Registration that starts from a field ``H × W × 2`` and stays with a grid."""
-        start = self._moved(self.field(grid), field, outside)
+        start = self._moved(self._field(grid), field, outside)
         return self._refined(start, self.factors[-1])
 
-    def field(self, grid: int) -> Field:
-        """Basis for the size of the images."""
+    def _field(self, grid: int) -> Field:
         return Field(grid, self.size, self.factors[-1], self.images[0].device)
+
+    def _still(self, grid: int, outside: Tensor | None) -> Registered:
+        """No motion."""
+        field = self._field(grid)
+        return Registered(field, field.images.new_zeros(len(field.images), 2), outside)
 
     @staticmethod
     def _moved(field: Field, like: Tensor, outside: Tensor | None) -> Registered:
@@ -235,7 +245,7 @@ class Registration:
             shown = self._view(factor, 0)[1].flatten(2)[..., out]
             around.append(shown.mean(dim=(0, 2))[:, None, None])
         others = (self._refined(Registered(found.field, found.weights, o), factor) for o in around)
-        return min(found, *others, key=lambda one: one.missed)
+        return min(found, *others, key=_missed)
 
     def _change(self, factor: int) -> float:
         clean, corrupted = self._view(factor, 0)
