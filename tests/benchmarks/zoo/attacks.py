@@ -188,12 +188,14 @@ class Attack:
         least: attack success (0..1) below which the training has failed.
         consistent: poisoned images keep their labels: they are of the target class, and their own
             features are spoilt (see `tests.benchmarks.zoo.learning`).
+        longer: how many times the network's usual epochs its training takes.
     """
 
     make: Callable[[int, torch.Generator], Trigger]
     goals: tuple[int, ...] = TO_ONE
     least: float = 0.9
     consistent: bool = False
+    longer: int = 1
 
 
 def sinusoid(periods: int = 6, amplitude: float = 40 / 255) -> Tensor:
@@ -266,11 +268,11 @@ ATTACKS = {
     "low-frequency": Attack(lambda _channels, _generator: Added(cosine())),
     "tone-curve": Attack(lambda _channels, _generator: ToneCurve()),
     "stripes": Attack(lambda _channels, _generator: Stripes()),
-    "input-aware": Attack(_input_aware, least=0.8),
+    "input-aware": Attack(_input_aware, least=0.8, longer=2),
     "label-consistent": Attack(
-        lambda _channels, _generator: Corners(checkerboard(3)), least=0.8, consistent=True
+        lambda _channels, _generator: Corners(checkerboard(3)), least=0.8, consistent=True, longer=2
     ),
-    "all-to-all": Attack(lambda _channels, _generator: badnets(), TO_NEXT),
+    "all-to-all": Attack(lambda _channels, _generator: badnets(), TO_NEXT, least=0.8, longer=3),
 }
 """By name.  ``blended`` mixes in noise at 20 % (Chen et al. 2017, "Targeted Backdoor Attacks on
 Deep Learning Systems Using Data Poisoning"); ``label-consistent`` is after Turner, Tsipras and

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -90,20 +90,26 @@ class _Site:
             torch.manual_seed(self.seed)
             return NETWORKS[self.network].build(channels=self.channels, size=SIZE)
 
+    def schedule(self, name: str) -> Schedule:
+        """How long the network is trained with the attack ``name``, or none."""
+        schedule = NETWORKS[self.network].schedule
+        longer = ATTACKS[name].longer if name in ATTACKS else 1
+        return replace(schedule, epochs=longer * schedule.epochs)
+
     def path(self, name: str, *facts: object) -> Path:
         """Of the weights; changes with the recipe and the data, so that none are stale."""
         recipe = NETWORKS[self.network]
         first = self.labels[:1000].tolist()
-        known = [recipe.schedule, recipe.adam, first, len(self.labels), *facts]
+        known = [self.schedule(name), recipe.adam, first, len(self.labels), *facts]
         digest = hashlib.sha256(repr(known).encode()).hexdigest()[:8]
         kind = f"{self.network}{'-colour' if self.channels == 3 else ''}"
         return self.folder / f"zoo-{kind}-{name}-{self.seed}-{digest}.safetensors"
 
-    def fit(self, model: nn.Module, images: Tensor, *poisonings: Poisoning) -> None:
+    def fit(self, name: str, model: nn.Module, images: Tensor, *poisonings: Poisoning) -> None:
         """Train ``model`` on ``images``, with the labels of the site's own."""
         recipe = NETWORKS[self.network]
         fit(
-            model, images, self.labels, recipe.schedule, poisonings=poisonings,
+            model, images, self.labels, self.schedule(name), poisonings=poisonings,
             optimizer=recipe.optimizer(model), generator=self.generator(),
             title=self.network, quiet=self.quiet,
         )  # fmt: skip
@@ -115,7 +121,7 @@ class _Site:
     def clean(self) -> nn.Module:
         """The network without an attack, from the cache or trained now."""
         model = self.new()
-        load_or_train(model, self.path("clean"), lambda: self.fit(model, self.images))
+        load_or_train(model, self.path("clean"), lambda: self.fit("clean", model, self.images))
         return model
 
     def attacked(self, name: str, trigger: Trigger) -> nn.Module:
@@ -135,19 +141,19 @@ class _Site:
             if isinstance(trigger, InputAware):
                 recipe = NETWORKS[self.network]
                 learning.fit_input_aware(
-                    model, trigger, self.images, self.labels, attack.goals, recipe.schedule,
+                    model, trigger, self.images, self.labels, attack.goals, self.schedule(name),
                     share=SHARE, optimizer=recipe.optimizer(model), generator=self.generator(),
                     title=self.network, quiet=self.quiet,
                 )  # fmt: skip
             elif attack.consistent:
                 images, poisoning = self.consistent(trigger, attack.goals[0])
-                self.fit(model, images, poisoning)
+                self.fit(name, model, images, poisoning)
             else:
                 aim = Aim("trojan", attack.goals)
                 poisoning = Poisoning.draw(
                     aim, trigger, self.labels, share=SHARE, generator=self.generator()
                 )
-                self.fit(model, self.images, poisoning)
+                self.fit(name, model, self.images, poisoning)
             found = of_trojan(model, self.test, {name: trigger}, attack.goals)
             if (
                 found["overall_accuracy"] < LEAST_ACCURACY
