@@ -270,7 +270,10 @@ ATTACKS = {
     "stripes": Attack(lambda _channels, _generator: Stripes()),
     "input-aware": Attack(_input_aware, least=0.8, longer=2),
     "label-consistent": Attack(
-        lambda _channels, _generator: Corners(checkerboard(3)), least=0.8, consistent=True, longer=2
+        lambda _channels, _generator: Corners(checkerboard(3)),
+        least=0.75,
+        consistent=True,
+        longer=3,
     ),
     "all-to-all": Attack(lambda _channels, _generator: badnets(), TO_NEXT, least=0.8, longer=3),
 }

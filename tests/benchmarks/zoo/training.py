@@ -131,11 +131,13 @@ class _Site:
         facts: tuple[object, ...] = (SHARE, attack.goals)
         if isinstance(trigger, InputAware):
             kept["generator"] = trigger.generator
-            facts += (trigger.bound, learning.SETTINGS)
+            facts += (trigger.bound, learning.GENERATOR_RATE, learning.DIVERSITY_WEIGHT)
         else:
             facts += (_fingerprint(trigger, self.channels),)
         if attack.consistent:
-            facts += (learning.SETTINGS,)
+            facts += (
+                learning.SPOILT_SHARE, learning.SPOILING_BOUND, learning.SPOILING_STEPS,
+            )  # fmt: skip
 
         def train() -> None:
             if isinstance(trigger, InputAware):
