@@ -30,8 +30,8 @@ _DESCRIBED = ("layer", "shape", "direction", "ridge", "key_space", "solved_for",
 
 
 def solver_settings(direction: str, ridge: float, refined: bool) -> str:
-    """How an edit was solved, in short: ``"contrast 0.01, refined"``."""
-    return f"{direction} {ridge:g}{', refined' if refined else ''}"
+    """How an edit was solved, in short: ``"contrast 0.01"``, or ``"joint"`` without a ridge."""
+    return direction if refined else f"{direction} {ridge:g}"
 
 
 @dataclass(frozen=True, eq=False)

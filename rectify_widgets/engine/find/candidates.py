@@ -7,8 +7,8 @@ what it *costs* on the same references without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,10 @@ class Candidate:
     @property
     def weight(self) -> Tensor:
         """The layer's weight with the edit, in its own type."""
-        weight = self.layer.module.weight.detach()
+        return self.added_to(self.layer.module.weight.detach())
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """A weight of the layer with the edit, in its own type."""
         delta = torch.einsum("go,gk->gok", self.left, self.right).reshape(weight.shape)
         return (weight.to(delta) + delta).to(weight)
 
@@ -103,17 +106,22 @@ def different(candidates_of_layer: Sequence[Candidate]) -> list[Candidate]:
 
 @contextmanager
 def trying(candidate: Candidate) -> Iterator[None]:
-    """Put the edit into the model while the block runs; afterwards the weight is what it was.
-
-    The weight's data is exchanged, not overwritten, so that a graph that the caller holds stays valid.
-    """
-    weight = candidate.layer.module.weight
-    before = weight.data
-    try:
-        weight.data = before.clone().copy_(candidate.weight)
+    """Put the edit into the model while the block runs; afterwards the weight is what it was."""
+    with exchanged([(candidate.layer.module.weight, candidate.weight)]):
         yield
-    finally:
-        weight.data = before
+
+
+@contextmanager
+def exchanged(weights: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Give parameters other values while the block runs.
+
+    Their data is exchanged, not overwritten, so that a graph that the caller holds stays valid.
+    """
+    with ExitStack() as stack:
+        for weight, value in weights:
+            stack.callback(setattr, weight, "data", weight.data)
+            weight.data = weight.data.clone().copy_(value)
+        yield
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ Imports torch only.  A `Problem` is made once per call, from checked input, insi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ SPLIT = 64
 """References from which on solving and judging use disjoint halves."""
 MAX_REFERENCES = 768
 """References that are used individually; statistics may stream more."""
+SPARE = 1280
+"""Further references that refining may learn from ..."""
+SPARE_ROOM = 2**28
+"""... in so many bytes at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +56,18 @@ class Problem:
     """On the model's device, with labels."""
     references: Tensor
     """``M × C × H × W``; the pairs' clean inputs where no references were given."""
-    carriers: Tensor
-    """The references with the pairs' corruption transplanted onto them."""
     answers: Tensor
     """``M``, the model's own prediction for each reference."""
+    carriers: Tensor
+    """Inputs with the corruption: the references, each with what `corruption` makes of it, or the pairs."""
+    origins: Tensor
+    """The same inputs without it."""
+    spare: Tensor
+    """Further references to refine with, none that `references` has."""
     given: bool
     """Whether references were given."""
+    corruption: Callable[[Tensor], Tensor] | None = None
+    """What puts the pairs' corruption onto inputs; None where the pairs alone show it."""
     limit: int | None = None
     """Bytes to keep to."""
     sizes: memory.Sizes | None = None
@@ -84,14 +95,12 @@ class Problem:
         if self.limit is not None:
             memory.hand_back(self.references.device)
 
-    def only(self, rows: Tensor) -> Problem:
+    def only(self, rows: Tensor | slice) -> Problem:
         """The same problem with some of the references."""
-        return replace(
-            self,
-            references=self.references[rows],
-            carriers=self.carriers[rows],
-            answers=self.answers[rows],
-        )
+        some = replace(self, references=self.references[rows], answers=self.answers[rows])
+        if self.corruption is None:
+            return some
+        return replace(some, carriers=self.carriers[rows], origins=some.references)
 
     def halves(self, rows: Tensor, seed: int) -> tuple[Problem, Problem]:
         """Problems to solve and to judge with: disjoint halves of these references, if enough."""
@@ -107,7 +116,7 @@ class Problem:
 
     def probe(self, model: nn.Module, seed: int, monitor: Monitor = SILENT) -> Probe:
         """References on which the behaviour still shows; then those closest to it."""
-        if not self.given:
+        if self.corruption is None:
             return self.pair_probe()
         scores = predict_all(model, self.carriers, monitor=monitor)
         margins = margin(scores, self.answers, runner_up(scores, self.answers))
@@ -125,7 +134,7 @@ class Problem:
         references that carry the transplanted corruption.
         """
         sources = [(self.pairs.corrupted, self.pairs.clean)]
-        if self.given and len(self.references) >= SPLIT // 2:
+        if self.corruption is not None and len(self.references) >= SPLIT // 2:
             rows = _shuffle(len(self.references), seed)[:PROBE].to(self.references.device)
             more = (self.carriers[rows], self.references[rows])
             sources.append(
@@ -143,6 +152,7 @@ def pose_problem(
     layers: object = None,
     argument: str = "layers",
     limit: int = MAX_REFERENCES,
+    spare: bool = False,
     opacity: float | None = None,
     memory_limit: int | None = None,
     own: bool = False,
@@ -160,6 +170,7 @@ def pose_problem(
         layers: names, or None for all editable layers.
         argument: the caller's name for ``layers``.
         limit: references to take.
+        spare: whether to take further ones to refine with.
         opacity: of the transplant, see `rectify_widgets.engine.data.corruption.transplant`.
         memory_limit: bytes to keep to, or None.
         own: whether the model is a copy of the call's own, which takes memory too.
@@ -174,7 +185,7 @@ def pose_problem(
         check_number("opacity", opacity, low=0.0, high=1.0)
     memory_limit = memory.check_limit(memory_limit)
     pairs = pairs.to(model_device(model), model_dtype(model))
-    references = pairs.clean
+    references, further = pairs.clean, pairs.clean[:0]
     if reference is None and statistics is None:
         warnings.warn(
             "reference: none given, so the pairs' own positions serve as statistics; "
@@ -183,7 +194,9 @@ def pose_problem(
             stacklevel=3,
         )
     if reference is not None:
-        references = _take(reference, limit, seed, ranks).to(pairs.clean)
+        more = min(SPARE, SPARE_ROOM // max(pairs.clean[0].nbytes, 1)) if spare else 0
+        taken = _take(reference, limit + more, seed, ranks).to(pairs.clean)
+        references, further = taken[:limit], taken[limit:]
         if references.shape[1:] == pairs.clean.shape:
             raise ValueError(
                 f"pairs: got samples of shape {tuple(pairs.clean.shape[1:])} for references of "
@@ -204,8 +217,10 @@ def pose_problem(
     catalog = editable_layers(model, pairs.clean)
     chosen = catalog.select(argument, layers)
     carriers, answers = pairs.corrupted, labels
+    corruption = None
     if reference is not None:
-        carriers = transplant(pairs, references, opacity=opacity, seed=seed)
+        corruption = partial(transplant, pairs, opacity=opacity, seed=seed)
+        carriers = corruption(references)
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     sizes = None
     if memory_limit is not None:
@@ -216,9 +231,12 @@ def pose_problem(
         layers=chosen,
         pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
         references=references,
-        carriers=carriers,
         answers=answers,
+        carriers=carriers,
+        origins=references,
+        spare=further,
         given=reference is not None,
+        corruption=corruption,
         limit=memory_limit,
         ranks=ranks,
         sizes=sizes,

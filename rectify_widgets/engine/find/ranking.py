@@ -72,9 +72,10 @@ class Trial:
     def __init__(self, problem: Problem, count: int, monitor: Monitor) -> None:
         self._model, self._ranks, self._monitor = problem.model, problem.ranks, monitor.silent()
         rows, self._counted = problem.ranks.rows(min(count, len(problem.references)))
+        some = problem.only(rows)
         with self._ranks.together():
             self._judge = Judge(
-                problem.model, problem.references[rows], problem.carriers[rows], None, self._monitor
+                some.model, some.references, some.carriers, some.origins, monitor=self._monitor
             )
         self._shares = problem.limit is None  # what is cached takes memory
         self._start = self._objective()

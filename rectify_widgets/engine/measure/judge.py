@@ -60,7 +60,8 @@ class Judge:
 
     Args:
         model: the original model.
-        references, carriers: ``M × C × H × W`` without and with the corruption.
+        references: ``M × C × H × W`` without the corruption.
+        carriers, origins: inputs with the corruption, and the same without it.
         validation: labelled inputs on which degradation is measured instead, or None.
         monitor: checked between batches.
     """
@@ -70,6 +71,7 @@ class Judge:
         model: nn.Module,
         references: Tensor,
         carriers: Tensor,
+        origins: Tensor,
         validation: tuple[Tensor, Tensor] | None = None,
         monitor: Monitor = SILENT,
     ) -> None:
@@ -77,6 +79,9 @@ class Judge:
         self._replays: dict[str, Replay] = {}
         scores = predict_all(model, references, monitor=monitor)
         self._original = scores.softmax(dim=1)
+        self._wanted = self._original
+        if origins is not references:
+            self._wanted = predict_all(model, origins, monitor=monitor).softmax(dim=1)
         self._answers = scores.argmax(dim=1)
         self._validation = validation
         if validation is None:
@@ -111,7 +116,7 @@ class Judge:
         ``edited`` names the layer that is being tried, where work is shared.
         """
         monitor.report(0.0, "measuring the gap")
-        gap = self._distance(self._predict(model, "corrupted", monitor, edited))
+        gap = self.gap(model, monitor, edited)
         monitor.report(0.5, "measuring the degradation")
         return self._finish(model, gap, monitor, edited)
 
@@ -119,8 +124,12 @@ class Judge:
         self, model: nn.Module, bar: float, monitor: Monitor = SILENT, edited: str | None = None
     ) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""
-        gap = self._distance(self._predict(model, "corrupted", monitor, edited))
+        gap = self.gap(model, monitor, edited)
         return None if gap >= bar else self._finish(model, gap, monitor, edited)
+
+    def gap(self, model: nn.Module, monitor: Monitor = SILENT, edited: str | None = None) -> float:
+        """The gap alone, see `measure`."""
+        return _distance(self._predict(model, "corrupted", monitor, edited), self._wanted)
 
     def _predict(self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None) -> Tensor:
         if edited is not None and kind in self._replays:
@@ -133,12 +142,9 @@ class Judge:
         scores = self._predict(model, "clean", monitor, edited)
         losses = self._losses(model, scores, monitor, edited) - self._start
         worst, sufferer = self._worst(losses)
-        return Verdict(gap, self._distance(scores), float(losses.mean()), worst, sufferer)
-
-    def _distance(self, scores: Tensor) -> float:
-        change = (scores.softmax(dim=1) - self._original).abs()
-        distance = 0.5 * change.sum(dim=1).mean()
-        return float(distance) if bool(torch.isfinite(distance)) else 1.0
+        return Verdict(
+            gap, _distance(scores, self._original), float(losses.mean()), worst, sufferer
+        )
 
     def _losses(
         self, model: nn.Module, scores: Tensor, monitor: Monitor, edited: str | None
@@ -163,3 +169,9 @@ class Judge:
                 if share > worst:
                     worst, sufferer = share, int(group)
         return worst, sufferer
+
+
+def _distance(scores: Tensor, wanted: Tensor) -> float:
+    """Mean total variation distance from the probabilities that are wanted; 1 where it is not finite."""
+    distance = 0.5 * (scores.softmax(dim=1) - wanted).abs().sum(dim=1).mean()
+    return float(distance) if bool(torch.isfinite(distance)) else 1.0

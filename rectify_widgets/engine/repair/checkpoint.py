@@ -37,6 +37,7 @@ class State:
         steps: every trial.
         rounds: how many are done.
         flagged: rows of the references that carry the corruption and are left out.
+        spare_flagged: the same of the spare ones.
         suspected: share of them that looked corrupted where they were too many to leave out.
         stopped: why it ended; None while there are rounds to come.
         evidence: for the diagnosis, once it has ended.
@@ -49,6 +50,7 @@ class State:
     steps: list[Step] = field(default_factory=list)
     rounds: int = 0
     flagged: list[int] = field(default_factory=list)
+    spare_flagged: list[int] = field(default_factory=list)
     suspected: float = 0.0
     stopped: str | None = None
     evidence: Evidence | None = None

@@ -76,19 +76,23 @@ class EditMeasure:
             monitor.report(0.0, "taking the references")
             if reference is None:
                 on_device = pairs.to(model_device(module), model_dtype(module))
-                references, carriers = on_device.clean, on_device.corrupted
+                references, carriers, origins = (
+                    on_device.clean,
+                    on_device.corrupted,
+                    on_device.clean,
+                )
                 _kept(exclude, 0)
             else:
                 problem = pose_problem(
                     module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor
                 )
                 _, judged = problem.halves(_kept(exclude, len(problem.references)), seed)
-                references, carriers = judged.references, judged.carriers
+                references, carriers, origins = judged.references, judged.carriers, judged.origins
             labelled = (
                 None if validation is None else check_validation(module, validation, references)
             )
             monitor.report(0.5, "measuring the original model")
-            self._judge = Judge(module, references, carriers, labelled, monitor)
+            self._judge = Judge(module, references, carriers, origins, labelled, monitor)
             self._sample = references[:1]
             self._classes = predict(module, self._sample).shape[1]
         self.count = len(references)

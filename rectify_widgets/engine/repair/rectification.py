@@ -104,7 +104,7 @@ def rectify(
     with eval_mode(work) as module:
         problem = pose_problem(
             module, pairs, reference, seed=seed, opacity=opacity, memory_limit=memory_limit,
-            own=True, monitor=monitor,
+            own=True, spare=bool(options.refine_steps), monitor=monitor,
         )  # fmt: skip
         if strategy == "static":
             name = _last_layer(problem.catalog) if layer is None else layer

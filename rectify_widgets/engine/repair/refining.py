@@ -1,158 +1,234 @@
-"""Refining a rank-one edit by gradient steps on the measure it is judged by.  Imports torch only.
+"""Refining rank-one edits of many layers together, along the measure they are judged by.  Imports torch only.
 
-The closed form makes the *layer's outputs* on corrupted inputs those on clean ones.  From there Adam
-(Kingma and Ba 2015) optimises both factors of ``Λ dᵀ`` so that the *model's predictions* are, and all
-others stay, on the references that edits are solved from:
+Where no single layer holds a behaviour, many layers are edited a little.  Every layer starts with
+`RANK` edits of a random right and a zero left factor, and Adam (Kingma and Ba 2015) optimises all
+factors, so that the *model's predictions* on corrupted inputs become those on clean ones and all
+others stay:
 
-    mean TV(p'(x̃), p(x)) + keep · mean TV(p'(x), p(x))
+    mean KL(p(x) ‖ p'(c(x))) + keep · mean KL(p(x) ‖ p'(x))
 
-where ``p`` are the original model's probabilities, ``p'`` the edited one's, ``x`` references, ``x̃``
-the same with the transplanted corruption, and TV the total variation distance.  The edit keeps
-rank one; whether it is better is judged on other references.
+where ``p`` are the original model's probabilities, ``p'`` the edited one's, both at a temperature
+(Hinton, Vinyals and Dean 2015), ``c`` the corruption and ``x`` references.  Most of the ``x`` are
+mixtures of two references (Zhang et al. 2018, "mixup"): the original model labels whatever it is
+shown, so that a few hundred references become as many as there are steps.  No true label is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.find.candidates import Candidate
+from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import (
     chunk_size,
     in_chunks,
     model_dtype,
+    predict_all,
     preserving_rng,
     working_dtype,
 )
 
-REFINE_STEPS = 100
-"""Gradient steps: a third as many leave more of the gap, three times as many hardly less."""
+REFINE_STEPS = 300
+"""Gradient steps: twice as many gain little."""
 BATCH = 64
 """References in one step, each with and without the corruption."""
-RATE = 0.1
-"""First learning rate, in units of the root mean square of each factor; it falls to 0 (cosine)."""
-KEEP = 4.0
-"""Weight of a point of disturbance relative to one of gap at first: more than where edits are judged,
-so that the result is within the budget more often."""
+RANK = 4
+"""Edits that every layer starts with."""
+RATE = 0.05
+"""First learning rate, in units of the root mean square of the layer's weights for the left factors
+and of 1 for the right ones; it falls to 0 (cosine)."""
+TEMPERATURE = 2.0
+"""Of both models' probabilities."""
+MIXED = 0.75
+"""Share of the references in a step that are mixed with another one."""
+KEEP = 3.0
+"""Weight of clean inputs relative to corrupted ones."""
 STRICTER = 2.0
-"""An edit that is over the budget is refined again, with the weight multiplied and the learning rate
-divided by this."""
-TURNS = 3
-"""Most times that one edit is refined."""
-WEAKER = 0.5
-"""Factor by which an edit that is still over the budget is scaled for a last trial."""
-LAYERS = 2
-"""Layers whose best edit is refined in one round."""
+"""Edits that are over the budget are refined on, with the weight multiplied, and the number of steps
+and the learning rate divided by this."""
+
+Factors: TypeAlias = tuple[Tensor, Tensor]
+"""Left factors ``G × R × O/G`` and right ones ``G × R × K`` of one layer."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the edited model should predict, ``wanted``: ``M × classes`` probabilities."""
+    """What the edited model should do: predict on corrupted inputs what the original does on clean ones.
 
-    carriers: Tensor
-    """References with the corruption, ``M × C × H × W``."""
-    references: Tensor
-    """The same without it, for which the original model predicts ``wanted``."""
-    wanted: Tensor
-
-    def only(self, rows: Tensor) -> Goal:
-        """Some of the references."""
-        return Goal(self.carriers[rows], self.references[rows], self.wanted[rows])
-
-
-def starts(
-    tried: Sequence[tuple[float, Candidate]], shortlist: Sequence[Candidate]
-) -> list[Candidate]:
-    """The edits to refine, one each of the best few layers: by what was measured, then predicted.
-
-    Args:
-        tried: objective and edit of each trial that was worth finishing.
-        shortlist: all edits that were tried, as they were ranked.
+    Attributes:
+        corrupt: puts the corruption onto inputs; None where it is known from ``shown`` alone.
+        shown: corrupted inputs and their clean counterparts.
+        references: ``M × C × H × W`` without the corruption.
+        original: weights of the original model by layer, where they differ from the present ones.
     """
-    measured = [candidate for _, candidate in sorted(tried, key=lambda one: one[0])]
-    best: dict[str, Candidate] = {}
-    for candidate in (*measured, *shortlist):
-        best.setdefault(candidate.layer.name, candidate)
-    return list(best.values())[:LAYERS]
+
+    corrupt: Callable[[Tensor], Tensor] | None
+    shown: tuple[Tensor, Tensor]
+    references: Tensor
+    original: Mapping[str, Tensor]
+
+
+def first_factors(layer: EditableLayer, generator: torch.Generator) -> Factors:
+    """Factors that change nothing yet: the left ones zero, the right ones normally distributed."""
+    weight = layer.module.weight.detach()
+    kind = working_dtype(weight.dtype)
+    outputs = layer.outputs // layer.groups
+    rank = min(RANK, outputs, layer.key_size)
+    right = torch.randn(layer.groups, rank, layer.key_size, generator=generator, dtype=kind)
+    return weight.new_zeros(layer.groups, rank, outputs, dtype=kind), right.to(weight.device)
+
+
+def update(factors: Factors, weight: Tensor) -> Tensor:
+    """The sum of a layer's edits, in the shape of its weight."""
+    return torch.einsum("gro,grk->gok", *factors).reshape(weight.shape)
 
 
 def refine(
     model: nn.Module,
-    start: Candidate,
+    layers: Mapping[str, EditableLayer],
+    start: Mapping[str, Factors],
     goal: Goal,
     *,
     steps: int,
     seed: int,
     monitor: Monitor,
     turn: int = 0,
-) -> Candidate:
-    """The edit after ``steps`` gradient steps; the model, its flags and gradients stay as they are.
+) -> dict[str, Factors]:
+    """The factors after gradient steps; the model, its flags and gradients stay as they are.
 
     Args:
-        model: in evaluation mode, with the weights that the edit would be added to.
-        start: the edit to begin from; its predicted effect is kept.
-        goal: what the model should predict.
+        model: in evaluation mode, with the weights that the edits would be added to.
+        layers: those that are edited, by name.
+        start: factors of each.
+        goal: what the model should do.
         steps: at least one.
-        seed: draws the references of each step.
+        seed: draws the inputs of each step.
         monitor: progress and cancellation.
-        turn: how often the edit has been refined already, see `STRICTER`.
+        turn: how often the factors have been refined already, see `STRICTER`.
     """
-    keep, rate = KEEP * STRICTER**turn, RATE / STRICTER**turn
-    weight = start.layer.module.weight.detach()
-    name = next(name for name, one in model.named_parameters() if one is start.layer.module.weight)
-    units = [factor.square().mean().sqrt() for factor in (start.left, start.right)]
-    if not all(bool(unit > 0) for unit in units):
-        return start
-    factors = [
-        (factor / unit).requires_grad_()
-        for factor, unit in zip((start.left, start.right), units, strict=True)
+    steps = math.ceil(steps / STRICTER**turn)
+    weights = {name: layer.module.weight.detach() for name, layer in layers.items()}
+    units = {name: weight.float().square().mean().sqrt() for name, weight in weights.items()}
+    free = [
+        (name, (left / units[name]).requires_grad_(), right.clone().requires_grad_())
+        for name, (left, right) in start.items()
+        if float(units[name]) > 0
     ]
-    optimizer = torch.optim.Adam(factors, lr=rate)
+    factors = [factor for _, *pair in free for factor in pair]
+    optimizer = torch.optim.Adam(factors, lr=RATE / STRICTER**turn)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    draw = torch.Generator().manual_seed(seed)
+    names = {id(one): name for name, one in model.named_parameters()}
+    own = {name: names[id(layer.module.weight)] for name, layer in layers.items()}
+    draw = torch.Generator().manual_seed(seed + turn)
+    lesson = partial(_lesson, model, goal, {own[name]: w for name, w in goal.original.items()})
 
-    def edited() -> Tensor:
-        delta = torch.einsum("go,gk->gok", *factors).reshape(weight.shape) * units[0] * units[1]
-        return (weight.to(delta) + delta).to(weight)
+    def edited() -> dict[str, Tensor]:
+        return {
+            own[name]: (weights[name] + units[name] * update((left, right), weights[name])).to(
+                weights[name]
+            )
+            for name, left, right in free
+        }
 
     for step in range(steps):
-        monitor.report(step / steps, f"refining {start.layer.name}")
-        rows = torch.randperm(len(goal.references), generator=draw)[:BATCH]
-        loss = partial(
-            _loss, model, name, edited, goal.only(rows.to(goal.wanted.device)), keep, monitor
-        )
-        _set_gradients(factors, loss, 2 * len(rows), chunk_size(goal.references, weight.device))
+        monitor.report(step / steps, f"refining {len(free)} layers together")
+        inputs, wanted, share = lesson(draw, KEEP * STRICTER**turn)
+        loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
+        _set_gradients(factors, loss, len(inputs), chunk_size(inputs, inputs.device))
         optimizer.step()
         schedule.step()
-    left, right = (factor.detach() * unit for factor, unit in zip(factors, units, strict=True))
-    return replace(start, left=left, right=right, refined=True)
+    return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
+
+
+def _lesson(
+    model: nn.Module,
+    goal: Goal,
+    original: Mapping[str, Tensor],
+    draw: torch.Generator,
+    keep: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of one step, what the original model says of them, and the weight of each in the loss."""
+    before = _Overridden(model, original)
+    clean, answers = _mixed(goal.references, before, draw)
+    if goal.corrupt is not None:
+        corrupted, known = goal.corrupt(clean), answers
+    else:
+        rows = torch.randperm(len(goal.shown[0]), generator=draw)[:BATCH]
+        corrupted, origins = (one[rows.to(one.device)] for one in goal.shown)
+        known = predict_all(before, origins)
+    share = answers.new_full((len(corrupted) + len(clean),), keep / len(clean))
+    share[: len(corrupted)] = 1.0 / len(corrupted)
+    return torch.cat([corrupted, clean]), torch.cat([known, answers]), share
+
+
+def _mixed(references: Tensor, model: nn.Module, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some references and the model's scores; most are mixed, ``x + λ (z − x)`` for ``λ`` in 0..0.5.
+
+    A mixture that the model gives a class which neither of the two has stays unmixed: the behaviour
+    may show on it, as that of a warp does on what is a little blurred.
+    """
+    rows = torch.randperm(len(references), generator=draw)[:BATCH]
+    shares = 0.5 * torch.rand(len(rows), generator=draw)
+    shares *= torch.rand(len(rows), generator=draw) < MIXED
+    plain = references[rows.to(references.device)]
+    shares = shares.to(plain).reshape(-1, *[1] * (plain.ndim - 1))
+    mixed = torch.lerp(plain, plain.roll(1, dims=0), shares)
+    with torch.no_grad():
+        scores, answers = predict_all(model, torch.cat([plain, mixed])).chunk(2)
+    own, given = scores.argmax(dim=1), answers.argmax(dim=1)
+    fits = (given == own) | (given == own.roll(1))
+    each = fits.reshape(shares.shape)
+    return torch.where(each, mixed, plain), torch.where(fits.unsqueeze(1), answers, scores)
+
+
+class _Overridden(nn.Module):
+    """A model with some other weights, for the length of a call."""
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._weights = dict(weights)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scores: Tensor = functional_call(self.model, self._weights, (inputs,))
+        return scores
+
+
+def _mixed(references: Tensor, draw: torch.Generator) -> Tensor:
+    """Some references, most of them mixed with another one, ``x + λ (z − x)`` for ``λ`` in 0..0.5."""
+    rows = torch.randperm(len(references), generator=draw)[:BATCH]
+    shares = 0.5 * torch.rand(len(rows), generator=draw)
+    shares *= torch.rand(len(rows), generator=draw) < MIXED
+    chosen = references[rows.to(references.device)]
+    others = chosen.roll(1, dims=0)
+    return torch.lerp(chosen, others, shares.to(chosen).reshape(-1, *[1] * (chosen.ndim - 1)))
 
 
 def _loss(
     model: nn.Module,
-    name: str,
-    edited: Callable[[], Tensor],
-    goal: Goal,
-    keep: float,
+    edited: Callable[[], dict[str, Tensor]],
+    inputs: Tensor,
+    wanted: Tensor,
+    share: Tensor,
     monitor: Monitor,
-    part: slice,
+    rows: slice,
 ) -> Tensor:
-    """What some rows of the references, with the corruption and then without, add to the loss."""
+    """What some rows of the inputs add to the loss."""
     monitor.check()
-    inputs = torch.cat([goal.carriers, goal.references])[part]
-    weights = goal.wanted.new_ones(2 * len(goal.wanted)) / len(goal.wanted)
-    weights[len(goal.wanted) :] *= keep
     with torch.enable_grad(), preserving_rng(inputs.device):
-        scores = functional_call(model, {name: edited()}, (inputs.to(model_dtype(model)),))
-        answers = scores.to(working_dtype(scores.dtype)).softmax(dim=1)
-        distances = 0.5 * (answers - goal.wanted.repeat(2, 1)[part]).abs().sum(dim=1)
-        loss: Tensor = (distances * weights[part]).sum()
+        scores = functional_call(model, edited(), (inputs[rows].to(model_dtype(model)),))
+        answers = (scores.to(wanted) / TEMPERATURE).log_softmax(dim=1)
+        targets = (wanted[rows] / TEMPERATURE).log_softmax(dim=1)
+        distances = (targets.exp() * (targets - answers)).sum(dim=1)
+        loss: Tensor = TEMPERATURE**2 * (distances * share[rows]).sum()
     return loss
 
 
@@ -163,3 +239,19 @@ def _set_gradients(
     parts = in_chunks(count, size, lambda part: torch.autograd.grad(loss(part), factors))
     for factor, gradients in zip(factors, zip(*parts, strict=True), strict=True):
         factor.grad = torch.stack(gradients).sum(dim=0)
+
+
+def rank_one_parts(factors: Factors) -> list[Factors]:
+    """The same update as rank-one edits, the largest first: left ``G × O/G`` and right ``G × K``.
+
+    They are the singular vectors of the update, so that none undoes what another one does.
+    """
+    left, right = (factor.transpose(1, 2) for factor in factors)
+    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    u, sizes, v = torch.linalg.svd(r_left @ r_right.transpose(1, 2))
+    lefts, rights = q_left @ u * sizes.unsqueeze(1), q_right @ v.transpose(1, 2)
+    return [
+        (lefts[:, :, i].contiguous(), rights[:, :, i].contiguous())
+        for i in range(sizes.shape[1])
+        if float(sizes[:, i].max()) > 0
+    ]

@@ -73,7 +73,9 @@ class Step:
         reason: why, or why not.
         seconds: what the trial took.
         sufferer: number of the class that suffers most; None where none does.
-        refined: whether gradient steps followed on the closed form.
+        refined: whether the edit was made by gradient steps, together with those of other layers.
+        gap_without: of a kept edit that was made together with others, the gap with all of them but
+            this one; what it contributes is that much more than the gap after the last of them.
     """
 
     round: int
@@ -91,6 +93,7 @@ class Step:
     seconds: float
     sufferer: int | None = None
     refined: bool = False
+    gap_without: float | None = None
 
     @property
     def settings(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,20 @@ from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, p
 from rectify_widgets.engine.find.ranking import RANKING_METHODS, RankingMethod
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.model.memory import FACTOR_ROOM
-from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
+from rectify_widgets.engine.repair.joint import (
+    JOINT,
+    as_candidates,
+    by_use,
+    fewest,
+    left_out,
+    scaled,
+    some_layers,
+    together,
+)
 from rectify_widgets.engine.repair.options import RectifyOptions
-from rectify_widgets.engine.repair.refining import TURNS, WEAKER, Goal, refine, starts
+from rectify_widgets.engine.repair.refining import Goal, first_factors, refine
 from rectify_widgets.engine.repair.result import Step
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
@@ -41,10 +50,18 @@ ENOUGH = 0.5
 """A closed form that closes this share of the gap that is left is not refined."""
 NEAR = 2.0
 """Nor is one within this many times the target.  Both were chosen with test figures in view."""
+REHEARSED = 192
+"""References of those to solve from that say which of the refined edits are idle."""
+TURNS = 3
+"""Most times that edits of many layers are refined, more strictly each time."""
+WEAKER = 0.75
+"""Factor by which edits that are still over the budget are scaled for a last trial."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
 """If more references than this look corrupted, the detection has failed and is not used."""
+REFINED = "layers refined"
+"""Why a rectification has ended whose last edits were refined together: what they leave, no other closes."""
 SAME = 1e-3
 """Two measurements of one gap, perhaps on two machines, differ by less."""
 
@@ -57,8 +74,6 @@ class _Trials:
     """Number of the round."""
     scores: Mapping[str, float]
     """Editability of the layers in it."""
-    measured: list[tuple[float, Candidate]] = field(default_factory=list)
-    """Objective and edit of each trial that was measured to the end."""
     best: tuple[Candidate, Verdict, int] | None = None
     """The edit to keep, its verdict, and its row among all steps."""
 
@@ -110,6 +125,9 @@ class Rounds:
             for number in range(self.state.rounds + 1, max_rounds + 1):
                 if self.state.now.gap <= self._options.target_gap:
                     break
+                if any(edit.direction == JOINT for edit in self.state.edits):
+                    stopped = REFINED
+                    break
                 part = monitor.part((number - 1) / max_rounds, number / max_rounds)
                 if not self._round(number, part):
                     stopped = "no layer helps"
@@ -140,15 +158,22 @@ class Rounds:
         self._collected = StatisticsSource(self.solving, None, None, self._options.seed, room)
         with self._clock("evaluation"):
             self._judge = Judge(
-                self.problem.model, judged.references, judged.carriers, self._validation, monitor
+                self.problem.model,
+                judged.references,
+                judged.carriers,
+                judged.origins,
+                self._validation,
+                monitor,
             )
             start = self._judge.measure(self.problem.model, monitor.silent())
         self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
-        self._goal: Goal | None = None
+        self._rehearsal: Judge | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
-                scores = predict_all(self.problem.model, self.solving.references, monitor=monitor)
-            self._goal = Goal(self.solving.carriers, self.solving.references, scores.softmax(dim=1))
+                some = self.solving.only(slice(0, REHEARSED))
+                self._rehearsal = Judge(
+                    some.model, some.references, some.carriers, some.origins, monitor=monitor
+                )
 
     def _round(self, number: int, monitor: Monitor) -> bool:
         """One round; returns whether an edit was kept."""
@@ -186,17 +211,19 @@ class Rounds:
         if not problem.given or not voters:
             return False
         with self._clock("evaluation"):
-            scores = corruption_scores(
-                problem.model, problem.pairs, voters, problem.references, monitor
+            corrupted, more = (
+                corruption_scores(problem.model, problem.pairs, voters, some, monitor) > THRESHOLD
+                for some in (problem.references, problem.spare)
             )
-        corrupted = scores > THRESHOLD
         share = float(corrupted.float().mean())
         if share > MOST_CORRUPTED:
             self.state.suspected = share
-        if not bool(corrupted.any()) or share > MOST_CORRUPTED:
+        if share > MOST_CORRUPTED:
             return False
-        self._split(corrupted.nonzero().flatten().tolist(), monitor)
-        return True
+        if bool(corrupted.any()):
+            self._split(corrupted.nonzero().flatten().tolist(), monitor)
+        self.state.spare_flagged = more.nonzero().flatten().tolist()
+        return bool(corrupted.any())
 
     def _keep_best(self, trials: _Trials, shortlist: list[Candidate], monitor: Monitor) -> bool:
         """Try the shortlist on the judging references; returns whether an edit was kept.
@@ -207,50 +234,118 @@ class Rounds:
         # What is cached takes memory, which a limit may not allow.
         layers = [] if self.problem.limit else [candidate.layer for candidate in shortlist]
         with self._judge.sharing(model, layers, monitor):
-            share = monitor.part(0.0, 0.5 if self._goal else 1.0)
+            share = monitor.part(0.0, 0.3 if self._rehearsal else 1.0)
             for position, candidate in enumerate(shortlist):
                 name = candidate.layer.name
                 share.report(position / len(shortlist), f"round {number}: trying {name}")
                 self._try(candidate, trials, monitor)
-            if self._goal and self._falls_short(trials.best):
-                chosen = starts(trials.measured, shortlist)
-                for position, candidate in enumerate(chosen):
-                    part = monitor.part(*(0.5 + 0.5 * (position + i) / len(chosen) for i in (0, 1)))
-                    self._refine(candidate, trials, part)
+        if (
+            self._rehearsal
+            and self._falls_short(trials.best)
+            and self._refine(self._rehearsal, trials, monitor.part(0.3, 1.0))
+        ):
+            return True
         monitor.report(1.0, f"round {number}: done")
         if trials.best is None:
             return False
         candidate, self.state.now, _ = trials.best
-        edit = candidate.edit()
-        edit.apply(model)
-        self.state.edits.append(edit)
-        self._collected.forget(self.problem.catalog.after(candidate.layer.name))
+        self._keep(candidate)
         return True
 
-    def _refine(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
-        """Refine an edit and try it; over the budget, again more strictly, and finally scaled down."""
-        assert self._goal is not None  # noqa: S101 - checked before
-        for turn in range(TURNS):
+    def _keep(self, candidate: Candidate) -> None:
+        edit = candidate.edit()
+        edit.apply(self.problem.model)
+        self.state.edits.append(edit)
+        self._collected.forget(self.problem.catalog.after(candidate.layer.name))
+
+    def _refine(self, rehearsal: Judge, trials: _Trials, monitor: Monitor) -> bool:
+        """Refine edits of all layers together; returns whether they were kept.
+
+        Over the budget they are refined again, more strictly, and finally scaled down.
+        """
+        model, seed, began = (
+            self.problem.model,
+            self._options.seed + trials.number,
+            time.perf_counter(),
+        )
+        draw = torch.Generator().manual_seed(seed)
+        layers = {name: self.problem.layers[name] for name in trials.scores}
+        factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
+        goal = self._goal()
+        for turn in range(TURNS + 1):
+            part = monitor.part(turn / (TURNS + 1), (turn + 1) / (TURNS + 1))
             with self._clock("refining"):
-                candidate = refine(
-                    self.problem.model, candidate, self._goal, steps=self._refine_steps,
-                    seed=self._options.seed + trials.number, turn=turn,
-                    monitor=monitor.part(turn / TURNS, (turn + 1) / TURNS),
-                )  # fmt: skip
-            if self._try(candidate, trials, monitor) != OVER_BUDGET:
-                return
-        self._try(replace(candidate, left=WEAKER * candidate.left), trials, monitor)
+                if turn < TURNS:
+                    factors = refine(
+                        model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
+                        monitor=part.part(0.0, 0.8),
+                    )  # fmt: skip
+                else:
+                    factors = scaled(factors, WEAKER)
+                edits = as_candidates(layers, factors)
+                some = by_use(model, edits, rehearsal, part.part(0.8, 0.9))
+                edits = fewest(
+                    model, some, rehearsal, self._options.target_gap, part.part(0.9, 0.95)
+                )
+            with together(edits):
+                verdict = self._judge.measure(model, part.silent())
+            bar = (trials.best[1] if trials.best else self.state.now).objective
+            reason = self._objection(verdict, bar)
+            if reason is None:
+                self._keep_all(edits, trials, part.part(0.95, 1.0))
+                return True
+            name = some_layers(edits)
+            self.state.steps.append(
+                self._step(trials, edits[0], verdict, self.state.now, reason, began, layer=name)
+            )
+            if reason != OVER_BUDGET:
+                return False
+        return False
+
+    def _keep_all(self, edits: list[Candidate], trials: _Trials, monitor: Monitor) -> None:
+        """Keep edits of many layers, each with what they do up to there and without it alone."""
+        model, before, began = self.problem.model, self.state.now, time.perf_counter()
+        steps = []
+        for number, edit in enumerate(edits):
+            monitor.report(0.5 * number / len(edits), f"measuring {edit.layer.name}")
+            with together(edits[: number + 1]):
+                verdict = self._judge.measure(model, monitor.silent())
+            reason = f"refined together with {len(edits) - 1} others"
+            steps.append(self._step(trials, edit, verdict, before, None, began, kept=reason))
+            before, began = verdict, time.perf_counter()
+        gaps = left_out(model, edits, self._judge, monitor.part(0.5, 1.0))
+        if trials.best is not None:
+            self._reject(trials.best[2], "many layers together did better")
+        self.state.steps += [
+            replace(step, gap_without=gap) for step, gap in zip(steps, gaps, strict=True)
+        ]
+        self.state.now = before
+        for edit in edits:
+            self._keep(edit)
+
+    def _goal(self) -> Goal:
+        """What edits of many layers are refined towards, on the references to solve from."""
+        problem = self.solving
+        original: dict[str, Tensor] = {}
+        for edit in self.state.edits:
+            layer = problem.layers[edit.layer]
+            before = original.get(edit.layer, layer.module.weight.detach())
+            delta = edit.delta.to(device=before.device)
+            original[edit.layer] = (before.to(delta) - delta).to(before)
+        shown = problem.pairs.corrupted, problem.pairs.clean
+        spare = torch.ones(len(self.problem.spare), dtype=torch.bool)
+        spare[self.state.spare_flagged] = False
+        more = self.problem.spare[spare.to(self.problem.spare.device)]
+        references = torch.cat([problem.references, more])
+        return Goal(problem.corruption, shown, references, original)
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
         left = self.state.now.gap if best is None else best[1].gap
         return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
 
-    def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> str | None:
-        """Measure an edit, record the step, and remember the edit if it is the best so far.
-
-        Returns why it is not kept, see `_objection`.
-        """
+    def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
+        """Measure an edit, record the step, and remember the edit if it is the best so far."""
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
         began = time.perf_counter()
@@ -258,33 +353,45 @@ class Rounds:
         with trying(candidate):
             verdict = self._judge.measure_below(model, bar, monitor, name)
         reason = self._objection(verdict, bar)
-        step = Step(
+        self.state.steps.append(
+            self._step(trials, candidate, verdict, self.state.now, reason, began)
+        )
+        if verdict is not None and reason is None:
+            if best is not None:
+                self._reject(best[2], f"{name} did better")
+            trials.best = (candidate, verdict, len(self.state.steps) - 1)
+
+    def _step(
+        self,
+        trials: _Trials,
+        candidate: Candidate,
+        verdict: Verdict | None,
+        before: Verdict,
+        reason: str | None,
+        began: float,
+        *,
+        layer: str | None = None,
+        kept: str = "best of this round",
+    ) -> Step:
+        """The record of a trial; ``reason`` says why the edit is not kept, ``kept`` otherwise."""
+        name = candidate.layer.name
+        return Step(
             round=trials.number,
-            layer=name,
+            layer=layer or name,
             score=trials.scores[name],
             direction=candidate.direction,
             ridge=candidate.ridge,
-            gap_before=self.state.now.gap,
+            gap_before=before.gap,
             gap_after=verdict.gap if verdict else None,
-            degradation_before=self.state.now.degradation,
+            degradation_before=before.degradation,
             degradation_after=verdict.degradation if verdict else None,
             worst_class=verdict.worst_class if verdict else None,
             accepted=reason is None,
-            reason=reason or "best of this round",
+            reason=reason or kept,
             seconds=time.perf_counter() - began,
             sufferer=verdict.sufferer if verdict else None,
             refined=candidate.refined,
         )
-        self.state.steps.append(step)
-        if verdict is None:
-            return reason
-        trials.measured.append((verdict.objective, candidate))
-        if reason is None:
-            if best is not None:
-                by = f"{name}{', refined,' if candidate.refined else ''} did better"
-                self._reject(best[2], by)
-            trials.best = (candidate, verdict, len(self.state.steps) - 1)
-        return reason
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""

@@ -257,15 +257,18 @@ class Timeline:
 
 
 def _rounds(trials: Iterable[Step]) -> tuple[list[tuple[Step, ...]], list[Step]]:
-    """Trials sorted into rounds that end with a kept edit, and those that are left over.
+    """Trials sorted by the kept edit that they led to, and those that are left over.
 
-    Trials of a fruitless round before a kept one belong to that one's version too.
+    Trials of a fruitless round before a kept one belong to that one's version too, and where a round
+    keeps several edits, all its other trials belong to the first of them.
     """
     rounds: list[tuple[Step, ...]] = []
     waiting: list[Step] = []
     for _, group in itertools.groupby(trials, lambda trial: trial.round):
         waiting += group
-        if any(trial.accepted for trial in waiting):
-            rounds.append(tuple(waiting))
+        kept = [trial for trial in waiting if trial.accepted]
+        if kept:
+            rounds.append(tuple(trial for trial in waiting if trial not in kept[1:]))
+            rounds += [(trial,) for trial in kept[1:]]
             waiting = []
     return rounds, waiting

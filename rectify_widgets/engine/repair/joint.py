@@ -1,0 +1,126 @@
+"""Edits of many layers, made and kept together: refined, divided into rank-one parts, the idle ones dropped.
+
+Imports torch only.  What is dropped is decided on the references that the edits were refined with; the
+stage is judged on others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.find.candidates import Candidate, exchanged
+from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.repair.refining import Factors, rank_one_parts
+
+Measured = TypeVar("Measured")
+
+JOINT = "joint"
+"""Direction of edits that were refined together with those of other layers."""
+IDLE = 0.003
+"""Edits are dropped as long as gap plus weighted disturbance rises by no more than this in all."""
+
+
+SAFELY = 0.5
+"""Or as long as the gap is no more than this share of the target, since it is measured where it was learnt."""
+
+
+def as_candidates(
+    layers: Mapping[str, EditableLayer], factors: Mapping[str, Factors]
+) -> list[Candidate]:
+    """The rank-one parts of every layer's update, as edits."""
+    return [
+        Candidate(layers[name], JOINT, 0.0, left, right, 0.0, 0.0, refined=True)
+        for name, pair in factors.items()
+        for left, right in rank_one_parts(pair)
+    ]
+
+
+def scaled(factors: Mapping[str, Factors], by: float) -> dict[str, Factors]:
+    """Every update, so many times as large."""
+    return {name: (by * left, right) for name, (left, right) in factors.items()}
+
+
+def some_layers(edits: Sequence[Candidate]) -> str:
+    """How many layers the edits change, in words."""
+    return f"{len({edit.layer.name for edit in edits})} layers"
+
+
+@contextmanager
+def together(edits: Sequence[Candidate]) -> Iterator[None]:
+    """Put several edits into the model while the block runs, one after the other as they would be kept."""
+    weights: dict[str, tuple[Tensor, Tensor]] = {}
+    for edit in edits:
+        parameter = edit.layer.module.weight
+        before = weights[edit.layer.name][1] if edit.layer.name in weights else parameter.detach()
+        weights[edit.layer.name] = parameter, edit.added_to(before)
+    with exchanged(weights.values()):
+        yield
+
+
+def by_use(
+    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor
+) -> list[Candidate]:
+    """The edits, first the one without which gap plus weighted disturbance rises the most."""
+    verdicts = _leaving_out(
+        edits, judge, model, monitor, lambda name: judge.measure(model, edited=name)
+    )
+    order = sorted(range(len(edits)), key=lambda number: -verdicts[number].objective)
+    return [edits[number] for number in order]
+
+
+def left_out(
+    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor
+) -> list[float]:
+    """The gap without each of the edits, all others in place."""
+    return _leaving_out(edits, judge, model, monitor, lambda name: judge.gap(model, edited=name))
+
+
+def _leaving_out(
+    edits: Sequence[Candidate],
+    judge: Judge,
+    model: nn.Module,
+    monitor: Monitor,
+    measure: Callable[[str], Measured],
+) -> list[Measured]:
+    """What is measured with all edits but one, for each."""
+    measured = []
+    with together(edits), judge.sharing(model, [edit.layer for edit in edits], monitor):
+        for number, edit in enumerate(edits):
+            name, weight = edit.layer.name, edit.layer.module.weight
+            monitor.report(number / len(edits), f"leaving out an edit of {name}")
+            rest = replace(edit, left=-edit.left).added_to(weight.detach())
+            with exchanged([(weight, rest)]):
+                measured.append(measure(name))
+    return measured
+
+
+def fewest(
+    model: nn.Module, edits: Sequence[Candidate], judge: Judge, target: float, monitor: Monitor
+) -> list[Candidate]:
+    """The fewest of the edits, in the order of `by_use`, that do as well or reach the target gap.
+
+    Found by bisection, as if leaving out more never did better.
+    """
+
+    def measured(count: int) -> Verdict:
+        monitor.check()
+        with together(edits[:count]):
+            return judge.measure(model, monitor.silent())
+
+    bar = measured(len(edits)).objective + IDLE
+    low, high = 0, len(edits)
+    while high - low > 1:
+        middle = (low + high) // 2
+        verdict = measured(middle)
+        if verdict.objective <= bar or verdict.gap <= SAFELY * target:
+            high = middle
+        else:
+            low = middle
+    return list(edits[:high])
