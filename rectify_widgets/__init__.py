@@ -6,7 +6,8 @@ The engine (``rectify_widgets.engine``) needs torch only; the widgets wrap it.  
 
 from rectify_widgets import cases
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.corruption import Corruption, Transplant
+from rectify_widgets.engine.data.forms import Pattern, PlacedPatches, ToneCurve, Warp
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, load_edits, save_edits
 from rectify_widgets.engine.edit.statistics import KeyStatistics
@@ -14,6 +15,7 @@ from rectify_widgets.engine.find.corrupted import CorruptedInputs, find_corrupte
 from rectify_widgets.engine.find.estimates import MemoryEstimate, estimate_memory
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.find.places import Places, find_places
+from rectify_widgets.engine.find.transfer import Transfer, estimate_corruption
 from rectify_widgets.engine.measure.metrics import Report, evaluate
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.outputs import adapt
@@ -33,6 +35,7 @@ __all__ = [
     "AttributionViewer",
     "Cancelled",
     "CorruptedInputs",
+    "Corruption",
     "EditabilityViewer",
     "Edits",
     "HistoryViewer",
@@ -40,6 +43,8 @@ __all__ = [
     "LayerCatalog",
     "Localization",
     "MemoryEstimate",
+    "Pattern",
+    "PlacedPatches",
     "Places",
     "PredictionViewer",
     "RankOneEdit",
@@ -48,10 +53,15 @@ __all__ = [
     "Report",
     "SamplePairs",
     "Step",
+    "ToneCurve",
+    "Transfer",
+    "Transplant",
+    "Warp",
     "adapt",
     "attribute",
     "cases",
     "editable_layers",
+    "estimate_corruption",
     "estimate_memory",
     "evaluate",
     "find_corrupted",
@@ -61,5 +71,4 @@ __all__ = [
     "rectify",
     "save_edits",
     "solve_edit",
-    "transplant",
 ]

@@ -43,7 +43,6 @@ def run(
     reference: Inputs | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     augmented: bool = False,
-    opacity: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -62,7 +61,6 @@ def run(
             `rectify_widgets.baselines.tuning`.
         augmented: also learn from references that carry the transplanted corruption, so that ``n``
             pairs become many.  Not part of any published method.
-        opacity: of the transplant, see `transplant`.
         seed: of every random choice.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
         options: of the method.  Those that are None or left out are tuned on the validation split
@@ -84,9 +82,7 @@ def run(
                 f"{', '.join(method.options)}"
             )
     monitor = Monitor(progress, cancel)
-    task = pose_task(
-        model, pairs, reference, validation, augmented=augmented, opacity=opacity, seed=seed
-    )
+    task = pose_task(model, pairs, reference, validation, augmented=augmented, seed=seed)
     if method.needs_references and reference is None:
         raise ValueError(
             f"reference: got None, {method.name} wants unlabelled inputs {method.needs_references}"

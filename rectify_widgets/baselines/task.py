@@ -59,7 +59,6 @@ class Task:
     pairs: SamplePairs
     """Those of the problem; with ``augmented`` also the references that carry the corruption."""
     validation: tuple[Tensor, Tensor] | None
-    opacity: float | None
     seed: int
 
     def corrupted(self) -> Examples:
@@ -106,7 +105,6 @@ def pose_task(
     validation: tuple[Tensor, Tensor] | None,
     *,
     augmented: bool = False,
-    opacity: float | None = None,
     seed: int = 0,
 ) -> Task:
     """Check the input of a call, see `registry.run`; everything later works on copies."""
@@ -120,7 +118,7 @@ def pose_task(
     with eval_mode(copied(model)) as module:
         problem = pose_problem(
             module, pairs, pairs.clean if reference is None else reference,
-            opacity=opacity, seed=seed,
+            seed=seed,
         )  # fmt: skip
         labelled = None
         if validation is not None:
@@ -128,15 +126,17 @@ def pose_task(
     if reference is None:  # the pairs stand in, and training takes them once
         own = problem.pairs
         problem = replace(
-            problem, references=own.clean, carriers=own.corrupted, answers=problem.labels,
-            given=False,
+            problem, references=own.clean, carriers=own.corrupted, origins=own.clean,
+            answers=problem.labels, given=False,
         )  # fmt: skip
     known = _augmented(problem) if augmented else problem.pairs
-    return Task(problem, known, labelled, opacity, seed)
+    return Task(problem, known, labelled, seed)
 
 
 def _augmented(problem: Problem) -> SamplePairs:
-    """The pairs and the references that the transplant changes."""
+    """The pairs and the references that the corruption changes, where it can be put onto them."""
+    if problem.corruption is None:
+        return problem.pairs
     clean, corrupted = problem.references, problem.carriers
     changed = (clean != corrupted).flatten(1).any(dim=1)
     return SamplePairs(

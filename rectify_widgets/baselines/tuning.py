@@ -25,7 +25,6 @@ from rectify_widgets.baselines.latent import LayerWrapper
 from rectify_widgets.baselines.method import Attempt, Method, Options, TuningTrial
 from rectify_widgets.baselines.task import Task, accuracy
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.data.corruption import transplant
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.model.running import copied, eval_mode
 
@@ -36,12 +35,17 @@ SCREENED = 5
 
 
 class Validator:
-    """Scores a model on the validation split, with and without the transplanted corruption."""
+    """Scores a model on the validation split, with and without the corruption.
+
+    Where nothing carries the corruption over, see `Problem.corruption`, the pairs are the corrupted ones.
+    """
 
     def __init__(self, task: Task, validation: tuple[Tensor, Tensor]) -> None:
         inputs, labels = self._clean = validation
-        corrupted = transplant(task.problem.pairs, inputs, opacity=task.opacity, seed=task.seed)
-        self._corrupted = corrupted, labels
+        problem = task.problem
+        self._corrupted = problem.pairs.corrupted, problem.labels
+        if problem.corruption is not None:
+            self._corrupted = problem.corruption(inputs).to(inputs), labels
         with eval_mode(task.problem.model) as module:
             self._before = accuracy(module, self._clean)
 

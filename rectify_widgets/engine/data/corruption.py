@@ -201,13 +201,6 @@ class Transplant(Corruption):
         return f"Transplant({number}, opacity {opacity})"
 
 
-def transplant(
-    pairs: SamplePairs, inputs: Tensor, *, opacity: float | None = None, seed: int = 0
-) -> Tensor:
-    """Put the pairs' corruption onto ``inputs``, see `Transplant`."""
-    return Transplant(pairs, opacity, seed)(inputs)
-
-
 def blend(inputs: Tensor, clean: Tensor, corrupted: Tensor, opacity: Tensor) -> Tensor:
     """``r + (x̃ − x) − a (r − x)`` for inputs ``r``, before it is limited to the data range."""
     carried = inputs + (corrupted - clean) - opacity * (inputs - clean)

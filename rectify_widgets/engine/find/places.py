@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int, check_module, check_number
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.corruption import blend, opacities, touched
+from rectify_widgets.engine.data.corruption import Transplant, blend, opacities, touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import Problem, pose_problem
@@ -93,7 +93,6 @@ def find_places(
     reference: Inputs | None = None,
     least: float = LEAST,
     samples: int = SAMPLES,
-    opacity: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -108,7 +107,6 @@ def find_places(
         least: share (0..1) of references whose prediction a place has to change.  A patch that
             merely hides things changes some too.
         samples: references that each place is tried on.
-        opacity: of the patch, see `transplant`.
         seed: which references are tried.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
@@ -137,9 +135,9 @@ def find_places(
     images = pairs.clean if reference is None else reference
     with eval_mode(model) as module:
         problem = pose_problem(
-            module, pairs, images, limit=samples, opacity=opacity, seed=seed, monitor=monitor
+            module, pairs, images, limit=samples, transferred=False, seed=seed, monitor=monitor
         )
-        patches = _Patches(problem.pairs, problem.references, opacity)
+        patches = _Patches(problem.pairs, problem.references)
         rows, columns = _lattice(problem.pairs, patches.own, height, width)
         shares = torch.stack(
             [
@@ -158,11 +156,12 @@ def find_places(
 class _Patches:
     """The patches of some pairs, to be put at any place."""
 
-    def __init__(self, pairs: SamplePairs, inputs: Tensor, opacity: float | None) -> None:
+    def __init__(self, pairs: SamplePairs, inputs: Tensor) -> None:
         self._pairs = pairs
         self._touched = touched(pairs)
         self._boxes = _boxes(pairs)
-        self._opacity, self._low, self._high = opacities(pairs, inputs, opacity)
+        known = pairs.corrupt.opacity if isinstance(pairs.corrupt, Transplant) else None
+        self._opacity, self._low, self._high = opacities(pairs, inputs, known)
         self.own = self._boxes[0][:2]
 
     def put(self, number: int, inputs: Tensor, row: int, column: int) -> Tensor:

@@ -6,21 +6,21 @@ Imports torch only.  A `Problem` is made once per call, from checked input, insi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_labels, check_number, check_type
+from rectify_widgets.engine.base.checks import check_labels, check_type
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
-from rectify_widgets.engine.data.corruption import transplant
+from rectify_widgets.engine.data.corruption import Corruption
 from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import Probe, runner_up
+from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.gradients import margin
@@ -45,6 +45,9 @@ SPARE_ROOM = 2**28
 """... in so many bytes at most."""
 
 
+NO_TRANSFER = Transfer(None, "")
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A model, the pairs, and references with and without the pairs' corruption."""
@@ -66,14 +69,19 @@ class Problem:
     """Further references to refine with, none that `references` has."""
     given: bool
     """Whether references were given."""
-    corruption: Callable[[Tensor], Tensor] | None = None
-    """What puts the pairs' corruption onto inputs; None where the pairs alone show it."""
+    transfer: Transfer = NO_TRANSFER
+    """How the pairs' corruption comes onto other inputs."""
     limit: int | None = None
     """Bytes to keep to."""
     sizes: memory.Sizes | None = None
     """What the model's passes take; known where there is a limit."""
     ranks: Ranks = ALONE
     """The processes that share the call, each with the same problem."""
+
+    @property
+    def corruption(self) -> Corruption | None:
+        """What puts the pairs' corruption onto inputs; None where the pairs alone show it."""
+        return self.transfer.corruption
 
     @property
     def labels(self) -> Tensor:
@@ -153,7 +161,7 @@ def pose_problem(
     argument: str = "layers",
     limit: int = MAX_REFERENCES,
     spare: bool = False,
-    opacity: float | None = None,
+    transferred: bool = True,
     memory_limit: int | None = None,
     own: bool = False,
     seed: int = 0,
@@ -171,7 +179,7 @@ def pose_problem(
         argument: the caller's name for ``layers``.
         limit: references to take.
         spare: whether to take further ones to refine with.
-        opacity: of the transplant, see `rectify_widgets.engine.data.corruption.transplant`.
+        transferred: whether to put the corruption onto the references.
         memory_limit: bytes to keep to, or None.
         own: whether the model is a copy of the call's own, which takes memory too.
         seed: which references, and which pair's corruption goes onto which.
@@ -181,8 +189,6 @@ def pose_problem(
     pairs = check_pairs(pairs)
     if statistics is not None:
         check_type("statistics", statistics, KeyStatistics, "KeyStatistics")
-    if opacity is not None:
-        check_number("opacity", opacity, low=0.0, high=1.0)
     memory_limit = memory.check_limit(memory_limit)
     pairs = pairs.to(model_device(model), model_dtype(model))
     references, further = pairs.clean, pairs.clean[:0]
@@ -217,10 +223,12 @@ def pose_problem(
     catalog = editable_layers(model, pairs.clean)
     chosen = catalog.select(argument, layers)
     carriers, answers = pairs.corrupted, labels
-    corruption = None
+    transfer = NO_TRANSFER
     if reference is not None:
-        corruption = partial(transplant, pairs, opacity=opacity, seed=seed)
-        carriers = corruption(references)
+        if transferred:
+            transfer = choose_corruption(model, pairs, references, seed, monitor)
+        if transfer.corruption is not None:
+            carriers = transfer.corruption(references).to(references)
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
     sizes = None
     if memory_limit is not None:
@@ -229,14 +237,14 @@ def pose_problem(
         model=model,
         catalog=catalog,
         layers=chosen,
-        pairs=SamplePairs(pairs.corrupted, pairs.clean, labels),
+        pairs=SamplePairs(pairs.corrupted, pairs.clean, labels, pairs.corrupt),
         references=references,
         answers=answers,
         carriers=carriers,
-        origins=references,
+        origins=references if transfer.corruption or reference is None else pairs.clean,
         spare=further,
         given=reference is not None,
-        corruption=corruption,
+        transfer=transfer,
         limit=memory_limit,
         ranks=ranks,
         sizes=sizes,

@@ -227,7 +227,7 @@ def _about_the_pairs(evidence: Evidence) -> Iterator[str]:
         yield (
             f"The corruption changes the class of {_percent(evidence.shown_pairs)} of the pairs but, "
             f"put onto the references, of {_percent(evidence.shown)} of them: either it affects few "
-            "inputs, or it does not transfer from the pairs to other inputs (see opacity)."
+            "inputs, or it does not transfer from the pairs to other inputs (give it as corrupt)."
         )
 
 

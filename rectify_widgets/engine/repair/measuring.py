@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_int, check_module, check_number
+from rectify_widgets.engine.base.checks import check_int, check_module
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
@@ -33,7 +33,6 @@ class EditMeasure:
         reference: unlabelled inputs like those of training; up to 768 are used.  Of 64 or more, the
             half is measured on that `rectify` does not solve with.  None measures on the pairs.
         seed: which references, and which pair's corruption goes onto which; that of `rectify`.
-        opacity: of the corruption when it is transplanted, see `transplant`.
         exclude: references that carry the corruption themselves, as ``Rectification.flagged``:
             row numbers of the references that are used.  Those are all of them in their own order,
             unless a tensor has more than 768 rows: then ``seed`` picks them.
@@ -60,7 +59,6 @@ class EditMeasure:
         reference: Inputs | None,
         *,
         seed: int = 0,
-        opacity: float | None = None,
         exclude: Tensor | Sequence[int] | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
         progress: Progress | None = None,
@@ -69,8 +67,6 @@ class EditMeasure:
         check_module("model", model)
         check_pairs(pairs)
         check_int("seed", seed, low=0)
-        if opacity is not None:
-            check_number("opacity", opacity, low=0.0, high=1.0)
         monitor = Monitor(progress, cancel)
         with eval_mode(model) as module:
             monitor.report(0.0, "taking the references")
@@ -83,9 +79,7 @@ class EditMeasure:
                 )
                 _kept(exclude, 0)
             else:
-                problem = pose_problem(
-                    module, pairs, reference, seed=seed, opacity=opacity, monitor=monitor
-                )
+                problem = pose_problem(module, pairs, reference, seed=seed, monitor=monitor)
                 _, judged = problem.halves(_kept(exclude, len(problem.references)), seed)
                 references, carriers, origins = judged.references, judged.carriers, judged.origins
             labelled = (

@@ -39,7 +39,6 @@ class RectifyOptions:
     directions: Sequence[str] = DIRECTIONS
     ridges: Sequence[float] = RIDGES
     refine_steps: int | None = None
-    opacity: float | None = None
     memory_limit: int | None = None
     seed: int = 0
 
@@ -59,10 +58,8 @@ class RectifyOptions:
             ("max_rounds", self.max_rounds, 1), ("seed", self.seed, 0), ("refine_steps", steps, 0),
         ):  # fmt: skip
             checked[name] = check_int(name, number, low=low)
-        for name in ("max_degradation", "target_gap", "opacity"):
-            value = getattr(self, name)
-            if name != "opacity" or value is not None:
-                checked[name] = check_number(name, value, low=0.0, high=1.0)
+        for name in ("max_degradation", "target_gap"):
+            checked[name] = check_number(name, getattr(self, name), low=0.0, high=1.0)
         checked["directions"], checked["ridges"] = check_grid(self.directions, self.ridges)
         for name, value in checked.items():
             object.__setattr__(self, name, value)

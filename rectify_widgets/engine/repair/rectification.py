@@ -43,7 +43,6 @@ def rectify(
     directions: Sequence[str] = RectifyOptions.directions,
     ridges: Sequence[float] = RectifyOptions.ridges,
     refine_steps: int | None = RectifyOptions.refine_steps,
-    opacity: float | None = RectifyOptions.opacity,
     memory_limit: int | None = RectifyOptions.memory_limit,
     seed: int = RectifyOptions.seed,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -75,7 +74,6 @@ def rectify(
             100 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
             from some and judge on others; a step costs as much as training on 128 inputs, and a
             round makes up to six times as many.
-        opacity: of the corruption when it is transplanted, see `transplant`.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
             are then taken in parts, with the same result.
         seed: of every random choice.
@@ -95,7 +93,7 @@ def rectify(
     options = RectifyOptions(
         strategy=strategy, layer=layer, method=method, max_rounds=max_rounds,
         max_degradation=max_degradation, target_gap=target_gap, directions=directions,
-        ridges=ridges, refine_steps=refine_steps, opacity=opacity, memory_limit=memory_limit,
+        ridges=ridges, refine_steps=refine_steps, memory_limit=memory_limit,
         seed=seed,
     )  # fmt: skip
     path = None if checkpoint is None else check_file("checkpoint", checkpoint)
@@ -103,7 +101,7 @@ def rectify(
     work = copied(model)
     with eval_mode(work) as module:
         problem = pose_problem(
-            module, pairs, reference, seed=seed, opacity=opacity, memory_limit=memory_limit,
+            module, pairs, reference, seed=seed, memory_limit=memory_limit,
             own=True, spare=bool(options.refine_steps), monitor=monitor,
         )  # fmt: skip
         if strategy == "static":

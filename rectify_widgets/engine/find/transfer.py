@@ -1,0 +1,152 @@
+"""Which operator carries what pairs show over to other inputs: fitted to the pairs, chosen by its effect.
+
+Imports torch only.  Several forms may explain a pair; the right one shows the behaviour on references
+as strongly as the pairs do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_inputs, check_int, check_module
+from rectify_widgets.engine.base.progress import SILENT, Cancel, Monitor, Progress
+from rectify_widgets.engine.data.corruption import SMALL, Corruption, as_corruption, covered
+from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
+from rectify_widgets.engine.data.inputs import Inputs, gather
+from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.model.running import (
+    eval_mode,
+    model_device,
+    model_dtype,
+    predict_all,
+)
+
+TRIED = 256
+"""References that each form is put onto."""
+AS_STRONG = 0.9
+"""A form that the pairs support better is preferred if it shows at least this share of what the most
+effective one shows."""
+LEAST = 0.5
+"""Share of the pairs' own change of predictions that a corruption of the whole input has to show on
+references.  A patch is exempt: what it covers is replaced as in the pair, whatever it does."""
+FORESEEN = 0.5
+"""Nor may its error in predicting pairs that it was not fitted to be larger."""
+
+
+@dataclass(frozen=True, repr=False)
+class Transfer:
+    """How the pairs' corruption comes onto other inputs.
+
+    Attributes:
+        corruption: the operator; None where no form carries the behaviour over.
+        name: what it is, or what came closest, in a line.
+        shown: change of the predictions on references, as a share of that on the pairs; None where it
+            was not measured, since the user gave the function.
+        error: in predicting the corrupted inputs of pairs that it was not fitted to, or, with
+            one pair, of that pair, see `Estimate`; None likewise.
+    """
+
+    corruption: Corruption | None
+    name: str
+    shown: float | None = None
+    error: float | None = None
+
+    def __repr__(self) -> str:
+        share = "" if self.shown is None else f", shows {self.shown:.0%} of what the pairs show"
+        kept = "" if self.corruption is not None else ": too little, so that the pairs stand alone"
+        return f"Transfer({self.name}{share}{kept})"
+
+
+def estimate_corruption(
+    model: nn.Module,
+    pairs: SamplePairs,
+    *,
+    reference: Inputs | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Transfer:
+    """Find the operator that carries what the pairs show over to other inputs, as `rectify` does.
+
+    Args:
+        model: the classifier with the behaviour; left as it was.
+        pairs: corrupted inputs and their clean counterparts.
+        reference: unlabelled inputs like those of training; up to 256 are used.  None takes the pairs'
+            clean inputs.
+        seed: of what is random in a corruption.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Raises:
+        TypeError, ValueError: bad input.
+        Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> transfer = rw.estimate_corruption(model, pair, reference=reference)
+        >>> transfer
+        Transfer(ToneCurve(0.15 to 1.00, 1 channel), shows 99 % of what the pairs show)
+        >>> corrupted = transfer.corruption(other_inputs)
+    """
+    check_module("model", model)
+    check_pairs(pairs)
+    check_int("seed", seed, low=0)
+    monitor = Monitor(progress, cancel)
+    with eval_mode(model) as module:
+        own = pairs.to(model_device(module), model_dtype(module))
+        references = own.clean
+        if reference is not None:
+            references = gather("reference", reference, TRIED).to(own.clean)
+            check_inputs("reference", references, like=own.clean)
+        return choose_corruption(module, own, references, seed, monitor)
+
+
+def choose_corruption(
+    model: nn.Module, pairs: SamplePairs, references: Tensor, seed: int, monitor: Monitor = SILENT
+) -> Transfer:
+    """The user's function, or the form that explains the pairs and shows the behaviour on references.
+
+    Args:
+        model: in evaluation mode.
+        pairs: on its device.
+        references: ``M × C × H × W`` without the corruption.
+        seed: of what is random in a corruption.
+        monitor: progress and cancellation.
+    """
+    if pairs.corrupt is not None:
+        given = as_corruption(pairs.corrupt)
+        return Transfer(given, repr(given))
+    estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
+    some = references[:TRIED]
+    wanted = _probabilities(model, some, monitor)
+    own = _distance(
+        _probabilities(model, pairs.corrupted, monitor), _probabilities(model, pairs.clean, monitor)
+    )
+    shown = []
+    for estimate in estimates:
+        monitor.report(1.0, f"trying {estimate.corruption} on references")
+        answers = _probabilities(model, estimate.corruption(some).to(some), monitor)
+        shown.append(_distance(answers, wanted) / max(own, 1e-6))
+    chosen = next(i for i, share in enumerate(shown) if share >= AS_STRONG * max(shown))
+    best = estimates[chosen]
+    passes = _passes(best, shown[chosen], pairs)
+    return Transfer(
+        best.corruption if passes else None, repr(best.corruption), shown[chosen], best.error
+    )
+
+
+def _passes(estimate: Estimate, shown: float, pairs: SamplePairs) -> bool:
+    """Whether the form carries the behaviour over."""
+    if float(covered(pairs).mean()) <= SMALL:
+        return True
+    return shown >= LEAST and (estimate.in_sample or estimate.error <= FORESEEN)
+
+
+def _probabilities(model: nn.Module, inputs: Tensor, monitor: Monitor) -> Tensor:
+    return predict_all(model, inputs, monitor=monitor).softmax(dim=1)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Mean total variation distance."""
+    return float(torch.nan_to_num(0.5 * (one - other).abs().sum(dim=1)).mean())
