@@ -84,6 +84,11 @@ class Problem:
         return self.transfer.corruption
 
     @property
+    def coupled(self) -> bool:
+        """Whether the inputs with the corruption are the references; otherwise they are the pairs."""
+        return self.corruption is not None or not self.given
+
+    @property
     def labels(self) -> Tensor:
         """Labels of the pairs."""
         assert self.pairs.labels is not None  # noqa: S101 - `pose_problem` has filled them in
@@ -106,7 +111,7 @@ class Problem:
     def only(self, rows: Tensor | slice) -> Problem:
         """The same problem with some of the references."""
         some = replace(self, references=self.references[rows], answers=self.answers[rows])
-        if self.corruption is None:
+        if not self.coupled:
             return some
         return replace(some, carriers=self.carriers[rows], origins=some.references)
 

@@ -47,9 +47,11 @@ class ClassChanges:
 
     def __init__(self, problem: Problem, monitor: Monitor = SILENT) -> None:
         self._problem = problem
-        count = len(problem.references)
-        self._rows = torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
-        self._before = self._classes(problem.carriers, monitor)
+        self._rows = _spread(len(problem.references))
+        # Where nothing carries the corruption over, the pairs show what is left of the behaviour.
+        self._carriers = self._rows if problem.coupled else _spread(len(problem.carriers))
+        self._wanted = problem.answers if problem.coupled else problem.labels
+        self._before = self._classes(problem.carriers[self._carriers], monitor)
         scores = predict_all(problem.model, problem.pairs.clean)
         self._classes_known = scores.shape[1]
         self._clean = scores.argmax(dim=1)
@@ -57,32 +59,43 @@ class ClassChanges:
         self._moved = corrupted != self._clean
 
     def _classes(self, inputs: Tensor, monitor: Monitor = SILENT) -> Tensor:
-        """Classes that the model now predicts for those rows of ``inputs``, ``N``."""
-        return predict_all(self._problem.model, inputs[self._rows], monitor=monitor).argmax(dim=1)
+        """Classes that the model now predicts, ``N``."""
+        return predict_all(self._problem.model, inputs, monitor=monitor).argmax(dim=1)
 
     def evidence(self, flagged: list[int], suspected: float, *, shared: bool) -> Evidence:
         """The evidence when the loop has ended."""
-        problem = self._problem
-        answers = problem.answers[self._rows]
-        included = ~torch.isin(self._rows, torch.tensor(flagged)).to(answers.device)
-        led = (self._before != answers) & included
-        wrong = (self._classes(problem.carriers) != answers)[included]
-        other = (self._classes(problem.references) != answers)[included]
+        problem, out = self._problem, torch.tensor(flagged)
+        included = ~torch.isin(self._rows, out).to(problem.answers.device)
+        answers = problem.answers[self._rows][included]
+        other = self._classes(problem.references[self._rows])[included] != answers
+        if not problem.coupled:
+            included = torch.ones_like(self._before, dtype=torch.bool)
+        wanted = self._wanted[self._carriers][included]
+        led = self._before[included] != wanted
+        wrong = self._classes(problem.carriers[self._carriers])[included] != wanted
         return Evidence(
             pairs=len(problem.pairs),
             references=len(problem.references) if problem.given else 0,
             shared=shared,
-            shown=_share(led[included]),
+            shown=_share(led),
             shown_pairs=_share(self._moved),
             unlike=int((self._clean != problem.labels).sum()),
             classes=self._classes_known,
             classes_seen=len(problem.answers.unique()),
             suspected=suspected,
             left=_share(wrong),
-            worst_left=_worst(wrong, answers[included]),
+            worst_left=_worst(wrong, wanted),
             changed=_share(other),
-            worst_changed=_worst(other, answers[included]),
+            worst_changed=_worst(other, answers),
+            corruption=problem.transfer.name,
+            transferred=problem.coupled,
+            transfer=problem.transfer.shown,
         )
+
+
+def _spread(count: int) -> Tensor:
+    """Up to `COUNTED` row numbers, spread evenly."""
+    return torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
 
 
 def _worst(hits: Tensor, groups: Tensor) -> tuple[int, float] | None:
@@ -108,7 +121,7 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
     if evidence is None:
         return ()
     if result.stopped == "target":
-        if result.edits and evidence.references:
+        if result.edits and evidence.references and evidence.transferred:
             return ()
         return (*_about_the_pairs(evidence), *_about_the_references(result, evidence))
     return (
@@ -121,7 +134,7 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
 
 
 def _what_is_left(evidence: Evidence) -> Iterator[str]:
-    inputs = "references" if evidence.references else "pairs"
+    inputs = "references" if evidence.references and evidence.transferred else "pairs"
     if not evidence.left:
         yield (
             f"The corruption changes the class of none of the {inputs} any more (before the edits, "
@@ -222,6 +235,13 @@ def _about_the_pairs(evidence: Evidence) -> Iterator[str]:
         yield (
             "The corruption changes the class of none of the pairs: check whether the difference "
             "between corrupted and clean is what the model responds to."
+        )
+    elif not evidence.transferred:
+        yield (
+            "No form of corruption carries over what the pairs show: put onto references, "
+            f"{evidence.corruption} changes the predictions by {_percent(evidence.transfer)} of what "
+            "it changes them by on the pairs, so that edits were made and judged on the pairs "
+            "alone.  Give the corruption as a function, SamplePairs(..., corrupt=...), or more pairs."
         )
     elif evidence.references and evidence.shown < LITTLE * evidence.shown_pairs:
         yield (

@@ -37,6 +37,10 @@ class Evidence:
             out; otherwise 0.
         left: share of the references whose class the corruption still changes.
         worst_left: class of which most is left, and that share; None where no class is large enough.
+        corruption: what the pairs' corruption was taken to be, in a line; empty without references.
+        transferred: whether it was put onto references; otherwise the behaviour is counted on the pairs.
+        transfer: how far the predictions on references that carry it change, as a share of how far
+            those on the pairs do; None where the user gave the function.
         changed: share of the references whose class the edits changed without the corruption.
         worst_changed: class of which most changed, likewise.
     """
@@ -54,6 +58,9 @@ class Evidence:
     worst_left: tuple[int, float] | None
     changed: float
     worst_changed: tuple[int, float] | None
+    corruption: str = ""
+    transferred: bool = True
+    transfer: float | None = None
 
 
 @dataclass(frozen=True)
