@@ -138,6 +138,7 @@ def refine(
     own = {name: names[id(layer.module.weight)] for name, layer in layers.items()}
     draw = torch.Generator().manual_seed(seed + turn)
     before = _Overridden(model, {own[name]: weight for name, weight in goal.original.items()})
+    scores = predict_all(before, goal.references, monitor=monitor)
     mix = suitable_mix(before, goal.references, seed)
 
     def edited() -> dict[str, Tensor]:
@@ -150,7 +151,7 @@ def refine(
 
     for step in range(steps):
         monitor.report(step / steps, f"refining {len(free)} layers together")
-        inputs, wanted, share = _lesson(before, goal, mix, draw, KEEP * STRICTER**turn)
+        inputs, wanted, share = _lesson(before, goal, scores, mix, draw, KEEP * STRICTER**turn)
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
         _set_gradients(factors, loss, len(inputs), chunk_size(inputs, inputs.device))
         optimizer.step()
@@ -161,14 +162,14 @@ def refine(
 def _lesson(
     before: nn.Module,
     goal: Goal,
+    scores: Tensor,
     mix: Mix | None,
     draw: torch.Generator,
     keep: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of one step, what the original model says of them, and the weight of each in the loss."""
-    rows = torch.randperm(len(goal.references), generator=draw)[:BATCH]
-    clean = goal.references[rows.to(goal.references.device)]
-    clean, answers = _mixed(clean, before, mix, draw)
+    rows = torch.randperm(len(goal.references), generator=draw)[:BATCH].to(scores.device)
+    clean, answers = _mixed(goal.references[rows], scores[rows], before, mix, draw)
     if goal.corrupt is not None:
         corrupted, known = goal.corrupt(clean), answers
     else:
@@ -234,18 +235,18 @@ def suitable_mix(model: nn.Module, references: Tensor, seed: int) -> Mix | None:
 
 
 def _mixed(
-    plain: Tensor, model: nn.Module, mix: Mix | None, draw: torch.Generator
+    plain: Tensor, scores: Tensor, model: nn.Module, mix: Mix | None, draw: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """References, most of them mixed, and the model's scores.
+    """References, most of them mixed, and the model's scores; those of the references are given.
 
     What is given a class that neither of the two has stays unmixed.
     """
     if mix is None:
-        return plain, predict_all(model, plain)
+        return plain, scores
     shares = MOST * torch.rand(len(plain), generator=draw)
     shares *= torch.rand(len(plain), generator=draw) < MIXED
     mixed = mix(plain, plain.roll(1, dims=0), shares, draw)
-    scores, answers = predict_all(model, torch.cat([plain, mixed])).chunk(2)
+    answers = predict_all(model, mixed)
     own, given = scores.argmax(dim=1), answers.argmax(dim=1)
     fits = (given == own) | (given == own.roll(1))
     each = fits.reshape(-1, *[1] * (plain.ndim - 1))
