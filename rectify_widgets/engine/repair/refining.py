@@ -56,7 +56,7 @@ LEANING = 0.15
 the two references has (0.05 to 0.07 on most networks, 0.3 where a behaviour shows on mixtures)."""
 SAMPLED = 256
 """References that this is measured on."""
-KEEP = 3.0
+KEEP = 6.0
 """Weight of clean inputs relative to corrupted ones."""
 STRICTER = 2.0
 """Edits that are over the budget are refined on, with the weight multiplied, and the number of steps
