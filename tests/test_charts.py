@@ -117,6 +117,25 @@ def test_names_of_many_places_do_not_overlap() -> None:
     assert min(np.diff(places)) > 8 * charts.LETTER
 
 
+@pytest.mark.parametrize(("count", "every"), [(3, 1), (30, 2), (41, 5), (101, 10), (301, 50)])
+def test_many_places_have_room(count: int, every: int) -> None:
+    """Markers and the mark of the chosen place do not touch the next one; round places are named."""
+    names = [str(number) for number in range(count)]
+    html = charts.lines([charts.Line("a", range(count), [1.0] * count)], "", x_names=names)
+    root = drawn(view.still(html, {}))
+    (line,) = root.iter(f"{SVG}polyline")
+    points = np.array([numbers(point) for point in (line.get("points") or "").split()])
+    apart = np.diff(points[:, 0]).min()
+    marks = [float(rect.get("width", 0)) for rect in root.iter(f"{SVG}rect") if rect.get("class")]
+    assert len(marks) == count
+    assert max(marks) <= apart + 0.2, "coordinates are rounded to a tenth"
+    dots = [path.get("d") or "" for path in root.iter(f"{SVG}path") if "a" in (path.get("d") or "")]
+    assert len(dots) == count
+    assert 0.3 < 2 * numbers(dots[0].partition("a")[2])[0] <= min(8, 0.7 * apart)
+    named = [int(t.text or 0) for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "middle"]
+    assert named == list(range(0, count, every))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [

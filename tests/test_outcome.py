@@ -8,6 +8,7 @@ from rectify_widgets.engine.repair.diagnosis import diagnose
 from rectify_widgets.engine.repair.result import Evidence
 from rectify_widgets.widgets import markup
 from tests.test_history_viewer import rectification
+from tests.test_timeline import joint, trial
 
 EVIDENCE = Evidence(
     pairs=1,
@@ -39,6 +40,33 @@ def test_the_outcome_ends_with_the_diagnosis() -> None:
 def test_a_rectification_of_which_no_more_is_known_says_how_it_ended() -> None:
     assert rectification().diagnosis == ()
     assert markup.outcome(rectification()).endswith("degradation 1.0 %.")
+
+
+def test_edits_made_together_are_one_row_and_a_row_a_layer() -> None:
+    steps = [
+        trial(1, "a", gap=0.9),
+        joint("stem", 0.8, 0.35, of=3),
+        joint("<b>", 0.4, 0.6, of=3),
+        joint("stem", 0.25, 0.3, of=3),
+    ]
+    last = trial(2, "stem", kept=True, gap=0.2)
+    result = replace(rectification(), steps=[*steps, last])
+    lines = str(result).splitlines()
+    assert len(lines) == 1 + 1 + 1 + 3 + 1 + 1, "head, trial, summary, layers, trial, verdict"
+    assert lines[2].split()[:4] == ["1", "2", "layers", "joint"]
+    assert "1.000 → 0.250" in lines[2]
+    assert lines[2].endswith("yes: 3 edits refined together")
+    assert [line.split() for line in lines[4:6]] == [
+        ["<b>", "1", "+0.350"],
+        ["stem", "2", "+0.150"],
+    ]
+    html = result._repr_html_()
+    assert html.count("<table>") == 2
+    assert html.count("<tr>") == (1 + 3) + (1 + 2)
+    assert html.index("&lt;b&gt;") < html.rindex("<code>stem")
+    assert "+0.350" in html
+    one = replace(result, steps=[joint("stem", 0.2, 0.9, of=1)])
+    assert str(one).splitlines()[1].split()[1] == "stem", "one layer has its name"
 
 
 def test_nothing_to_rectify_tells_why() -> None:

@@ -25,6 +25,15 @@ def edit(layer: str) -> Any:
     return Edit(layer)
 
 
+def joint(layer: str, gap: float, without: float, *, of: int, round_: int = 1) -> Step:
+    """A kept edit that was made together with others."""
+    why = f"refined together with {of - 1} others"
+    return Step(
+        round_, layer, 0.5, "joint", 0.0, 1.0, gap, 0.0, 0.01, 0.01, True, why, 0.1,
+        refined=True, gap_without=without,
+    )  # fmt: skip
+
+
 def trial(round_: int, layer: str, *, kept: bool = False, gap: float | None = None) -> Step:
     loss = None if gap is None else 0.01
     why = "best of this round" if kept else "closes too little of the gap"
@@ -174,6 +183,28 @@ def test_trials_go_to_the_version_that_their_round_kept() -> None:
     assert [v.degradation for v in timeline.path] == [None, 0.01, 0.01]
     timeline.extend([], trials=[trial(1, "f")])
     assert [t.layer for t in timeline[second.number].fruitless] == ["e", "f"]
+
+
+def test_edits_made_together_are_a_version_each() -> None:
+    """The other trials of their round lead to the first; each says what all leave without it."""
+    timeline = Timeline()
+    alone = trial(1, "a", kept=True, gap=0.9)
+    refused, many = trial(2, "b", gap=0.8), trial(2, "14 layers", gap=0.3)
+    together = [
+        joint(name, gap, without, of=3, round_=2)
+        for name, gap, without in (("b", 0.7, 0.5), ("c", 0.8, 0.19), ("b", 0.2, 0.2))
+    ]
+    trials = [alone, refused, many, *together]
+    versions = timeline.extend([edit(name) for name in "abcb"], trials=trials)
+    assert [version.trials for version in versions] == [
+        (alone,), (refused, many, together[0]), (together[1],), (together[2],),
+    ]  # fmt: skip
+    assert [version.gap for version in versions] == [0.9, 0.7, 0.8, 0.2]
+    assert versions[0].contribution is None
+    assert [v.contribution for v in versions[1:]] == pytest.approx([0.3, -0.01, 0.0])
+    timeline.extend([edit("d")], [(0.1, 0.0)], trials=[joint("d", 0.15, 0.25, of=1)])
+    assert timeline.here.gap == 0.1, "as measured anew"
+    assert timeline.here.contribution == pytest.approx(0.1), "of the repair that it belongs to"
 
 
 def test_figures_given_count_more_than_those_of_the_trials() -> None:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rectify_widgets.widgets.render import AGAINST, FOR, INK, Pixels, colours
 
 LOOKS = {
-    "blue": (AGAINST, "", "m-4,0a4,4 0 1 0 8,0a4,4 0 1 0-8,0z"),
-    "grey": (INK, "2 3", "m0-5l5,5-5,5-5-5z"),
+    "blue": (AGAINST, "", "m-{r},0a{r},{r} 0 1 0 {d},0a{r},{r} 0 1 0-{d},0z", 4.0),
+    "grey": (INK, "2 3", "m0-{r}l{r},{r}-{r},{r}-{r}-{r}z", 5.0),
 }
-"""Colour, dashes and marker of a curve: each differs from the others in all three."""
+"""Colour, dashes, marker and its radius of a curve: each differs from the others in all of them."""
 
 WIDTH, HEIGHT = 470, 180
 LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
@@ -33,6 +33,9 @@ LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
 
 LETTER, HERE = 6.2, 14
 """Mean width of a letter, and width of the mark of the chosen place."""
+
+CROWDED = 0.3
+"""Most of the distance between two places that the radius of a marker takes."""
 
 STYLE = (
     f"<style>.rw-here{{fill:{FOR};fill-opacity:0}}[data-set]:hover>.rw-here{{fill-opacity:.14}}"
@@ -90,7 +93,7 @@ def lines(
     ticks = round_ticks(min(numbers), max(numbers))
     top, bottom, right = TOP + LEGEND * (len(curves) > 1), HEIGHT - BOTTOM, WIDTH - 8
     column = (right - LEFT) / max(len(x_names), 1)
-    every = math.ceil((LETTER * max(map(len, x_names), default=0) + 12) / column)
+    every = _round_up((LETTER * max(map(len, x_names), default=0) + 12) / column)
 
     def across(x: float) -> float:
         return LEFT + (x + 0.5) * column
@@ -117,9 +120,9 @@ def lines(
     reach, mark, places = 'fill-opacity="0"', 'class="rw-here" rx="3"', ""
     for x, name in enumerate(x_names):
         title = escape(f"{x_title} {name}: {_values(curves, x)}".strip())
-        areas = f"<title>{title}</title>{band(x, column, reach)}{band(x, HERE, mark)}"
+        areas = f"<title>{title}</title>{band(x, column, reach)}{band(x, min(HERE, column), mark)}"
         places += f"<g{handles[x] if x < len(handles) else ''}>{areas}</g>"
-    drawn = "".join(_curve(curve, across, down) for curve in reversed(curves))
+    drawn = "".join(_curve(curve, across, down, CROWDED * column) for curve in reversed(curves))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
         f'aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -133,6 +136,19 @@ def round_ticks(low: float, high: float) -> list[float]:
     """A few round numbers, a round step apart, that hold ``low`` and ``high``."""
     ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high if high > low else low + 1.0)
     return [round(float(tick), 12) for tick in ticks]
+
+
+def _round_up(number: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50 …"""
+    ten = int(10 ** math.floor(math.log10(max(number, 1.0))))
+    return next(ten * step for step in (1, 2, 5, 10) if ten * step >= number)
+
+
+def _marker(look: str, most: float = math.inf) -> str:
+    """The path of a marker around the point it starts from, with a radius of at most ``most``."""
+    _, _, path, radius = LOOKS[look]
+    radius = min(radius, most)
+    return path.format(r=f"{radius:.3g}", d=f"{2 * radius:.3g}")
 
 
 def _known(y: float | None) -> TypeGuard[float]:
@@ -156,16 +172,19 @@ def _values(curves: Sequence[Line], place: int) -> str:
 def _legend(curves: Sequence[Line]) -> str:
     drawn, x = "", float(LEFT)
     for curve in curves:
-        colour, _, marker = LOOKS[curve.look]
-        drawn += f'<path d="M{x + 5:.1f},{TOP}{marker}" fill="{colour}"/>'
+        colour = LOOKS[curve.look][0]
+        drawn += f'<path d="M{x + 5:.1f},{TOP}{_marker(curve.look)}" fill="{colour}"/>'
         drawn += _text(curve.name, x + 14, TOP + 4)
         x += LETTER * len(curve.name) + 32
     return drawn
 
 
-def _curve(curve: Line, across: Callable[[float], float], down: Callable[[float], float]) -> str:
-    """The stretches of a curve between missing values, and its points."""
-    colour, dash, marker = LOOKS[curve.look]
+def _curve(
+    curve: Line, across: Callable[[float], float], down: Callable[[float], float], radius: float
+) -> str:
+    """The stretches of a curve between missing values, and its points, no larger than ``radius``."""
+    colour, dash, *_ = LOOKS[curve.look]
+    marker = _marker(curve.look, radius)
     points = [
         f"{across(x):.1f},{down(y):.1f}" if _known(y) else ""
         for x, y in zip(curve.x, curve.y, strict=True)

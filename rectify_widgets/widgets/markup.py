@@ -69,6 +69,7 @@ def _ending(result: Rectification) -> str:
         "target": "Target reached after {}",
         "round limit": "Round limit reached after {}",
         "no layer helps": "Done after {}, no further layer helps",
+        "layers refined": "Done after {}, refined together over several layers",
         "cancelled": "Cancelled after {}",
     }
     edits = some(len(result.edits), "edit")
@@ -77,6 +78,15 @@ def _ending(result: Rectification) -> str:
         f"({sum(result.seconds.values()):.1f} s): gap {percent(result.gap_before)} → "
         f"{percent(result.gap_after)}, degradation {percent(result.degradation)}."
     )
+
+
+def corruption(result: Rectification) -> str:
+    """What the pairs' corruption was taken to be, in a few words; not escaped."""
+    evidence = result.evidence
+    if evidence is None or not evidence.corruption:
+        return ""
+    alone = "" if evidence.transferred else ", not put onto references"
+    return f"corruption: {evidence.corruption}{alone}"
 
 
 def heading(text: str, note: str = "") -> str:

@@ -126,6 +126,8 @@ def corruption_scores(
     monitor: Monitor,
 ) -> Tensor:
     """Median response of each input, ``N``, on the scale of the pairs."""
+    if not len(inputs):
+        return torch.empty(0)
     chosen = {candidate.layer.name: candidate.layer for candidate in voters}
     inputs = inputs.to(device=model_device(model), dtype=model_dtype(model))
     low, high, response = (

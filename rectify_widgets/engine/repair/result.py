@@ -6,8 +6,8 @@ Imports torch; pandas only where a frame is asked for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,54 @@ class Step:
 
     @property
     def settings(self) -> str:
-        """How the edit was solved, in short: ``"contrast 0.01, refined"``."""
+        """How the edit was made, in short: ``"contrast 0.01"``, or ``"joint"``."""
         return solver_settings(self.direction, self.ridge, self.refined)
 
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _folded(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps one by one, but edits that were made together as one group."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        together = groups and groups[-1][0].gap_without is not None
+        if together and step.gap_without is not None and groups[-1][0].round == step.round:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def summary_of(group: Sequence[Step]) -> Step:
+    """Edits that were made together as one step; a step alone as it is."""
+    first, last = group[0], group[-1]
+    if first.gap_without is None:
+        return first
+    layers = len({step.layer for step in group})
+    return replace(
+        last,
+        layer=f"{layers} layers" if layers > 1 else first.layer,
+        gap_before=first.gap_before,
+        degradation_before=first.degradation_before,
+        reason=f"{len(group)} edits refined together",
+    )
+
+
+def by_layer(group: Sequence[Step]) -> list[tuple[str, int, float]]:
+    """Of edits that were made together: each layer, its edits and what they contribute, most first.
+
+    An edit contributes the gap with all but this one minus the gap with all of them; of a layer with
+    several edits, these differences are added up.
+    """
+    final = group[-1].gap_after or 0.0
+    layers: dict[str, list[float]] = {}
+    for step in group:
+        if step.gap_without is not None:
+            layers.setdefault(step.layer, []).append(step.gap_without - final)
+    found = [(name, len(more), sum(more)) for name, more in layers.items()]
+    return sorted(found, key=lambda item: -item[2])
 
 
 STEP_COLUMNS = tuple(item.name for item in fields(Step))
@@ -124,8 +166,8 @@ class Rectification:
         edits: the kept edits, in order.
         steps: every trial, rejected ones included.
         strategy: ``"dynamic"`` or ``"static"``.
-        stopped: why it ended: ``"target"``, ``"no layer helps"``, ``"round limit"`` or
-            ``"cancelled"``.
+        stopped: why it ended: ``"target"``, ``"layers refined"``, ``"no layer helps"``,
+            ``"round limit"`` or ``"cancelled"``.
         gap_before, gap_after: see `Step`.
         degradation: see `Step`, after the last kept edit.
         flagged: rows of the references that carry the corruption and were left out.
@@ -160,13 +202,19 @@ class Rectification:
     def __str__(self) -> str:
         width = max([len("layer"), *(len(step.layer) for step in self.steps)])
         lines = [f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept"]
-        for step in self.steps:
+        for group in _folded(self.steps):
+            step = summary_of(group)
             after, loss = (f"{_figure(v):>6}" for v in (step.gap_after, step.degradation_after))
             lines.append(
                 f"{step.round:>5}  {step.layer:<{width}}  {step.settings:<23}  "
                 f"{step.gap_before:6.3f} →{after}       {loss}  "
                 f"{'yes' if step.accepted else 'no'}: {step.reason}"
             )
+            layers = by_layer(group)
+            lines += [f"       {'':<{width}}  edits  gap without it, added up"][: len(layers)]
+            lines += [
+                f"       {name:<{width}}  {count:>5}  {more:+6.3f}" for name, count, more in layers
+            ]
         lines.append(
             f"stopped: {self.stopped}; gap {self.gap_before:.3f} → {self.gap_after:.3f}, "
             f"degradation {self.degradation:.3f}, {len(self.edits)} edits kept, "
@@ -175,8 +223,17 @@ class Rectification:
         return "\n".join([*lines, *(f"- {sentence}" for sentence in self.diagnosis)])
 
     def _repr_html_(self) -> str:
-        rows = []
-        for step in self.steps:
+        rows, tables = [], ""
+        for group in _folded(self.steps):
+            step = summary_of(group)
+            if layers := by_layer(group):
+                tables += f"<p>Round {step.round}, edits made together, by layer:</p>" + html_table(
+                    [
+                        (f"<code>{escape(name)}</code>", str(count), f"{more:+.3f}")
+                        for name, count, more in layers
+                    ],
+                    ("layer", "edits", "gap without it, added up"), "lrr",
+                )  # fmt: skip
             cells = (
                 str(step.round),
                 f"<code>{escape(step.layer)}</code>",
@@ -189,6 +246,7 @@ class Rectification:
         why = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.diagnosis)
         return (
             html_table(rows, ("round", "layer", "edit", "gap", "degradation", "kept"))
+            + tables
             + f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
             f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
             + (f"<ul>{why}</ul>" if why else "")

@@ -34,7 +34,8 @@ OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
     ("max_degradation", ipw.BoundedFloatText, "Budget, %",
      "Most loss of accuracy on uncorrupted inputs", SHARE),
     ("refine_steps", ipw.BoundedIntText, "Refining steps",
-     "Gradient steps on the best edits of a round; 0 for none", {"min": 0, "max": 1000}),
+     "Steps on edits of all layers together, where single ones fall short; 0 for none",
+     {"min": 0, "max": 1000}),
 )  # fmt: skip
 """Trait, entry, label, explanation and limits of each option."""
 

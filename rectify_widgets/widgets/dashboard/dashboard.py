@@ -224,6 +224,7 @@ class RectificationDashboard(Panel, OptionTraits):
             self.set_trait("result", result)
             self._add(done[0], parent, shares(result.steps), result.steps)
             self.set_trait("status", markup.outcome(result))
+            self.draw()
 
         return self.act(work, "Rectify", show)
 
@@ -349,7 +350,10 @@ class RectificationDashboard(Panel, OptionTraits):
     def html(self) -> str:
         """The title; the viewers below it say the rest."""
         title = '<span class="rw-title">Rectification</span>'
-        return f'{title} <span class="rw-soft">{escape(self.about.replace(", ", " · "))}</span>'
+        words = self.about.replace(", ", " · ")
+        if self.result is not None and (corruption := markup.corruption(self.result)):
+            words += f" · {corruption}"
+        return f'{title} <span class="rw-soft">{escape(words)}</span>'
 
     def still(self) -> str:
         """All views, one under the other."""
@@ -367,10 +371,12 @@ class RectificationDashboard(Panel, OptionTraits):
 
 
 def shares(steps: Sequence[Step]) -> dict[str, float]:
-    """Share of the gap that the best trial of each layer closed in the first round."""
+    """Share of the gap that the best single edit of each layer closed in the first round."""
     closed: dict[str, float] = {}
     for step in steps:
-        if step.round == 1 and step.gap_after is not None and step.gap_before > 0:
+        if step.round > 1 or step.refined:  # refined edits close it together with other layers
+            continue
+        if step.gap_after is not None and step.gap_before > 0:
             share = 1.0 - step.gap_after / step.gap_before
             closed[step.layer] = max(share, closed.get(step.layer, share))
     return closed

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from rectify_widgets.engine.repair.result import Step
+from rectify_widgets.engine.repair.result import Step, by_layer, summary_of
 from rectify_widgets.widgets import charts, markup
 from rectify_widgets.widgets.history.timeline import Timeline, Version
 from rectify_widgets.widgets.markup import percent, some
@@ -60,36 +60,52 @@ def page(
 HEADS = f"<th>Layer</th><th>Edit</th>{markup.numbers(('Gap', 'Degradation'), 'th')}<th>Outcome</th>"
 """Heads of a table of steps and of one of trials; see `_cells`."""
 
+WITHOUT = "Gap without it, points"
+"""Head of a column: how much more of the gap is left without an edit, all others in place."""
 
-def _cells(title: str, edit: str, gap: float | None, loss: float | None, outcome: str) -> str:
-    """What was edited, how, what it brought and cost, and what became of it."""
-    figures = markup.numbers((percent(gap), percent(loss)))
+
+def _cells(
+    title: str, edit: str, gap: float | None, loss: float | None, outcome: str, *more: str
+) -> str:
+    """What was edited, how, what it brought and cost, ``more`` figures, and what became of it."""
+    figures = markup.numbers((percent(gap), percent(loss), *more))
     return f"<td>{title}</td><td>{escape(edit)}</td>{figures}<td>{escape(outcome)}</td>"
 
 
 def steps(timeline: Timeline, here: int | None = None) -> str:
     """The branch in view as a table that scrolls, one row a step, with what hangs on each."""
-    body = ""
-    for step, version in enumerate(timeline.path):
+    path, body = timeline.path, ""
+    several = any(version.contribution is not None for version in path)
+    for step, version in enumerate(path):
         title, settings = escape(version.title), ""
         if version.edit is not None:
             title, settings = f"<code>{title}</code>", version.edit.settings
         outcome = next((f"✓ {one.reason}" for one in version.trials if one.accepted), "")
+        if version.contribution is not None and not _begins(version, path[step - 1]):
+            outcome = "✓ likewise"
+        alone = ["" if version.contribution is None else points(version.contribution)]
+        figures = version.gap, version.degradation
         body += (
             f'<tr{to_set(key=f"step {version.number}", step=step)}><td class="rw-right">'
             f"{'▸ ' if step == here else ''}{step}</td>"
-            f"{_cells(title, settings, version.gap, version.degradation, outcome)}</tr>"
+            f"{_cells(title, settings, *figures, outcome, *(alone if several else []))}</tr>"
         )
         if notes := _notes(timeline, step, version):
-            body += f'<tr class="rw-notes"><td></td><td colspan="5">{notes}</td></tr>'
-    table = markup.table("", markup.numbers(["Step"], "th") + HEADS, body)
+            body += f'<tr class="rw-notes"><td></td><td colspan="{5 + several}">{notes}</td></tr>'
+    heads = markup.numbers(["Step"], "th") + HEADS
+    if several:
+        heads = heads.replace("<th>Outcome", f"{markup.numbers([WITHOUT], 'th')}<th>Outcome")
+    table = markup.table("", heads, body)
     return f'<div class="rw-steps" data-list data-key="steps">{table}</div>'
 
 
 def _notes(timeline: Timeline, step: int, version: Version) -> str:
     """What hangs on a step: trials rolled back on the way to it and after it, and branches."""
-    number = version.number
-    notes = _trials(version.trials, f"to {number}")
+    number, trials, notes = version.number, version.trials, ""
+    if together := _together(timeline.path, step):
+        notes = _layers(together, f"layers {number}")
+        trials = (*rolled_back(trials), summary_of(together))
+    notes += _trials(trials, f"to {number}")
     notes += _trials(version.fruitless, f"after {number}", "after this step, ")
     for branch, line in _others(timeline):
         if timeline.last_shared(branch, timeline.branch) == step < len(line) - 1:
@@ -98,6 +114,41 @@ def _notes(timeline: Timeline, step: int, version: Version) -> str:
                 f"↳ {escape(branch_name(timeline, branch))} leaves here</span></div>"
             )
     return notes
+
+
+def _begins(version: Version, before: Version) -> bool:
+    """Whether a version is the first of those whose edits were made together."""
+    return version.contribution is not None and (
+        before.contribution is None or bool(rolled_back(version.trials))
+    )
+
+
+def _together(path: Sequence[Version], step: int) -> list[Step]:
+    """The kept trials of edits that were made together, where ``step`` is the first of them."""
+    if not _begins(path[step], path[step - 1]):
+        return []
+    versions = [path[step]]
+    for version in path[step + 1 :]:
+        if version.contribution is None or _begins(version, versions[-1]):
+            break
+        versions.append(version)
+    return [trial for version in versions for trial in version.trials if trial.accepted]
+
+
+def _layers(together: Sequence[Step], key: str) -> str:
+    """The layers of edits made together, the one that contributes most first, folded away."""
+    layers = by_layer(together)
+    body = "".join(
+        f"<tr><td><code>{escape(name)}</code></td>{markup.numbers((count, points(more)))}</tr>"
+        for name, count, more in layers
+    )
+    heads = f"<th>Layer</th>{markup.numbers(('Edits', f'{WITHOUT}, added up'), 'th')}"
+    what = f"{some(len(together), 'edit')} of {some(len(layers), 'layer')}"
+    return (
+        f'<details data-key="{key}"><summary>✓ {what}, most of all '
+        f"<code>{escape(layers[0][0])}</code></summary>"
+        f"{markup.table('rw-narrow', heads, body)}</details>"
+    )
 
 
 def _others(timeline: Timeline) -> list[tuple[int, tuple[Version, ...]]]:
@@ -126,6 +177,11 @@ def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
 
 
 # --- words, not escaped --------------------------------------------------------------------------
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, "+12.3", with a real minus sign."""
+    return f"{round(100.0 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def rolled_back(trials: Sequence[Step]) -> list[Step]:

@@ -34,6 +34,8 @@ class Version:
         edit: what was done to the parent; None for the model as given.
         gap, degradation: fractions, see `rectify_widgets.engine.repair.result.Step`; None where they
             were not measured.
+        contribution: of an edit that was made together with others, how much more of the gap all of
+            them leave without it, a fraction; None for others.
         trials: the trials of the round that led here, kept and rolled back.
         fruitless: trials that started here, in rounds that kept none of them.
     """
@@ -43,6 +45,7 @@ class Version:
     edit: RankOneEdit | None
     gap: float | None = None
     degradation: float | None = None
+    contribution: float | None = None
     trials: tuple[Step, ...] = ()
     fruitless: tuple[Step, ...] = ()
 
@@ -140,6 +143,7 @@ class Timeline:
         gap: float | None = None,
         degradation: float | None = None,
         trials: Iterable[Step] = (),
+        contribution: float | None = None,
     ) -> Version:
         """Add a version made from `here`, and go to it.
 
@@ -147,7 +151,7 @@ class Timeline:
         the later versions stay on theirs.
         """
         number = len(self._versions)
-        version = Version(number, self._here, edit, gap, degradation, tuple(trials))
+        version = Version(number, self._here, edit, gap, degradation, contribution, tuple(trials))
         if self._tips[self.branch] != self._here:
             self.branch_off()
         self._versions.append(version)
@@ -184,12 +188,24 @@ class Timeline:
                 f"trials: got {len(rounds)} that were kept for {len(edits)} edits, want one for "
                 "each edit, or no trials"
             )
+        kept = [next(trial for trial in made if trial.accepted) for made in rounds]
+        last = {step.round: step.gap_after for step in kept}
         added = []
         for place, edit in enumerate(edits):
-            trials_made = rounds[place] if rounds else ()
-            kept = [(one.gap_after, one.degradation_after) for one in trials_made if one.accepted]
-            gap, degradation = [*kept, (None, None)][0] if figures is None else figures[place]
-            added.append(self.add(edit, gap, degradation, trials_made))
+            gap = degradation = contribution = None
+            if kept:
+                step = kept[place]
+                gap, degradation, together = (
+                    step.gap_after,
+                    step.degradation_after,
+                    last[step.round],
+                )
+                if step.gap_without is not None and together is not None:
+                    contribution = step.gap_without - together
+            if figures is not None:
+                gap, degradation = figures[place]
+            made = rounds[place] if rounds else ()
+            added.append(self.add(edit, gap, degradation, made, contribution))
         if rest:
             here = self.here
             self._versions[self._here] = replace(here, fruitless=(*here.fruitless, *rest))
