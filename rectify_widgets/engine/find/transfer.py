@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_inputs, check_int, check_module
 from rectify_widgets.engine.base.progress import SILENT, Cancel, Monitor, Progress
-from rectify_widgets.engine.data.corruption import SMALL, Corruption, as_corruption, covered
+from rectify_widgets.engine.data.corruption import (
+    SMALL,
+    Corruption,
+    Transplant,
+    as_corruption,
+    covered,
+)
 from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
@@ -34,6 +40,8 @@ LEAST = 0.5
 references.  A patch is exempt: what it covers is replaced as in the pair, whatever it does."""
 FORESEEN = 0.5
 """Nor may its error in predicting pairs that it was not fitted to be larger."""
+CLOSELY = 0.05
+"""A patch is explained by another form than a transplant only where that error is no larger than this."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,6 +126,9 @@ def choose_corruption(
         given = as_corruption(pairs.corrupt)
         return Transfer(given, repr(given))
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
+    local = float(covered(pairs).mean()) <= SMALL
+    if local:
+        estimates = [one for one in estimates if _replaces(one)]
     some = references[:TRIED]
     wanted = _probabilities(model, some, monitor)
     own = _distance(
@@ -128,19 +139,19 @@ def choose_corruption(
         monitor.report(1.0, f"trying {estimate.corruption} on references")
         answers = _probabilities(model, estimate.corruption(some).to(some), monitor)
         shown.append(_distance(answers, wanted) / max(own, 1e-6))
-    chosen = next(i for i, share in enumerate(shown) if share >= AS_STRONG * max(shown))
-    best = estimates[chosen]
-    passes = _passes(best, shown[chosen], pairs)
-    return Transfer(
-        best.corruption if passes else None, repr(best.corruption), shown[chosen], best.error
-    )
+    # More than the pairs show is no better: what disfigures an input changes its class too.
+    enough = AS_STRONG * min(max(shown), 1.0)
+    number = next(i for i, share in enumerate(shown) if share >= enough)
+    best, share = estimates[number], shown[number]
+    passes = local or (share >= LEAST and (best.in_sample or best.error <= FORESEEN))
+    return Transfer(best.corruption if passes else None, repr(best.corruption), share, best.error)
 
 
-def _passes(estimate: Estimate, shown: float, pairs: SamplePairs) -> bool:
-    """Whether the form carries the behaviour over."""
-    if float(covered(pairs).mean()) <= SMALL:
+def _replaces(estimate: Estimate) -> bool:
+    """Whether this may explain a patch: it takes the pairs' values, or foresees those of other pairs."""
+    if isinstance(estimate.corruption, Transplant):
         return True
-    return shown >= LEAST and (estimate.in_sample or estimate.error <= FORESEEN)
+    return estimate.structured and not estimate.in_sample and estimate.error <= CLOSELY
 
 
 def _probabilities(model: nn.Module, inputs: Tensor, monitor: Monitor) -> Tensor:
