@@ -195,6 +195,11 @@ class _Overridden(nn.Module):
         return scores
 
 
+def _uniform(count: int, draw: torch.Generator) -> Tensor:
+    """Numbers in 0..1, the same ones whatever the caller's default type is."""
+    return torch.rand(count, generator=draw, dtype=torch.float32)
+
+
 def lerped(inputs: Tensor, others: Tensor, shares: Tensor, draw: torch.Generator) -> Tensor:
     """``x + λ (z − x)`` for shares ``λ`` of the other input (Zhang et al. 2018, "mixup")."""
     del draw
@@ -207,7 +212,7 @@ def cut(inputs: Tensor, others: Tensor, shares: Tensor, draw: torch.Generator) -
     for axis in range(2, inputs.ndim):
         size = inputs.shape[axis]
         length = (size * shares ** (1 / (inputs.ndim - 2))).round()
-        first = ((size - length + 1) * torch.rand(len(inputs), generator=draw)).floor()
+        first = ((size - length + 1) * _uniform(len(inputs), draw)).floor()
         place = torch.arange(size)
         line = (place >= first[:, None]) & (place < (first + length)[:, None])
         mask &= line.reshape(
@@ -226,7 +231,7 @@ def suitable_mix(model: nn.Module, references: Tensor, seed: int) -> Mix | None:
     own = predict_all(model, some).argmax(dim=1)
     for mix in (lerped, cut) if references.ndim > 2 else (lerped,):
         draw = torch.Generator().manual_seed(seed)
-        shares = MOST * torch.rand(len(some), generator=draw)
+        shares = MOST * _uniform(len(some), draw)
         given = predict_all(model, mix(some, some.roll(1, dims=0), shares, draw)).argmax(dim=1)
         odd = given[(given != own) & (given != own.roll(1))]
         if not len(odd) or int(odd.bincount().max()) <= LEANING * len(some):
@@ -243,8 +248,8 @@ def _mixed(
     """
     if mix is None:
         return plain, scores
-    shares = MOST * torch.rand(len(plain), generator=draw)
-    shares *= torch.rand(len(plain), generator=draw) < MIXED
+    shares = MOST * _uniform(len(plain), draw)
+    shares *= _uniform(len(plain), draw) < MIXED
     mixed = mix(plain, plain.roll(1, dims=0), shares, draw)
     answers = predict_all(model, mixed)
     own, given = scores.argmax(dim=1), answers.argmax(dim=1)
@@ -265,7 +270,7 @@ def _loss(
     """What some rows of the inputs add to the loss."""
     monitor.check()
     with torch.enable_grad(), preserving_rng(inputs.device):
-        scores = functional_call(model, edited(), (inputs[rows].to(model_dtype(model)),))
+        scores = functional_call(model, edited(), (inputs[rows].to(model_dtype(model), copy=True),))
         answers = (scores.to(wanted) / TEMPERATURE).log_softmax(dim=1)
         targets = (wanted[rows] / TEMPERATURE).log_softmax(dim=1)
         distances = (targets.exp() * (targets - answers)).sum(dim=1)
