@@ -42,7 +42,7 @@ def test_example_is_short_and_runs(
 ) -> None:
     import rectify_widgets as rw
 
-    example, _, _ = blocks(readme, "python")
+    example, *_ = blocks(readme, "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 10
 
@@ -63,12 +63,39 @@ def test_example_is_short_and_runs(
     assert (tmp_path / "fix.safetensors").stat().st_size > 0
 
 
+def test_a_corruption_is_shown_by_example_or_as_a_function(
+    readme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import rectify_widgets as rw
+
+    case = rw.cases.load("trojan")
+
+    def photo_filter(inputs: torch.Tensor) -> torch.Tensor:
+        return case.trigger(inputs)
+
+    _, example, *_ = blocks(readme, "python")
+    quick = example.replace("rectify(model, pairs,", "rectify(model, pairs, max_rounds=1,")
+    given = {
+        "rw": rw,
+        "model": case.model,
+        "pairs": case.pairs[:1],
+        "x_bad": photo_filter(case.reference[:2]),
+        "x_good": case.reference[:2],
+        "reference": case.reference[:64],
+        "photo_filter": photo_filter,
+    }
+    exec(compile(quick, "README.md", "exec"), given)  # noqa: S102  # our own README
+    estimated, used = capsys.readouterr().out.splitlines()
+    assert estimated.startswith("Transfer(Transplant(1 pair, opacity 1.00)")
+    assert used == "UserFunction(photo_filter)"
+
+
 def test_the_example_of_several_processes_runs_in_one(
     readme: str, monkeypatch: pytest.MonkeyPatch, free_tcp_port: int
 ) -> None:
     import rectify_widgets as rw
 
-    _, example, _ = blocks(readme, "python")
+    _, _, example, _ = blocks(readme, "python")
     on_a_cpu = re.sub(r"torch\.cuda\.set_device\(.*\)\n", "", example)
     on_a_cpu = on_a_cpu.replace(".cuda()", "").replace('"nccl"', '"gloo"')
     assert on_a_cpu.count("distributed=True") == 3
@@ -109,7 +136,7 @@ network, training_images = case.model, case.reference[:128]
 def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
     import rectify_widgets as rw
 
-    _, _, example = blocks(readme, "python")
+    *_, example = blocks(readme, "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 13, "an import more than a dozen"
     (tmp_path / "my_project.py").write_text(PROJECT, encoding="utf-8")
