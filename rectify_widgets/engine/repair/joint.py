@@ -23,7 +23,7 @@ Measured = TypeVar("Measured")
 
 JOINT = "joint"
 """Direction of edits that were refined together with those of other layers."""
-IDLE = 0.01
+IDLE = 0.004
 """Edits are dropped as long as gap plus weighted disturbance rises by no more than this in all."""
 
 
