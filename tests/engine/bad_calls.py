@@ -1,4 +1,4 @@
-"""Bad input to pairs, transplanting, statistics, the layer catalogue, localisation, detection, metrics.
+"""Bad input to pairs, corruptions, statistics, the layer catalogue, localisation, detection, metrics.
 
 Imports the engine; adds its cases to ``bad_inputs.CASES``.
 """
@@ -6,6 +6,7 @@ Imports the engine; adds its cases to ``bad_inputs.CASES``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,20 +87,48 @@ bad(PAIRS, "one-hot labels", "labels", ValueError, r"\(2, 4\), want \(2,\)",
 bad("SamplePairs[...]", "an index past the end", "index", IndexError, "got 5, want one of 2 pairs",
     lambda s: s.pairs[5])
 
-# --- transplant ----------------------------------------------------------------------------------
+# --- Transplant ----------------------------------------------------------------------------------
 
-TRANSPLANT = "transplant"
+TRANSPLANT = "Transplant"
 
 bad(TRANSPLANT, "opacity 3", "opacity", ValueError, "got 3, want a number from 0",
-    lambda s: rw.transplant(s.pairs, s.reference, opacity=3))
+    lambda s: rw.Transplant(s.pairs, opacity=3))
 bad(TRANSPLANT, "opacity as a word", "opacity", TypeError, "got 'half', want a number",
-    lambda s: rw.transplant(s.pairs, s.reference, opacity="half"))  # type: ignore[arg-type]
+    lambda s: rw.Transplant(s.pairs, opacity="half"))  # type: ignore[arg-type]
 bad(TRANSPLANT, "inputs of another size", "inputs", ValueError, r"\(3, 4, 4\), want \(3, 8, 8\)",
-    lambda s: rw.transplant(s.pairs, s.given), given=lambda s: s.clean[..., :4, :4])
+    lambda s: rw.Transplant(s.pairs)(s.given), given=lambda s: s.clean[..., :4, :4])
 bad(TRANSPLANT, "a tensor instead of pairs", "pairs", TypeError, "got Tensor, want SamplePairs",
-    lambda s: rw.transplant(s.marked, s.reference))  # type: ignore[arg-type]
+    lambda s: rw.Transplant(s.marked))  # type: ignore[arg-type]
 bad(TRANSPLANT, "seed -1", "seed", ValueError, "got -1, want at least 0",
-    lambda s: rw.transplant(s.pairs, s.reference, seed=-1))
+    lambda s: rw.Transplant(s.pairs, seed=-1))
+
+# --- estimate_corruption -------------------------------------------------------------------------
+
+ESTIMATE = "estimate_corruption"
+
+
+def _estimate(**options: Any) -> Callable[[Stage], object]:
+    return lambda s: rw.estimate_corruption(
+        s.model, s.pairs, **{"reference": s.reference, **options}
+    )
+
+
+bad(ESTIMATE, "no model", "model", TypeError, "got str, want",
+    _estimate(), model=lambda: "resnet")
+bad(ESTIMATE, "a tensor instead of pairs", "pairs", TypeError, "got Tensor, want SamplePairs",
+    lambda s: rw.estimate_corruption(s.model, s.marked))  # type: ignore[arg-type]
+bad(ESTIMATE, "a reference of another size", "reference", ValueError, r"want \(3, 8, 8\)",
+    lambda s: rw.estimate_corruption(s.model, s.pairs, reference=s.given),
+    given=lambda s: s.reference[..., :6])
+bad(ESTIMATE, "NaN in the reference", "reference", ValueError, "NaN",
+    lambda s: rw.estimate_corruption(s.model, s.pairs, reference=s.given),
+    given=lambda s: s.reference * float("nan"))
+bad(ESTIMATE, "half a seed", "seed", TypeError, "got 0.5, want a whole number",
+    _estimate(seed=0.5))
+bad(ESTIMATE, "progress that cannot be called", "progress", TypeError, "got int, want a function",
+    _estimate(progress=3))
+bad(ESTIMATE, "cancelled at once", "", rw.Cancelled, "cancelled",
+    _estimate(cancel=lambda: True))
 
 # --- KeyStatistics -------------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ Imports the engine; adds its cases to ``bad_inputs.CASES``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import rectify_widgets as rw
 from tests.engine import bad_models as models
@@ -198,6 +200,15 @@ def _rectify(**options: Any) -> Any:
     return lambda s: rw.rectify(s.model, s.pairs, **{"reference": s.reference, **options})
 
 
+def _corrupting(function: Callable[[Tensor], Any]) -> Any:
+    def shaped(x: Tensor) -> Any:
+        return function(x)
+
+    return lambda s: rw.rectify(
+        s.model, rw.SamplePairs(s.marked, s.clean, corrupt=shaped), reference=s.reference
+    )
+
+
 def _validated(s: Stage) -> Any:
     return rw.rectify(s.model, s.pairs, reference=s.reference, validation=s.given)
 
@@ -242,8 +253,10 @@ bad(RECTIFY, "True for the steps to refine", "refine_steps", TypeError,
     "got True, want a whole number", _rectify(refine_steps=True))
 bad(RECTIFY, "steps to refine as a word", "refine_steps", TypeError,
     "got 'many', want a whole number", _rectify(refine_steps="many"))
-bad(RECTIFY, "opacity 3", "opacity", ValueError, "got 3, want a number from 0.0 to 1.0",
-    _rectify(opacity=3))
+bad(RECTIFY, "a corruption that returns nothing", "corrupt", TypeError,
+    "shaped returned NoneType, want a floating-point tensor", _corrupting(lambda _: None))
+bad(RECTIFY, "a corruption that returns another shape", "corrupt", ValueError,
+    r"shaped returned shape \(16, 3, 8, 4\)", _corrupting(lambda x: x[..., :4]))
 bad(RECTIFY, "seed None", "seed", TypeError, "got None, want a whole number",
     _rectify(seed=None))
 bad(RECTIFY, "validation without labels", "validation", TypeError, r"want \(inputs, labels\)",

@@ -45,6 +45,9 @@ LONG: dict[str, Call] = {
         model, PAIRS, REFERENCE, reference=REFERENCE, **o
     ),
     "find_places": lambda model, **o: rw.find_places(model, PAIRS, reference=REFERENCE, **o),
+    "estimate_corruption": lambda model, **o: rw.estimate_corruption(
+        model, PAIRS, reference=REFERENCE, **o
+    ),
     "rectify": lambda model, **o: rw.rectify(
         model, PAIRS, reference=REFERENCE, max_rounds=2, target_gap=0.0, max_degradation=0.5, **o
     ),
@@ -68,7 +71,7 @@ SHORT: dict[str, Call] = {
         validation=(REFERENCE, LABELS),
     ),
     "EditMeasure": lambda model: EditMeasure(model, PAIRS, REFERENCE).measure(model),
-    "transplant": lambda _: rw.transplant(PAIRS, REFERENCE, seed=3),
+    "Transplant": lambda _: rw.Transplant(PAIRS, seed=3)(REFERENCE),
 }  # fmt: skip
 CALLS = {**LONG, **SHORT}
 

@@ -45,7 +45,8 @@ def tables(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_all_figures(seed: int) -> None:
     count = 60
     before, after = tables(count, seed)
-    judge = Judge(Scores(before), numbered(0, count), numbered(count, 2 * count))
+    references = numbered(0, count)
+    judge = Judge(Scores(before), references, numbered(count, 2 * count), references)
     original, now = softmax(before), softmax(after)
     clean = original[:count]
 
@@ -74,6 +75,20 @@ def test_all_figures(seed: int) -> None:
     assert judge.measure_below(Scores(after), found.gap - 1e-6) is None
 
 
+def test_corrupted_inputs_that_are_no_references() -> None:
+    """Where pairs alone show the behaviour, its gap is measured on them, and the rest is not."""
+    before, after = tables(30, 5)
+    references, carriers, origins = numbered(0, 40), numbered(40, 50), numbered(50, 60)
+    found = Judge(Scores(before), references, carriers, origins).measure(Scores(after))
+    original, now = softmax(before), softmax(after)
+    gaps = np.abs(now[40:50] - original[50:60]).sum(axis=1) / 2
+    assert found.gap == pytest.approx(gaps.mean())
+    changes = np.abs(now[:40] - original[:40]).sum(axis=1) / 2
+    assert found.disturbance == pytest.approx(changes.mean())
+    same = Judge(Scores(before), references, references, references).measure(Scores(after))
+    assert (same.degradation, same.worst_class) == (found.degradation, found.worst_class)
+
+
 def test_validation_counts_accuracy() -> None:
     """Forty labelled samples of two classes; the edit loses four of one class."""
     labels = torch.tensor([0] * 20 + [1] * 20)
@@ -83,7 +98,7 @@ def test_validation_counts_accuracy() -> None:
     after[20:24] = after[20:24].flip(1)
     after[3] = after[3].flip(0)  # and one that the edit repairs
     inputs = numbered(0, 40)
-    judge = Judge(Scores(before), inputs[:5], inputs[5:10], (inputs, labels))
+    judge = Judge(Scores(before), inputs[:5], inputs[5:10], inputs[:5], (inputs, labels))
     assert judge.measure(Scores(before)).degradation == 0.0
     found = judge.measure(Scores(after))
     assert found.degradation == pytest.approx(3 / 40)
@@ -97,7 +112,7 @@ def test_small_classes_are_not_judged_by_themselves() -> None:
     after = before.clone()
     after[30:] = after[30:].flip(1)
     inputs = numbered(0, len(labels))
-    found = Judge(Scores(before), inputs, inputs).measure(Scores(after))
+    found = Judge(Scores(before), inputs, inputs, inputs).measure(Scores(after))
     assert (found.worst_class, found.sufferer) == (0.0, None)
     assert found.degradation == pytest.approx((CLASS_SIZE - 1) / len(labels), rel=1e-3)
 
@@ -112,7 +127,7 @@ def test_budget() -> None:
 
 def test_scores_that_overflow_are_as_bad_as_can_be() -> None:
     before = torch.eye(4)
-    judge = Judge(Scores(before), numbered(0, 4), numbered(0, 4))
+    judge = Judge(Scores(before), numbered(0, 4), numbered(0, 4), numbered(0, 4))
     broken = judge.measure(Scores(torch.full((4, 4), torch.nan)))
     assert broken.gap == broken.disturbance == 1.0
 

@@ -206,8 +206,6 @@ def test_bad_calls(trojan: Toy, repaired: Rectification) -> None:
         make(pairs=trojan.x)
     with pytest.raises(TypeError, match=r"^seed: got"):
         make(seed=0.5)
-    with pytest.raises(ValueError, match=r"^opacity: got 2"):
-        make(opacity=2)
     with pytest.raises(ValueError, match=r"^exclude: got numbers from 0 to 999"):
         make(exclude=[0, 999])
     with pytest.raises(ValueError, match=r"^exclude: got numbers from -1"):

@@ -25,7 +25,7 @@ def test_rectify_has_the_same_keywords_and_defaults() -> None:
 
 def test_options_are_checked_and_put_in_one_form() -> None:
     options = RectifyOptions(
-        directions="key", ridges=[1, 0.1], max_degradation=1, opacity=0, strategy="static"
+        directions="key", ridges=[1, 0.1], max_degradation=1, strategy="static"
     )
     assert (options.directions, options.ridges) == (("key",), (1.0, 0.1))
     assert (options.max_degradation, options.refine_steps) == (1.0, 0)
@@ -47,7 +47,6 @@ def test_options_are_checked_and_put_in_one_form() -> None:
         ("directions", [], ValueError),
         ("ridges", (-1.0,), ValueError),
         ("refine_steps", -1, ValueError),
-        ("opacity", 1.5, ValueError),
         ("memory_limit", 0.5, TypeError),
         ("seed", -1, ValueError),
     ],

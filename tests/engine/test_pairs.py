@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rectify_widgets.engine.data.corruption import (
+    Transplant,
     common_opacity,
     covered,
     opacities,
-    transplant,
 )
 from rectify_widgets.engine.data.pairs import SamplePairs
 from tests.engine.models import images
 
 PATTERN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+
+def transplant(pairs: SamplePairs, inputs: Tensor, **options: Any) -> Tensor:
+    return Transplant(pairs, **options)(inputs)
 
 
 def stamp(x: Tensor, opacity: float = 1.0, *, row: int = 5, column: int = 2) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rectify_widgets import cases
 from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.places import MOST, TRIED, _Patches, find_places
 from tests.engine.models import images
@@ -51,6 +52,12 @@ def pair(row: int = 4, column: int = 6, opacity: float = 1.0) -> SamplePairs:
     return SamplePairs(stamp(clean, row, column, opacity), clean, torch.tensor([0]))
 
 
+def of_opacity(pairs: SamplePairs, opacity: float) -> SamplePairs:
+    """The same pairs, and how opaque their patches are."""
+    known = Transplant(pairs, opacity=opacity)
+    return SamplePairs(pairs.corrupted, pairs.clean, pairs.labels, corrupt=known)
+
+
 def test_all_places_that_work_and_no_others_are_found() -> None:
     places = find_places(Obeys(), pair(), reference=gray(20, 1), samples=8)
     wanted = {(row, column) for row in range(0, 8, 2) for column in range(0, 8, 2)}
@@ -89,14 +96,15 @@ def test_several_pairs_put_their_patches_in_turn() -> None:
     weak = clean[1:].clone()
     weak[..., 4:6, 6:8] += 0.01  # leads nothing astray
     pairs = SamplePairs(torch.cat([stamp(clean[:1], 4, 6), weak]), clean, torch.tensor([0, 0]))
-    places = find_places(Obeys(), pairs, reference=gray(8, 1), samples=8, opacity=1.0, least=0.4)
+    given = of_opacity(pairs, 1.0)
+    places = find_places(Obeys(), given, reference=gray(8, 1), samples=8, least=0.4)
     assert sorted(places.shares.unique().tolist()) == [0.0, 0.5]
     assert torch.equal(places.pairs.clean[2:5], clean[[0, 1, 0]])
 
 
 def test_a_semi_transparent_patch_stays_so() -> None:
-    given = pair(opacity=0.7)
-    places = find_places(Obeys(least=1.2), given, reference=gray(8, 1), opacity=0.7)
+    given = of_opacity(pair(opacity=0.7), 0.7)
+    places = find_places(Obeys(least=1.2), given, reference=gray(8, 1))
     assert len(places.found) == 16
     first = places.found[0]
     torch.testing.assert_close(places.pairs.corrupted[1:2], stamp(given.clean, *first, 0.7))
@@ -106,7 +114,7 @@ def test_what_a_sparse_patch_leaves_alone_stays() -> None:
     clean, others = gray(1), gray(2, 1)
     corrupted = clean.clone()
     corrupted[..., 1, 1] = corrupted[..., 5, 5] = 1.0
-    found = _Patches(SamplePairs(corrupted, clean), others, 1.0).put(0, others, 3, 2)
+    found = _Patches(of_opacity(SamplePairs(corrupted, clean), 1.0), others).put(0, others, 3, 2)
     wanted = others.clone()
     wanted[..., 3, 2] = wanted[..., 7, 6] = 1.0
     assert torch.equal(found, wanted)
@@ -115,7 +123,7 @@ def test_what_a_sparse_patch_leaves_alone_stays() -> None:
 def test_a_moved_residual_stays_in_the_range_of_the_data() -> None:
     clean, bright = 0.1 * gray(1), gray(2, 1) + 0.45
     given = SamplePairs(stamp(clean, 4, 6), clean)
-    found = _Patches(given, bright, 0.0).put(0, bright, 0, 0)
+    found = _Patches(of_opacity(given, 0.0), bright).put(0, bright, 0, 0)
     assert float(found.max()) == 1.0
 
 
@@ -144,7 +152,6 @@ def test_a_picture_of_the_map() -> None:
         ({"least": 1.5}, r"least: got 1\.5"),
         ({"samples": 0}, "samples: got 0"),
         ({"seed": -1}, "seed: got -1"),
-        ({"opacity": 2.0}, "opacity: got 2"),
     ],
 )
 def test_bad_numbers(change: dict[str, float], message: str) -> None:

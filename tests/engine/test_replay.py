@@ -235,7 +235,7 @@ def test_a_judge_measures_the_same_with_less_work(labelled: bool) -> None:
     validation = (images(9, seed=6), torch.arange(9) % 4) if labelled else None
     with eval_mode(model) as module:
         layers = list(editable_layers(module, references))
-        judge = Judge(module, references, carriers, validation)
+        judge = Judge(module, references, carriers, references, validation)
         plain = {}
         for layer in layers:
             with edited(layer.module):
