@@ -58,8 +58,8 @@ def rectify(
             768 are used.  Some may carry the corruption: they are detected and left out.  None
             works with a warning, from the pairs alone.
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
-        strategy: ``"dynamic"`` edits the most editable layer, round after round; ``"static"`` edits
-            one layer once.
+        strategy: ``"dynamic"`` edits the most editable layer, round after round, and all layers
+            together where that is too little; ``"static"`` edits one layer once.
         layer: name of the layer for ``"static"``; None means the last convolution or, without
             one, the last linear layer.
         method: how layers are ranked, see `localize`.
@@ -68,12 +68,12 @@ def rectify(
             class that suffers most may lose five times as much.
         target_gap: gap at which the behaviour counts as removed, a fraction.
         directions, ridges: the grid that edits are chosen from, see `localize`.
-        refine_steps: gradient steps, see `rectify_widgets.engine.repair.refining`, on the best edits of a
-            round in which no closed form closes half of the gap that is left, or comes within
-            twice the target; 0 leaves all edits in closed form, as in the paper.  None means
-            100 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references or more, to learn
-            from some and judge on others; a step costs as much as training on 128 inputs, and a
-            round makes up to six times as many.
+        refine_steps: gradient steps by which edits of all layers are refined together, see
+            `rectify_widgets.engine.repair.refining`, where no closed form closes half of the gap
+            that is left or comes within twice the target; 0 leaves all edits in closed form, as in the
+            paper.  None means 300 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references
+            or more, to learn from some and judge on others, and learns from up to 1280 further ones;
+            a step costs as much as training on 128 inputs and predicting 64.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
             are then taken in parts, with the same result.
         seed: of every random choice.

@@ -1,9 +1,9 @@
 """The loop behind `rectify`: round after round of collecting, ranking, solving and trying.
 
 Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
-references whose prediction is still wrong, tries the best few edits, refines the best ones where the
-closed form falls short, and keeps the one with the least gap plus weighted disturbance within the
-budget.  Edits are solved and refined on one half of the references and judged on the other.  A round
+references whose prediction is still wrong, tries the best few edits, and keeps the one with the least
+gap plus weighted disturbance within the budget.  Where the best closed form leaves much of the gap,
+edits of all layers are refined together, and if they do better they are kept and end the loop.  Edits are solved and refined on one half of the references and judged on the other.  A round
 draws from the seed and its own number alone, so that a restored loop goes on as it would have.
 """
 
@@ -52,6 +52,8 @@ NEAR = 2.0
 """Nor is one within this many times the target.  Both were chosen with test figures in view."""
 REHEARSED = 192
 """References of those to solve from that say which of the refined edits are idle."""
+REPEATS = 2
+"""Rounds at most that try edits of all layers together."""
 TURNS = 3
 """Most times that edits of many layers are refined, more strictly each time."""
 WEAKER = 0.75
@@ -228,7 +230,7 @@ class Rounds:
     def _keep_best(self, trials: _Trials, shortlist: list[Candidate], monitor: Monitor) -> bool:
         """Try the shortlist on the judging references; returns whether an edit was kept.
 
-        Where none closes much of the gap, the best edits of some layers are refined and tried again.
+        Where none closes much of the gap, edits of all layers are refined together and tried.
         """
         model, number = self.problem.model, trials.number
         # What is cached takes memory, which a limit may not allow.
@@ -242,6 +244,7 @@ class Rounds:
         if (
             self._rehearsal
             and self._falls_short(trials.best)
+            and len({step.round for step in self.state.steps if step.direction == JOINT}) < REPEATS
             and self._refine(self._rehearsal, trials, monitor.part(0.3, 1.0))
         ):
             return True
