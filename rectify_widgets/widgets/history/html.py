@@ -96,7 +96,8 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
     if several:
         heads = heads.replace("<th>Outcome", f"{markup.numbers([WITHOUT], 'th')}<th>Outcome")
     table = markup.table("", heads, body)
-    return f'<div class="rw-steps" data-list data-key="steps">{table}</div>'
+    look = "rw-steps rw-several" if several else "rw-steps"
+    return f'<div class="{look}" data-list data-key="steps">{table}</div>'
 
 
 def _notes(timeline: Timeline, step: int, version: Version) -> str:
