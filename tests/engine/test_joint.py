@@ -151,7 +151,7 @@ def test_edits_are_the_parts_of_every_layer() -> None:
         half = scaled(stage.start, 0.5)[name]
         torch.testing.assert_close(update(half, wanted), 0.5 * wanted)
     assert some_layers(edits) == f"{len(stage.layers)} layers"
-    assert some_layers([edit for edit in edits if edit.layer.name == "same"]) == "1 layers"
+    assert some_layers([edit for edit in edits if edit.layer.name == "same"]) == "same"
 
 
 @pytest.mark.parametrize("network", NETWORKS)

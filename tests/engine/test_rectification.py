@@ -16,20 +16,21 @@ from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.repair import rounds
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import STEP_COLUMNS, Rectification
-from rectify_widgets.engine.repair.rounds import STAGES
+from rectify_widgets.engine.repair.rounds import REFINED, STAGES
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_layer_catalog import LAYERS
 from tests.engine.test_localization import distance
 from tests.engine.toy import Toy, samples, stamped
 
-STOPPED = {"target", "no layer helps", "round limit", "cancelled"}
+STOPPED = {"target", "no layer helps", "round limit", "cancelled", REFINED}
 
 
 def run(toy: Toy, which: int | slice = 0, **options: Any) -> Rectification:
-    return rectify(
-        toy.model, toy.pairs[which], **{"reference": toy.reference, "max_rounds": 3, **options}
-    )
+    given: dict[str, Any] = {"reference": toy.reference, "max_rounds": 3, **options}
+    if "strategy" not in options:
+        given.setdefault("refine_steps", 20)
+    return rectify(toy.model, toy.pairs[which], **given)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,11 @@ def check_history(result: Rectification) -> None:
     assert [(s.layer, s.direction, s.ridge) for s in kept] == [
         (e.layer, e.direction, e.ridge) for e in result.edits
     ]
-    assert len({step.round for step in kept}) == len(kept)  # one edit a round at most
+    last = max((step.round for step in kept), default=0)
+    for number in range(1, last + 1):  # one edit a round, or many of many layers in the last one
+        together = [step for step in kept if step.round == number]
+        assert all(step.refined for step in together) or len(together) == 1
+        assert number == last or not any(step.refined for step in together)
     assert [s.round for s in result.steps] == sorted(s.round for s in result.steps)
     gap, loss = result.gap_before, 0.0
     for step in kept:
@@ -58,7 +63,10 @@ def check_history(result: Rectification) -> None:
     assert (result.gap_after, result.degradation) == (gap, loss)
     assert result.gap_after <= result.gap_before
     for step in result.steps:
+        assert (step.gap_without is not None) == (step.accepted and step.refined)
         others = [k for k in kept if k.round < step.round]
+        if step in kept and step.refined:
+            continue  # measured after those before it
         assert step.gap_before == (others[-1].gap_after if others else result.gap_before)
         assert step.reason
         assert step.seconds >= 0
@@ -90,11 +98,11 @@ def test_the_trojan_is_removed(trojan: Toy, which: int | slice) -> None:
 def test_history_and_result_agree(trojan: Toy, repaired: Rectification) -> None:
     check_history(repaired)
     assert repaired.strategy == "dynamic"
-    assert 1 <= len(repaired.edits) <= 3
+    assert 1 <= len({step.round for step in repaired.steps if step.accepted}) <= 3
     rejected = [step for step in repaired.steps if not step.accepted]
     assert rejected
     assert any("did better" in step.reason for step in rejected)
-    assert {step.layer for step in repaired.steps} <= set(LAYERS["residual"])
+    assert {edit.layer for edit in repaired.edits} <= set(LAYERS["residual"])
     fresh = copy.deepcopy(trojan.model)
     Edits(repaired.edits).apply(fresh)
     assert same(fresh, bits(repaired.model))
@@ -266,19 +274,33 @@ def test_other_methods(trojan: Toy, method: str) -> None:
 
 
 def test_table_frame_and_html(repaired: Rectification) -> None:
+    """Edits that were made together take one line, and then one for each of their layers."""
     lines = str(repaired).splitlines()
-    assert len(lines) == len(repaired.steps) + 2 + len(repaired.diagnosis)
-    assert lines[len(repaired.steps) + 1].startswith(
+    many = [step for step in repaired.steps if step.accepted and step.refined]
+    layers = {step.layer for step in many}
+    assert len(layers) > 1
+    trials = len(repaired.steps) - len(many) + 1
+    assert len(lines) == 1 + trials + 1 + len(layers) + 1 + len(repaired.diagnosis)
+    kept = [line for line in lines if "yes: " in line]
+    assert len(kept) == len(repaired.edits) - len(many) + 1
+    assert f"{len(layers)} layers" in kept[-1]
+    assert kept[-1].endswith(f"yes: {len(many)} edits refined together")
+    assert f"{many[0].gap_before:.3f} → {repaired.gap_after:.3f}" in kept[-1]
+    below = {words[0]: words[1:] for words in map(str.split, lines[lines.index(kept[-1]) + 2 :])}
+    for name in layers:
+        without = [step.gap_without for step in many if step.layer == name]
+        more = sum(gap - repaired.gap_after for gap in without if gap is not None)
+        assert below[name] == [str(len(without)), f"{more:+.3f}"]
+    assert lines[-1 - len(repaired.diagnosis)].startswith(
         f"stopped: {repaired.stopped}; gap {repaired.gap_before:.3f} → "
     )
-    assert sum("yes: " in line for line in lines) == len(repaired.edits)
     frame = repaired.to_frame()
     assert list(frame.columns) == list(STEP_COLUMNS)
     assert len(frame) == len(repaired.steps)
     assert frame["accepted"].sum() == len(repaired.edits)
     html = repaired._repr_html_()
-    assert html.count("<tr") == len(repaired.steps) + 1
-    assert html.count("✓") == len(repaired.edits)
+    assert html.count("<tr") == 1 + trials + 1 + len(layers)
+    assert html.count("✓") == len(kept)
     assert repr(repaired).startswith(f"Rectification({len(repaired.edits)} edits in ")
 
 

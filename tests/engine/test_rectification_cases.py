@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
 from tests.engine.models import images, make
@@ -69,7 +70,9 @@ def test_corrupted_references_are_found_and_left_out(trojan: Toy) -> None:
     rows = torch.arange(5, 128, 10)  # one in ten
     reference[rows] = stamped(reference[rows])
     before = reference.clone()
-    result = rectify(trojan.model, trojan.pairs[0], reference=reference, max_rounds=3)
+    result = rectify(
+        trojan.model, trojan.pairs[0], reference=reference, max_rounds=3, refine_steps=20
+    )
     flagged = set(result.flagged.tolist())
     assert len(flagged & set(rows.tolist())) >= 12
     assert len(flagged - set(rows.tolist())) <= 4
@@ -135,9 +138,11 @@ def test_a_corruption_of_the_whole_image(trojan: Toy) -> None:
     pattern = torch.rand(1, 1, SIZE, SIZE, generator=generator).round()
     clean = trojan.pairs.clean
     pairs = SamplePairs(clean + 0.3 * (pattern - clean), clean)
-    for opacity in (None, 0.3):
+    known = Transplant(pairs[0], opacity=0.3)
+    for corrupt in (None, known):
+        pair = SamplePairs(pairs.corrupted[:1], clean[:1], corrupt=corrupt)
         result = rectify(
-            trojan.model, pairs[0], reference=trojan.reference[:64], max_rounds=1, opacity=opacity
+            trojan.model, pair, reference=trojan.reference[:64], max_rounds=1, refine_steps=5
         )
         assert result.gap_after <= result.gap_before
         check_history(result)

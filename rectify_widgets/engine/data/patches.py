@@ -58,6 +58,8 @@ def fit_patches(
     patches, masks, opacities = [], [], []
     for index in range(number):
         crops = _aligned(pairs, [own[index] for own in boxes])
+        if crops is None:
+            return None
         opacity = common_opacity(crops)
         if opacity is None:
             opacity = 1.0
@@ -95,8 +97,8 @@ def _place(
     return divmod(place, cross.shape[-1])
 
 
-def _aligned(pairs: SamplePairs, boxes: list[Box]) -> SamplePairs:
-    """Each pair's cut-out of one patch, all of the size of the largest."""
+def _aligned(pairs: SamplePairs, boxes: list[Box]) -> SamplePairs | None:
+    """Each pair's cut-out of one patch, all of the size of the largest; None where one shows another."""
     largest = max(range(len(boxes)), key=lambda i: boxes[i][2] * boxes[i][3])
     top, left, height, width = boxes[largest]
     patch = pairs.corrupted[largest, :, top : top + height, left : left + width]
@@ -111,6 +113,8 @@ def _aligned(pairs: SamplePairs, boxes: list[Box]) -> SamplePairs:
         torch.stack([images[row, :, rows, columns] for row, rows, columns in cuts])
         for images in (pairs.corrupted, pairs.clean)
     )
+    if bool((corrupted == clean).flatten(1).all(dim=1).any()):
+        return None
     return SamplePairs(corrupted, clean)
 
 

@@ -231,7 +231,7 @@ def pose_problem(
     transfer = NO_TRANSFER
     if reference is not None:
         if transferred:
-            transfer = choose_corruption(model, pairs, references, seed, monitor)
+            transfer = choose_corruption(model, pairs, references, seed, monitor.silent())
         if transfer.corruption is not None:
             carriers = transfer.corruption(references).to(references)
         answers = predict_all(model, references, monitor=monitor).argmax(dim=1)

@@ -48,8 +48,9 @@ def scaled(factors: Mapping[str, Factors], by: float) -> dict[str, Factors]:
 
 
 def some_layers(edits: Sequence[Candidate]) -> str:
-    """How many layers the edits change, in words."""
-    return f"{len({edit.layer.name for edit in edits})} layers"
+    """How many layers the edits change, in words; a single one by its name."""
+    names = {edit.layer.name for edit in edits}
+    return f"{len(names)} layers" if len(names) > 1 else edits[0].layer.name
 
 
 @contextmanager

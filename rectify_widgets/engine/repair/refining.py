@@ -116,7 +116,7 @@ def refine(
     Args:
         model: in evaluation mode, with the weights that the edits would be added to.
         layers: those that are edited, by name.
-        start: factors of each.
+        start: factors of each; a layer whose weights are all zero is left out.
         goal: what the model should do.
         steps: at least one.
         seed: draws the inputs of each step.
@@ -131,6 +131,8 @@ def refine(
         for name, (left, right) in start.items()
         if float(units[name]) > 0
     ]
+    if not free:
+        return {}
     factors = [factor for _, *pair in free for factor in pair]
     optimizer = torch.optim.Adam(factors, lr=RATE / STRICTER**turn)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

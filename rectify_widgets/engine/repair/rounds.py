@@ -127,8 +127,7 @@ class Rounds:
             for number in range(self.state.rounds + 1, max_rounds + 1):
                 if self.state.now.gap <= self._options.target_gap:
                     break
-                if any(edit.direction == JOINT for edit in self.state.edits):
-                    stopped = REFINED
+                if self._refined():
                     break
                 part = monitor.part((number - 1) / max_rounds, number / max_rounds)
                 if not self._round(number, part):
@@ -144,9 +143,15 @@ class Rounds:
             return "cancelled"
         if self.state.now.gap <= self._options.target_gap:
             stopped = "target"
+        elif self._refined():  # another round would change nothing
+            stopped = REFINED
         with suppress(Cancelled):  # there is nothing left to stop
             monitor.report(1.0, f"stopped: {stopped}")
         return stopped
+
+    def _refined(self) -> bool:
+        """Whether edits of all layers are kept, after which no round follows."""
+        return any(edit.direction == JOINT for edit in self.state.edits)
 
     def _split(self, flagged: list[int], monitor: Monitor) -> None:
         """Solve on one half of the other references and judge on the other, if there are enough."""
@@ -286,6 +291,8 @@ class Rounds:
                 else:
                     factors = scaled(factors, WEAKER)
                 edits = as_candidates(layers, factors)
+                if not edits:
+                    return False
                 some = by_use(model, edits, rehearsal, part.part(0.8, 0.9))
                 edits = fewest(
                     model, some, rehearsal, self._options.target_gap, part.part(0.9, 0.95)
