@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base import files
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, load_edits, save_edits
+from rectify_widgets.engine.find.problem import MAX_REFERENCES
 from rectify_widgets.engine.repair import rounds
 from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.refining import Goal, refine
 from rectify_widgets.engine.repair.result import STEP_COLUMNS, Rectification
+from rectify_widgets.engine.repair.rounds import REFINED
 from tests.engine.killed import OPTIONS, put_down
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.toy import Toy, samples, stamped
@@ -55,10 +58,18 @@ def run(toy: Toy, reference: Tensor, path: Path | None, **options: Any) -> Recti
 def whole(trojan: Toy, reference: Tensor) -> Rectification:
     """The run that nobody interrupts."""
     result = run(trojan, reference, None)
-    assert len(result.edits) == 4
     assert len(result.flagged) > 5
-    assert [edit.refined for edit in result.edits] == [False, False, True, True]
+    closed = [edit for edit in result.edits if not edit.refined]
+    assert result.edits[: len(closed)] == closed
+    assert len(closed) >= 2  # of which the third is followed by edits of many layers
+    assert len(result.edits) >= len(closed) + 2
+    assert result.stopped == REFINED
     return result
+
+
+def kept_by(result: Rectification, rounds_done: int) -> int:
+    """Edits that were kept in the first rounds."""
+    return sum(step.accepted and step.round <= rounds_done for step in result.steps)
 
 
 def check_equal(one: Rectification, other: Rectification) -> None:
@@ -82,17 +93,29 @@ def check_equal(one: Rectification, other: Rectification) -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "done"),
+    ("when", "last"),
     [
-        ("round 3: trying", 2),  # two edits are kept, a third is in the weights for a trial
-        ("refining", 2),  # in the middle of a step
-        ("round 4: ranking", 3),  # the last edit kept is a refined one
-        ("write 3", 1),  # the first write claims the file, the second comes after round 1
+        ("round 3: trying", None),  # two edits are kept, a third is in the weights for a trial
+        ("refining", None),  # in the middle of a step
+        ("measuring ", -1),  # they are about to be kept
+        ("stopped", 0),  # they are kept
+        ("write 3", None),  # the first write claims the file, the second comes after round 1
     ],
 )
 def test_killed_and_resumed(
-    trojan: Toy, reference: Tensor, whole: Rectification, tmp_path: Path, when: str, done: int
+    trojan: Toy,
+    reference: Tensor,
+    whole: Rectification,
+    tmp_path: Path,
+    when: str,
+    last: int | None,
 ) -> None:
+    rounds_in_all = max(step.round for step in whole.steps)
+    if last is None:
+        first = min(step.round for step in whole.steps if step.refined)
+        done = {"round": 2, "write": 1}.get(when.split(maxsplit=1)[0], first - 1)
+    else:
+        done = rounds_in_all + last
     put_down(tmp_path, trojan.model, trojan.pairs[0], reference)
     child = subprocess.run(
         [sys.executable, "-m", "tests.engine.killed", str(tmp_path), when],
@@ -104,15 +127,15 @@ def test_killed_and_resumed(
     assert child.returncode == -signal.SIGKILL, child.stderr
     file = tmp_path / "run.safetensors"
     kept = load_edits(file)  # what is on the disk is whole, and is a file of edits
-    assert len(kept) == done
+    assert len(kept) == kept_by(whole, done)
     fresh = copy.deepcopy(trojan.model)
     kept.apply(fresh)
-    Edits(whole.edits[:done]).apply(again := copy.deepcopy(trojan.model))
+    Edits(whole.edits[: len(kept)]).apply(again := copy.deepcopy(trojan.model))
     assert same(fresh, bits(again))
     before, messages = bits(trojan.model), list[str]()
     result = run(trojan, reference, file, progress=lambda _, text: messages.append(text))
     assert same(trojan.model, before)
-    assert [text for text in messages if text.startswith(f"round {done + 1}:")]
+    assert any(text.startswith(f"round {done + 1}:") for text in messages) == (last != 0)
     assert not [text for text in messages if text.startswith(f"round {done}:")]
     check_equal(result, whole)
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
@@ -144,15 +167,49 @@ def test_broken_off_at_many_points(
     check_equal(result, whole)
 
 
+@pytest.mark.parametrize("when", ["round 3: trying", "measuring "])
 def test_cancelled_and_resumed(
-    trojan: Toy, reference: Tensor, whole: Rectification, tmp_path: Path
+    trojan: Toy, reference: Tensor, whole: Rectification, tmp_path: Path, when: str
 ) -> None:
     file, reported = tmp_path / "run.safetensors", list[str]()
-    options = {"cancel": lambda: any(t.startswith("round 3: trying") for t in reported)}
+    options = {"cancel": lambda: any(t.startswith(when) for t in reported)}
     halted = run(trojan, reference, file, progress=lambda _, text: reported.append(text), **options)
     assert halted.stopped == "cancelled"
-    assert len(halted.edits) == len(load_edits(file)) == 2
+    last = max(step.round for step in whole.steps) if when == "measuring " else 3
+    assert len(halted.edits) == len(load_edits(file)) == kept_by(whole, last - 1)
     check_equal(run(trojan, reference, file), whole)
+
+
+def test_further_references_that_were_left_out_stay_so(
+    trojan: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refining after the run was taken up again learns from what it would have learnt from."""
+    more = samples(MAX_REFERENCES + 40, seed=30)[0]
+    more[::20] = stamped(more[::20])
+    file = tmp_path / "run.safetensors"
+    options = {"refine_steps": 2, "max_rounds": 2, "ridges": (0.1,), "directions": "key"}
+    goals: list[Goal] = []
+
+    def refining(*args: Any, **given: Any) -> Any:
+        goals.append(args[3])
+        return refine(*args, **given)
+
+    monkeypatch.setattr(rounds, "refine", refining)
+    monkeypatch.setattr(rounds, "ENOUGH", 1.0)
+    one = run(trojan, more, None, **options)
+    wanted = goals[-1].references
+    assert len(wanted) > len(goals) > 0
+    texts: list[str] = []
+    run(
+        trojan, more, file, **options, progress=lambda _, text: texts.append(text),
+        cancel=lambda: any(text.startswith("round 2: trying") for text in texts),
+    )  # fmt: skip
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["state"])["spare_flagged"]
+    goals.clear()
+    check_equal(run(trojan, more, file, **options), one)
+    assert all(torch.equal(goal.references, wanted) for goal in goals)
+    assert goals
 
 
 # --- ended ---------------------------------------------------------------------------------------
