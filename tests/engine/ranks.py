@@ -235,9 +235,9 @@ def seen_by(stage: Stage) -> dict[str, int]:
         counts["swept"] += len(probe)
         return candidates.sweep_probe(model, layers, probe, **options)
 
-    def judged(model: nn.Module, references: Tensor, *rest: Any) -> Any:
+    def judged(model: nn.Module, references: Tensor, *rest: Any, **options: Any) -> Any:
         counts["judged"] += len(references)
-        return judging.Judge(model, references, *rest)
+        return judging.Judge(model, references, *rest, **options)
 
     with (
         patch.object(layerwise, "sweep_probe", observed),
