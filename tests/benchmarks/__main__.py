@@ -31,6 +31,9 @@ from tests.benchmarks.trojan import (
     measure_seconds,
 )
 from tests.benchmarks.widgets import measure_widgets
+from tests.benchmarks.zoo.attacks import ATTACKS
+from tests.benchmarks.zoo.measure import SHOWN, measure_zoo
+from tests.benchmarks.zoo.training import NETWORKS
 
 Benchmark = Callable[[Namespace, Monitor], Table | list[Table]]
 
@@ -55,6 +58,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                 measure_several),
     "failures": (SEEDS, "where rectification fails, what it says, what then helps (--seeds)",
                  measure_failures),
+    "zoo": (0, "eleven attacks, patches and others, on three networks (needs --data; --seeds)",
+            measure_zoo),
     "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
                 lambda options, monitor: measure_widgets(options.pairs, monitor)),
     "speed": (3, "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
@@ -168,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         "measures in this one (default: %(default)s)")  # fmt: skip
     add("--again", nargs="+", default=(), metavar="NAME", help="methods to measure again")
     add("--limit", type=int, help=argparse.SUPPRESS)  # test images, for tests
+    add = parser.add_argument_group("zoo").add_argument
+    add("--attacks", nargs="+", metavar="NAME", help=f"of {', '.join(ATTACKS)}")
+    add("--networks", nargs="+", metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    add("--shown", nargs="+", metavar="WHAT", help=f"what a method is given: of {', '.join(SHOWN)}")
+    add("--colour", action="store_true", help="on tinted images")
     group = parser.add_argument_group("networks")
     group.add_argument("--only", nargs="+", metavar="NAME", help="one pair, such as 'vit blend'; "
         f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls")  # fmt: skip
