@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.repair.refining import (
     BATCH,
     MOST,
+    _mixed,
     cut,
     lerped,
     suitable_mix,
@@ -109,7 +110,23 @@ def test_mixtures_on_which_the_behaviour_shows_are_not_used(
 
 
 def test_what_shows_a_third_class_stays_unmixed() -> None:
-    """Of what is mixed otherwise, every input is between two references."""
+    references, model = blocks(*[0, 1] * 20), Foggy()
+    scores, draw = model(references), torch.Generator().manual_seed(0)
+    plain, answers = _mixed(references, scores, model, lerped, draw)
+    assert torch.equal(plain, references)
+    assert torch.equal(answers, scores)
+    # A linear model has two classes alone, so that every mixture is kept, with its own answers.
+    ramp, both = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), blocks(0, 1, 1, 1)
+    with torch.no_grad():
+        for parameter in ramp.parameters():
+            parameter.copy_(torch.linspace(-1, 0.5, parameter.numel()).reshape(parameter.shape))
+        mixed, answers = _mixed(both, ramp(both), ramp, lerped, torch.Generator().manual_seed(1))
+        assert torch.equal(answers, ramp(mixed))
+    assert torch.equal(mixed[2:], both[2:])
+    assert 0 < float(mixed[0, 0, 0, 0]) < MOST
+
+
+def test_every_mixture_is_between_two_references() -> None:
     stage = Stage("plain", 80)
     before, seen = stage.model, list[Tensor]()
 
