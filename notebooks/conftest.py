@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-SLOW = ("03_spurious_correlation", "05_which_layer", "07_a_pretrained_imagenet_network")
+SLOW = (
+    "03_spurious_correlation", "05_which_layer", "07_a_pretrained_imagenet_network",
+    "08_any_corruption",
+)  # fmt: skip
 """Tutorials of more than half a minute."""
 
 FAILED = pytest.StashKey[str]()

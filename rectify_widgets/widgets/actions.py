@@ -30,7 +30,7 @@ def locate(
 
 
 def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:
-    """Pairs followed by further pairs of the same sample shape."""
+    """Pairs followed by further pairs of the same sample shape; they keep the first ones' `corrupt`."""
     if first.clean.shape[1:] != second.clean.shape[1:]:
         raise ValueError(
             f"examples: got samples of shape {tuple(second.clean.shape[1:])}, want "
@@ -43,4 +43,5 @@ def join(first: SamplePairs, second: SamplePairs) -> SamplePairs:
         torch.cat([first.corrupted, second.corrupted.to(first.corrupted)]),
         torch.cat([first.clean, second.clean.to(first.clean)]),
         labels,
+        first.corrupt,
     )

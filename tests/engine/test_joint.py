@@ -185,8 +185,8 @@ def test_each_is_left_out_in_turn(network: str) -> None:
     judge, messages = judge_of(model, torch.float64), list[str]()
     monitor = Monitor(lambda _, text: messages.append(text))
     with untouched(model):
-        gaps = left_out(model, edits, judge, monitor)
-        order = by_use(model, edits, judge, Monitor())
+        gaps = left_out(model, edits, judge, monitor, cached=True)
+        order = by_use(model, edits, judge, Monitor(), cached=False)
     assert gaps == pytest.approx([verdict.gap for verdict in alone], abs=1e-6)
     assert max(gaps) > min(gaps) + 1e-3
     assert messages == [f"leaving out an edit of {edit.layer.name}" for edit in edits]
@@ -204,7 +204,7 @@ def test_cancelled_while_edits_are_left_out() -> None:
         return len(asked) == 4
 
     with untouched(model), pytest.raises(Cancelled):
-        left_out(model, edits, judge_of(model), Monitor(None, stop))
+        left_out(model, edits, judge_of(model), Monitor(None, stop), cached=True)
     with untouched(model), pytest.raises(Cancelled):
         fewest(model, edits, judge_of(model), 0.0, Monitor(None, lambda: True))
 
@@ -230,7 +230,7 @@ def test_the_fewest_edits_that_do_as_well(trojan: Toy) -> None:
     judge, useful, idle = idle_and_useful(trojan)
     model = trojan.model
     with untouched(model):
-        order = by_use(model, [*idle, *useful], judge, Monitor())
+        order = by_use(model, [*idle, *useful], judge, Monitor(), cached=True)
         few = fewest(model, order, judge, 0.0, Monitor())
         assert few == order[: len(few)]
         assert 0 < len(few) < len(useful)

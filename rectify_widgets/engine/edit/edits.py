@@ -60,10 +60,9 @@ class RankOneEdit:
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.shape))
-        return (
-            f"RankOneEdit({self.layer!r}, weight {shape}, {self.direction} direction, "
-            f"ridge {self.ridge:g}{', refined' if self.refined else ''})"
-        )
+        closed_form = f"{self.direction} direction, ridge {self.ridge:g}"
+        how = self.settings if self.refined else closed_form
+        return f"RankOneEdit({self.layer!r}, weight {shape}, {how})"
 
     @property
     def settings(self) -> str:

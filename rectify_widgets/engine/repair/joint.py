@@ -66,21 +66,26 @@ def together(edits: Sequence[Candidate]) -> Iterator[None]:
 
 
 def by_use(
-    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor
+    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor, *, cached: bool
 ) -> list[Candidate]:
-    """The edits, first the one without which gap plus weighted disturbance rises the most."""
+    """The edits, first the one without which gap plus weighted disturbance rises the most.
+
+    ``cached`` keeps what runs before the layers, which takes memory; the result is the same.
+    """
     verdicts = _leaving_out(
-        edits, judge, model, monitor, lambda name: judge.measure(model, edited=name)
+        edits, judge, model, monitor, lambda name: judge.measure(model, edited=name), cached=cached
     )
     order = sorted(range(len(edits)), key=lambda number: -verdicts[number].objective)
     return [edits[number] for number in order]
 
 
 def left_out(
-    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor
+    model: nn.Module, edits: Sequence[Candidate], judge: Judge, monitor: Monitor, *, cached: bool
 ) -> list[float]:
-    """The gap without each of the edits, all others in place."""
-    return _leaving_out(edits, judge, model, monitor, lambda name: judge.gap(model, edited=name))
+    """The gap without each of the edits, all others in place; ``cached`` as in `by_use`."""
+    return _leaving_out(
+        edits, judge, model, monitor, lambda name: judge.gap(model, edited=name), cached=cached
+    )
 
 
 def _leaving_out(
@@ -89,10 +94,13 @@ def _leaving_out(
     model: nn.Module,
     monitor: Monitor,
     measure: Callable[[str], Measured],
+    *,
+    cached: bool,
 ) -> list[Measured]:
     """What is measured with all edits but one, for each."""
     measured = []
-    with together(edits), judge.sharing(model, [edit.layer for edit in edits], monitor):
+    layers = [edit.layer for edit in edits] if cached else []
+    with together(edits), judge.sharing(model, layers, monitor):
         for number, edit in enumerate(edits):
             name, weight = edit.layer.name, edit.layer.module.weight
             monitor.report(number / len(edits), f"leaving out an edit of {name}")

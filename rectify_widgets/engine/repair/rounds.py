@@ -215,7 +215,7 @@ class Rounds:
     ) -> bool:
         """Drop references that carry the corruption already; returns whether there were any."""
         voters, problem = pick_voters(options), self.problem
-        if not problem.given or not voters:
+        if problem.corruption is None or not voters:
             return False
         with self._clock("evaluation"):
             corrupted, more = (
@@ -279,7 +279,7 @@ class Rounds:
         draw = torch.Generator().manual_seed(seed)
         layers = {name: self.problem.layers[name] for name in trials.scores}
         factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
-        goal = self._goal()
+        goal, cached = self._goal(), not self.problem.limit
         for turn in range(TURNS + 1):
             part = monitor.part(turn / (TURNS + 1), (turn + 1) / (TURNS + 1))
             with self._clock("refining"):
@@ -293,7 +293,7 @@ class Rounds:
                 edits = as_candidates(layers, factors)
                 if not edits:
                     return False
-                some = by_use(model, edits, rehearsal, part.part(0.8, 0.9))
+                some = by_use(model, edits, rehearsal, part.part(0.8, 0.9), cached=cached)
                 edits = fewest(
                     model, some, rehearsal, self._options.target_gap, part.part(0.9, 0.95)
                 )
@@ -323,7 +323,8 @@ class Rounds:
             reason = f"refined together with {len(edits) - 1} others"
             steps.append(self._step(trials, edit, verdict, before, None, began, kept=reason))
             before, began = verdict, time.perf_counter()
-        gaps = left_out(model, edits, self._judge, monitor.part(0.5, 1.0))
+        cached = not self.problem.limit
+        gaps = left_out(model, edits, self._judge, monitor.part(0.5, 1.0), cached=cached)
         if trials.best is not None:
             self._reject(trials.best[2], "many layers together did better")
         self.state.steps += [
