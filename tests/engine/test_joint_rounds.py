@@ -244,5 +244,5 @@ def test_edits_and_steps_say_so(always: tuple[Rectification, Seen, float]) -> No
     kept = [step for step in result.steps if step.accepted]
     for edit, step in zip(result.edits, kept, strict=True):
         assert edit.settings == step.settings
-        assert repr(edit).endswith(", refined)") == edit.refined
+        assert repr(edit).endswith(f", {JOINT})") == edit.refined
     assert list(result.to_frame()["refined"]) == [step.refined for step in result.steps]

@@ -20,7 +20,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.running import chunk_size, predict, predict_all, working_dtype
+from rectify_widgets.engine.model.running import (
+    chunk_size,
+    predict,
+    predict_all,
+    random_states,
+    working_dtype,
+)
 
 ROOM = 2**29
 """Bytes that a replay may cache; chunks of inputs beyond that are run whole."""
@@ -96,7 +102,7 @@ class Replay:
         self._chunks = inputs.split(chunk_size(inputs, inputs.device))
         calls = _trace(model, inputs[:1])
         self._plans: dict[str, _Plan] = {}
-        for layer in {layer.name: layer for layer in layers}.values():
+        for layer in {layer.name: layer for layer in layers}.values() if calls else ():
             if plan := _plan(model, layer.module, calls, inputs[:1]):
                 self._plans[layer.name] = plan
         self._kept: list[dict[int, Any]] = []
@@ -164,12 +170,15 @@ def _traced(
 
 
 def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
-    """All calls of one forward pass, in the order in which they begin."""
+    """All calls of one forward pass, in the order in which they begin; none if it draws random numbers."""
     calls: list[_Call] = []
+    states: list[tuple[Any, ...]] = []
     under_way: list[int] = []
     clock = iter(range(10**9))
 
     def enter(module: nn.Module) -> _Call:
+        if not calls:
+            states.append(random_states(sample.device))
         call = _Call(module, under_way[-1] if under_way else -1, next(clock))
         under_way.append(len(calls))
         calls.append(call)
@@ -178,13 +187,15 @@ def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
     def leave(call: _Call, _: Any) -> None:
         call.stop = next(clock)
         under_way.pop()
+        if not under_way:
+            states.append(random_states(sample.device))
 
     forwards = {
         module: _traced(module, partial(enter, module), leave) for module in model.modules()
     }
     with _instead(forwards):
         predict(model, sample)
-    return calls
+    return calls if states[0] == states[-1] else []
 
 
 def _answers(

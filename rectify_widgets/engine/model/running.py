@@ -162,6 +162,16 @@ def _numpy_state() -> tuple[Any, ...]:
     return cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002 - users draw from it
 
 
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """The random states that `preserving_rng` restores, to compare."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    array = _numpy_state()
+    words = [state.numpy().tobytes() for state in states]
+    return (*words, array[1].tobytes(), array[2:], random.getstate())
+
+
 @contextmanager
 def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
     """Restore the random states of torch, numpy and Python, where the block has changed them."""

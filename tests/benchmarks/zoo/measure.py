@@ -57,6 +57,7 @@ class ZooRun:
     method: str
     shown: str
     seed: int
+    network_seed: int = 0
 
 
 def plan_zoo(options: Namespace) -> list[ZooRun]:
@@ -71,7 +72,7 @@ def plan_zoo(options: Namespace) -> list[ZooRun]:
     shown = [check_choice("shown", one, SHOWN) for one in options.shown or SHOWN]
     seeds = check_int("seeds", options.seeds, low=1)
     return [
-        ZooRun(network, attack, options.colour, method, kind, seed)
+        ZooRun(network, attack, options.colour, method, kind, seed, options.network_seed)
         for method in methods
         for network in networks
         for kind in shown
@@ -96,7 +97,7 @@ def measure_zoo(options: Namespace, monitor: Monitor) -> list[Table]:
 
 
 def _run_of(record: Record) -> ZooRun:
-    return ZooRun(**{name: record[name] for name in ZooRun.__dataclass_fields__})
+    return ZooRun(**{name: record[name] for name in ZooRun.__dataclass_fields__ if name in record})
 
 
 @lru_cache(maxsize=2)
@@ -111,7 +112,7 @@ def measure_run(run: ZooRun, options: Namespace) -> Record:
     torch.set_num_threads(1)  # no figure depends on how many there are
     try:
         case = _case(
-            run.network, run.attack, options.data, options.cache, options.network_seed,
+            run.network, run.attack, options.data, options.cache, run.network_seed,
             colour=run.colour,
         )  # fmt: skip
         record["before"] = case.figures()
