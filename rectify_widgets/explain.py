@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from captum import attr
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rectify_widgets.engine.base.checks import (
     check_choice,
@@ -27,8 +28,8 @@ from rectify_widgets.engine.base.checks import (
     nearest,
 )  # fmt: skip
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.model.layout import ToMaps, check_layout, first_tensor, to_maps
 from rectify_widgets.engine.model.running import (
-    capturing,
     eval_mode,
     model_device,
     model_dtype,
@@ -143,16 +144,30 @@ class _Probe:
         self._passes += 1
         return predict(self.model, inputs.clone())
 
-    def forward_around_layer(self, inputs: Tensor) -> Tensor:
-        """Like `forward`, but what follows the layer gets a copy of the layer's output.
+    def forward_from_layer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's output and the scores, with the graph between them.
 
-        The hook is registered for the length of the call only, hence after captum's own, which
-        therefore keeps a tensor that no later in-place operation changes.
+        What follows the layer gets a copy, so that no in-place operation changes the output.
         """
-        with self.layer.register_forward_hook(
-            lambda _, __, output: output.clone() if isinstance(output, Tensor) else output
-        ):
-            return self.forward(inputs)
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, __: object, output: Any) -> Any:
+            tensor = first_tensor(output)
+            if tensor is None:
+                return output
+            seen.append(tensor)
+            copy = tensor.clone()
+            if isinstance(output, Tensor):
+                return copy
+            rest = (copy, *output[1:])
+            return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+        handle = self.layer.register_forward_hook(keep)
+        try:
+            scores = self.forward(inputs)
+        finally:
+            handle.remove()
+        return seen[0], scores
 
 
 Maps = Callable[[_Probe, Tensor, Tensor], Tensor]
@@ -232,30 +247,41 @@ def smoothgrad(*, samples: int = 16, noise: float = 0.15, absolute: bool = False
     return maps
 
 
-def grad_cam(*, relu: bool = True) -> Maps:
+def grad_cam(*, relu: bool = True, layout: str | ToMaps | None = None) -> Maps:
     """``"grad-cam"`` (Selvaraju et al. 2017, equations 1 and 2).
 
     ``relu``: keep what speaks for the class only, as in the paper; ``False`` gives a signed map.
+    ``layout``: how the layer's output lies: ``"channels-first"`` (``N × C × h × w`` or
+    ``N × C × T``), ``"channels-last"`` (``N × h × w × C`` or ``N × T × C``), or a function that
+    arranges it as ``N × C × h × w``; ``None`` follows the axes through the network.  ``T`` tokens
+    are a grid in the proportions of the image; class tokens in front of it are left out.
     The layer is named by the argument ``layer``; without one it is the last convolution.
     """
     check_flag("relu", relu)
+    check_layout(layout)
 
-    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Any:
-        sizes: list[tuple[int, ...]] = []
-        with capturing({"": probe.layer}, lambda *seen: sizes.append(tuple(seen[2].shape))):
-            probe.forward(inputs)
-        if len(sizes) != 1 or len(sizes[0]) != 4:
-            has = f"{len(sizes)} outputs in one forward pass"
-            if len(sizes) < 2:
-                has = f"an output of shape {sizes[0]}" if sizes else "no output: it is never called"
+    def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
+        arrange, besides = to_maps(probe.model, probe.layer, inputs, layout)
+        output, scores = probe.forward_from_layer(inputs)
+        score = scores.gather(1, target.to(scores.device)[:, None]).sum()
+        gradient = None
+        if score.requires_grad and output.requires_grad:
+            (gradient,) = torch.autograd.grad(score, output, allow_unused=True)
+        if gradient is None:
             raise ValueError(
-                f"layer: this one has {has}, want one output of N × C × H × W; name a convolution"
+                "layer: no gradient of the score comes back to it, want a layer that the score "
+                "depends on"
             )
-        small = attr.LayerGradCam(probe.forward_around_layer, probe.layer).attribute(
-            inputs, target=target, relu_attributions=relu
-        )
-        shape = tuple(inputs.shape[-2:])
-        return attr.LayerAttribution.interpolate(small, shape, interpolate_mode="bilinear")
+        slopes = arrange(gradient)
+        if besides and bool(gradient.any()) and not bool(slopes.any()):
+            raise ValueError(
+                "layer: the score depends on its class token alone, so that it has no map; name "
+                "a layer further in front, that of the last attention at most"
+            )
+        weighted = slopes.mean(dim=(2, 3), keepdim=True) * arrange(output.detach())
+        small = weighted.sum(dim=1, keepdim=True)
+        small = small.relu() if relu else small
+        return functional.interpolate(small, tuple(inputs.shape[-2:]), mode="bilinear")
 
     return maps
 
