@@ -1,7 +1,7 @@
 """Find, show and repair the layer behind an unreliable behaviour of an image classifier.
 
 The engine (``rectify_widgets.engine``) needs torch only; the widgets wrap it.  Imports run one way:
-``widgets`` to ``explain`` and ``cases`` to ``engine``.
+``widgets`` to ``reveal`` and ``cases``, ``reveal`` to ``explain``, and all of them to ``engine``.
 """
 
 from rectify_widgets import cases
@@ -23,6 +23,7 @@ from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
+from rectify_widgets.reveal.cleansing import cleanse
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
@@ -60,6 +61,7 @@ __all__ = [
     "adapt",
     "attribute",
     "cases",
+    "cleanse",
     "editable_layers",
     "estimate_corruption",
     "estimate_memory",

@@ -95,8 +95,9 @@ def test_session_imports_no_widgets() -> None:
 
 def module_of(requirement: str) -> str:
     """`pillow>=10` -> `PIL`."""
-    name = re.split(r"\W", requirement)[0]
-    return {"pillow": "PIL", "ipython": "IPython"}.get(name, name)
+    name = re.split(r"[^\w-]", requirement)[0]
+    others = {"pillow": "PIL", "ipython": "IPython", "scikit-image": "skimage"}
+    return {**others, "scikit-learn": "sklearn"}.get(name, name)
 
 
 def test_third_party_imports_are_declared() -> None:
