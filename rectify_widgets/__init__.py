@@ -28,6 +28,7 @@ from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.painter.viewer import MaskPainter
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "KeyStatistics",
     "LayerCatalog",
     "Localization",
+    "MaskPainter",
     "MemoryEstimate",
     "Pattern",
     "PlacedPatches",

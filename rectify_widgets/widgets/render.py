@@ -164,12 +164,12 @@ def shrink(pixels: Pixels, side: int) -> Pixels:
     return small
 
 
-def encode(pixels: Pixels, most: int = BYTES) -> tuple[str, bytes]:
+def encode(pixels: Pixels, most: int = BYTES, side: int = MAX_SIDE) -> tuple[str, bytes]:
     """MIME type and bytes, about ``most`` of them at most, of ``H × W × 3`` pixels.
 
     Charts and small maps are kept exactly, as PNG; photographs and large maps become JPEG.
     """
-    small = shrink(pixels, MAX_SIDE)
+    small = shrink(pixels, side)
     grey = bool((small == small[..., :1]).all())
     picture = Image.fromarray(small[..., 0] if grey else small)
     # Green alone tells a chart from a photograph, in a fifth of the time that all three take.

@@ -10,7 +10,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-SHEETS = ("attribution", "editability", "prediction", "history", "dashboard")
+SHEETS = ("attribution", "editability", "prediction", "history", "painter", "dashboard")
 """Sheets of single widgets; each applies after the shared one, ``base``."""
 
 
