@@ -251,3 +251,13 @@ def test_it_can_be_stopped_and_says_how_far_it_is() -> None:
     answers = iter([False] * 5)
     with untouched(model), pytest.raises(Cancelled):
         cleanse(images(), MASK, model=model, cancel=lambda: next(answers, True))
+
+
+def test_scattered_pixels_are_filled_one_by_one() -> None:
+    """No two rows or columns are whole, so that only single pixels find a source."""
+    x = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(9, 9, generator=torch.Generator().manual_seed(5)) < 0.8
+    assert not mask.all()
+    clean = cleanse(x, mask, "texture", grow=0)
+    known = set(x[0, 0][~mask].tolist())
+    assert set(clean[0, 0][mask].tolist()) <= known

@@ -26,6 +26,7 @@ from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
+from rectify_widgets.widgets.painter.viewer import MaskPainter
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
@@ -54,6 +55,7 @@ WIDGETS: dict[str, Make] = {
     "PredictionViewer": lambda model, given: PredictionViewer(model, network(), given),
     "EditabilityViewer": EditabilityViewer,
     "EditabilityViewer of scores": lambda model, given: EditabilityViewer(located()),
+    "MaskPainter": lambda model, given: MaskPainter(given.clean, model=model),
     "HistoryViewer": lambda model, given: HistoryViewer(rectified(model, given)),
     "RectificationDashboard": lambda model, given: RectificationDashboard(
         model, given, attribution="saliency"

@@ -149,7 +149,8 @@ def _best_shift(
 
     The source holds only pixels that are ``known``.  Of the places where this is so, the one with
     the smallest mean squared difference over the surroundings wins, those of which are compared
-    that are ``done`` here and ``known`` there; at least half of them must be.
+    that are ``done`` here and ``known`` there; at least half of them must be, or of a region of one
+    pixel, which cannot be cut further, as many as there are anywhere.
     """
     width = max(2, round(math.sqrt(int(region.sum())) / 4))
     around = surroundings(region, ~done, width) & ~region
@@ -164,9 +165,12 @@ def _best_shift(
     target, weight = padded[(slice(None), *box)], source.astype(np.float64)
     unusable = signal.correlate(1.0 - weight, inside, "valid")
     compared = signal.correlate(weight, ring_, "valid")
-    usable = (unusable < 0.5) & (compared > 0.5 * ring_.sum() - 0.25)
+    fits = unusable < 0.5
+    usable = fits & (compared > 0.5 * ring_.sum() - 0.25)
     if not usable.any():
-        return None
+        if region.sum() > 1:
+            return None
+        usable = fits & (compared > compared[fits].max() - 0.25)
     error = np.zeros_like(compared)
     for own, other in zip(target, padded, strict=True):
         masked = other * weight

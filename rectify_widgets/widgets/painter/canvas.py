@@ -24,10 +24,11 @@ from rectify_widgets.widgets import render
 TOOLS = ("brush", "eraser", "rectangle", "lasso", "fill", "move")
 
 BYTES = 24_000
-"""About how much a picture takes at most: it is saved with the notebook."""
+"""How much a picture takes at most: it is saved with the notebook."""
 
-SIDE = 512
-"""Longest side of the picture that is sent; the mask always has the sample's own pixels."""
+SIDES = (512, 384, 256, 160)
+"""Longest side of the picture that is sent, tried in this order until it is small enough; the mask
+always has the sample's own pixels."""
 
 
 class PaintCanvas(anywidget.AnyWidget):
@@ -70,7 +71,10 @@ class PaintCanvas(anywidget.AnyWidget):
     def show(self, index: int, pixels: render.Pixels, mask: Tensor) -> None:
         """Have another sample painted on."""
         with self.hold_sync():
-            self.image = render.encode(pixels, BYTES, SIDE)[1]
+            for side in SIDES:
+                self.image = render.encode(pixels, BYTES, side)[1]
+                if len(self.image) <= BYTES:
+                    break
             self._tell(index, mask)
 
     def replace(self, index: int, mask: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_choice, check_module, check_number
+from rectify_widgets.engine.base.checks import check_choice, check_int, check_module, check_number
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -60,6 +60,7 @@ class MaskPainter(Panel):
         reference: unlabelled inputs, at least eight, from which ``fill="reference"`` takes what it
             puts in; None leaves that fill out.
         fill: what takes the place of painted pixels, see `rectify_widgets.cleanse`.
+        grow: pixels by which masks are widened for cleansing; `masks` is what was painted.
         classes: class names, by number.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
@@ -92,6 +93,7 @@ class MaskPainter(Panel):
         model: nn.Module | None = None,
         reference: Inputs | None = None,
         fill: Fill = BEST,
+        grow: int = 1,
         classes: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -103,6 +105,7 @@ class MaskPainter(Panel):
         count, channels, height, width = self._inputs.shape
         self._model = None if model is None else check_module("model", model)
         self._reference = reference
+        self._grow = check_int("grow", grow, low=0)
         self._fills = (BEST, *FILLS, *(() if reference is None else (REFERENCE,)))
         self._classes = check_classes(classes)
         self._norm = check_channels("mean", mean, channels), check_channels("std", std, channels)
@@ -208,6 +211,7 @@ class MaskPainter(Panel):
             fill,
             model,
             self._reference,
+            grow=self._grow,
             progress=job.part(0.0, 0.9),
             cancel=job.cancelled,
         )
