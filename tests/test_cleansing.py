@@ -128,6 +128,18 @@ def test_texture_continues_a_repeating_pattern(mask: Tensor) -> None:
     assert torch.equal(cleanse(damaged, mask, "texture", grow=0), whole)
 
 
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(
+    "left", [box(slice(6, 7), slice(6, 8), 8), box(slice(0, 8), slice(3, 4), 8)]
+)
+def test_a_picture_of_which_little_is_left_is_filled(fill: str, left: Tensor) -> None:
+    x = images(side=8)
+    clean = cleanse(x, ~left, fill, grow=0)
+    seen = x[:, :, left]
+    low, high = seen.amin(dim=2)[..., None, None], seen.amax(dim=2)[..., None, None]
+    assert bool(((clean >= low - 1e-6) & (clean <= high + 1e-6)).all())
+
+
 def test_texture_takes_the_best_fitting_place() -> None:
     x, mask = images().double()[:1], box(slice(8, 10), slice(9, 12))
     clean = cleanse(x, mask, "texture", grow=0)

@@ -25,6 +25,8 @@ AROUND = np.ones((3, 3), dtype=bool)
 """The eight neighbours of a pixel and itself."""
 LARGE = 20_000
 """Pixels of a region above which the biharmonic equation is solved at a lower resolution."""
+HALVINGS = 100
+"""Regions that are halved at most to be filled with texture, which bounds the time."""
 
 
 def ring(picture: Picture, mask: Mask) -> Picture:
@@ -97,17 +99,18 @@ def texture(picture: Picture, mask: Mask) -> Picture:
     which belongs to the surroundings of the second.
     """
     filled, open_ = picture.copy(), mask.copy()
-    waiting = list(regions(mask))[::-1]
-    while waiting:
+    waiting, halvings = list(regions(mask))[::-1], 0
+    while waiting and halvings < HALVINGS:
         region = waiting.pop()
         shift = _best_shift(filled, region, known=~mask, done=~open_)
         if shift is None:
             waiting += _halves(region)[::-1]
+            halvings += 1
             continue
         rows, columns = np.nonzero(region)
         filled[:, rows, columns] = picture[:, rows + shift[0], columns + shift[1]]
         open_ &= ~region
-    return filled
+    return biharmonic(filled, open_)
 
 
 FILLS: dict[str, Fill] = {"texture": texture, "biharmonic": biharmonic, "blur": blur, "ring": ring}
