@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from captum import attr
 from torch import Tensor, nn
@@ -29,12 +30,14 @@ from rectify_widgets.engine.base.checks import (
 )  # fmt: skip
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.layout import ToMaps, check_layout, first_tensor, to_maps
+from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import (
     eval_mode,
     model_device,
     model_dtype,
     predict,
     unwrap,
+    with_head,
 )
 
 
@@ -59,8 +62,10 @@ def attribute(
         inputs: ``N × C × H × W``, floating point, in the model's input space.
         method: ``"integrated-gradients"``, ``"saliency"``, ``"input-x-gradient"``,
             ``"smoothgrad"``, ``"grad-cam"`` or ``"occlusion"``.
-        target: the class to explain, one number for all or ``N`` numbers; ``None`` means the
-            class that the model itself predicts for each input.
+        target: the class or label to explain, one number for all or ``N`` numbers; ``None`` means
+            the class that the model itself predicts for each input, or the label that it is surest of.
+            Of one column, class 1 is explained by the log-odds and class 0 by their negative; of
+            labels, each by its log-odds.
         layer: dotted name of the layer that Grad-CAM explains; other methods take none.
         batch_size: most inputs in one forward pass; it changes memory and time, not the result.
         seed: of SmoothGrad's noise.
@@ -87,7 +92,8 @@ def attribute(
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     with eval_mode(model) as module:
-        probe = _Probe(module, monitor, batch_size, seed)
+        headed = with_head(module, images, columns=True)
+        probe = _Probe(headed, monitor, batch_size, seed)
         if method == "grad-cam":
             probe.layer = find_layer(unwrap(module), layer)
         count, parts = len(images), []
@@ -142,7 +148,7 @@ class _Probe:
         """Scores ``N × classes`` of a copy of ``inputs``."""
         self._part.report(min(self._passes / self._expected, 1.0), self._message)
         self._passes += 1
-        return predict(self.model, inputs.clone())
+        return _explained(self.model, predict(self.model, inputs.clone()))
 
     def forward_from_layer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output and the scores, with the graph between them.
@@ -168,6 +174,13 @@ class _Probe:
         finally:
             handle.remove()
         return seen[0], scores
+
+
+def _explained(model: nn.Module, scores: Tensor) -> Tensor:
+    """What is explained of the scores, ``N × classes`` or ``N × labels``: log-odds where there are two."""
+    if scores.ndim > 2:
+        return scores[..., 1] - scores[..., 0]
+    return 2 * scores if isinstance(model, Adapted) and model.task == "binary" else scores
 
 
 Maps = Callable[[_Probe, Tensor, Tensor], Tensor]
@@ -396,8 +409,10 @@ def _targets(probe: _Probe, inputs: Tensor, target: int | Tensor | None) -> Tens
     if target is None:
         return None
     classes = int(probe.forward(probe.place(inputs[:1])).shape[1])
-    if isinstance(target, int) and not isinstance(target, bool):
-        target = torch.full((len(inputs),), target)
+    if isinstance(target, Tensor) and not target.ndim and not target.is_floating_point():
+        target = int(target)
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
+        target = torch.full((len(inputs),), int(target))
     labels = check_labels("target", target, count=len(inputs), classes=classes)
     return labels.to(model_device(probe.model))
 

@@ -122,7 +122,7 @@ def pose_task(
         )  # fmt: skip
         labelled = None
         if validation is not None:
-            labelled = check_validation(module, validation, problem.pairs.clean)
+            labelled = check_validation(problem.model, validation, problem.pairs.clean)
     if reference is None:  # the pairs stand in, and training takes them once
         own = problem.pairs
         problem = replace(

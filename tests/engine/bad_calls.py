@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,8 +83,12 @@ bad(PAIRS, "labels as words", "labels", TypeError, "got list, want a tensor of 2
     _labelled_pair, given=lambda s: ["cat", "dog"])
 bad(PAIRS, "a negative label", "labels", ValueError, "from -1 to 2, want 0 or more",
     _labelled_pair, given=lambda s: torch.tensor([-1, 2]))
-bad(PAIRS, "one-hot labels", "labels", ValueError, r"\(2, 4\), want \(2,\)",
-    _labelled_pair, given=lambda s: torch.eye(4, dtype=torch.long)[:2])
+bad(PAIRS, "labels neither there nor not", "labels", ValueError, r"want .* 2 × labels zeros and",
+    _labelled_pair, given=lambda s: 2 * torch.eye(4, dtype=torch.long)[:2])
+bad("localize", "one-hot labels", "pairs.labels", ValueError, r"\(2, 4\), want \(2,\)",
+    lambda s: rw.localize(
+        s.model, replace(s.pairs, labels=torch.eye(4)[:2]), reference=s.reference
+    ))
 bad("SamplePairs[...]", "an index past the end", "index", IndexError, "got 5, want one of 2 pairs",
     lambda s: s.pairs[5])
 
@@ -291,10 +296,14 @@ bad(LOCALIZE, "a model that answers a tuple", "model", TypeError,
 bad(LOCALIZE, "a model that answers a dict", "model", TypeError,
     r"is dict with 'logits', want .* rw.adapt\(model, output=.logits.\)",
     _localize(), model=lambda: models.Answers(lambda y: {"logits": y}))
-bad(LOCALIZE, "a model with one number a sample", "model", ValueError, r"\(1,\) for 1 .* N × clas",
-    _localize(), model=lambda: models.Answers(lambda y: y[:, 0]))
-bad(LOCALIZE, "a model with one class", "model", ValueError, "at least two classes",
-    _localize(), model=lambda: models.Answers(lambda y: y[:, :1]))
+bad(LOCALIZE, "a model without classes", "model", ValueError, r"\(1, 0\) for 1 .* N × clas",
+    _localize(), model=lambda: models.Answers(lambda y: y[:, :0]))
+bad(LOCALIZE, "a model that answers a map", "model", ValueError, r"\(1, 4, 2\) for 1 .* N × clas",
+    _localize(), model=lambda: models.Answers(lambda y: y[:, :, None].expand(-1, -1, 2)))
+bad(LOCALIZE, "several columns as one decision", "task", ValueError, "want one column",
+    _localize(), model=lambda: rw.adapt(models.Tiny(), task="binary"))
+bad(LOCALIZE, "logits as probabilities", "scores", ValueError, "say scores='logits'",
+    _localize(), model=lambda: rw.adapt(models.Tiny(), task="multiclass", scores="probabilities"))
 bad(LOCALIZE, "a model that loses the batch", "model", ValueError, r"\(4, 1\) for 1 inputs, want",
     _localize(), model=lambda: models.Answers(lambda y: y.T))
 bad(LOCALIZE, "progress that is no function", "progress", TypeError, "got int, want a function of",

@@ -21,12 +21,12 @@ from rectify_widgets.engine.find.candidates import (
     effect,
     keys_and_scores,
     layer_keys,
-    runner_up,
     sweep_probe,
     trying,
 )
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.heads import runner_up
 from rectify_widgets.engine.model.running import eval_mode
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine import oracles

@@ -111,8 +111,13 @@ def check_inputs(argument: str, value: object, *, like: Tensor | None = None) ->
     return value.detach()
 
 
-def check_labels(argument: str, value: object, *, count: int, classes: int | None = None) -> Tensor:
-    """``value`` as ``count`` class numbers (int64), each within ``0..classes-1``."""
+def check_labels(
+    argument: str, value: object, *, count: int, classes: int | None = None, hot: bool = False
+) -> Tensor:
+    """``value`` as ``count`` class numbers (int64), each within ``0..classes-1``.
+
+    Where ``hot``, ``count × labels`` zeros and ones are fine as well, see `check_hot`.
+    """
     if not isinstance(value, Tensor):
         try:
             value = torch.as_tensor(value)
@@ -120,6 +125,8 @@ def check_labels(argument: str, value: object, *, count: int, classes: int | Non
             raise TypeError(
                 f"{argument}: got {type(value).__name__}, want a tensor of {count} class numbers"
             ) from None
+    if hot and value.ndim == 2:
+        return check_hot(argument, value, count=count)
     if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
         raise TypeError(f"{argument}: got dtype {value.dtype}, want whole class numbers (int64)")
     if tuple(value.shape) != (count,):
@@ -134,3 +141,14 @@ def check_labels(argument: str, value: object, *, count: int, classes: int | Non
             f"want {limit}"
         )
     return labels
+
+
+def check_hot(argument: str, value: object, *, count: int, labels: int | None = None) -> Tensor:
+    """``value`` as ``count × labels`` zeros and ones (int64): which labels each sample has."""
+    want = f"a tensor of {count} × {'labels' if labels is None else labels} zeros and ones"
+    value = check_type(argument, value, Tensor, want)
+    if value.ndim != 2 or len(value) != count or labels not in (None, value.shape[1]):
+        raise ValueError(f"{argument}: got shape {tuple(value.shape)}, want {want}")
+    if not bool(((value == 0) | (value == 1)).all()):
+        raise ValueError(f"{argument}: got other numbers than zeros and ones, want {want}")
+    return value.detach().to(torch.int64)

@@ -94,7 +94,7 @@ def labelled(
     """
     if isinstance(data, tuple | list) and len(data) == 2:
         inputs = check_inputs(f"{argument}[0]", data[0], like=like)
-        labels = check_labels(f"{argument}[1]", data[1], count=len(inputs))
+        labels = check_labels(f"{argument}[1]", data[1], count=len(inputs), hot=True)
         pairs = list(zip(inputs.split(batch_size), labels.split(batch_size), strict=True))
         yield from ranks.share(pairs)
         return
@@ -102,7 +102,7 @@ def labelled(
     for batch in _stream(argument, data, batch_size, ranks, want):
         like = check_inputs(argument, _joined(argument, batch, _input_of), like=like)
         labels = _joined(argument, batch, _label_of)
-        yield like, check_labels(f"{argument}: its labels", labels, count=len(like))
+        yield like, check_labels(f"{argument}: its labels", labels, count=len(like), hot=True)
 
 
 def gather(argument: str, inputs: object, limit: int | None = None, ranks: Ranks = ALONE) -> Tensor:

@@ -26,7 +26,8 @@ class SamplePairs:
     Args:
         corrupted: ``N × C × H × W`` (any sample shape), in the model's input space.
         clean: the same inputs without the corruption, same shape.
-        labels: ``N`` class numbers; ``None`` means the model's predictions on ``clean``.
+        labels: ``N`` class numbers, or ``N × L`` zeros and ones where labels do not exclude each
+            other; ``None`` means the model's predictions on ``clean``.
         corrupt: the corruption itself where it is known: a function, or a `Corruption`, from inputs
             to corrupted inputs of the same shape.  ``None`` estimates it from the pairs.
 
@@ -59,7 +60,7 @@ class SamplePairs:
         object.__setattr__(self, "corrupted", corrupted)
         object.__setattr__(self, "clean", clean)
         if self.labels is not None:
-            labels = check_labels("labels", self.labels, count=len(self))
+            labels = check_labels("labels", self.labels, count=len(self), hot=True)
             object.__setattr__(self, "labels", labels.to(corrupted.device))
         if self.corrupt is not None:
             check_function(self.corrupt)

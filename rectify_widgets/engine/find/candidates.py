@@ -19,6 +19,7 @@ from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached, close
 from rectify_widgets.engine.edit.edits import RankOneEdit, digest
 from rectify_widgets.engine.edit.solver import Solver
 from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.heads import label_weights, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer, Keys
 from rectify_widgets.engine.model.running import (
     capturing,
@@ -188,13 +189,6 @@ def keys_and_scores(
     return keys, torch.cat(scores)
 
 
-def runner_up(scores: Tensor, labels: Tensor) -> Tensor:
-    """The best class other than ``labels``."""
-    rest = scores.clone()
-    rest[torch.arange(len(scores)), labels] = -torch.inf
-    return rest.argmax(dim=1)
-
-
 def sweep_probe(
     model: nn.Module,
     layers: Mapping[str, EditableLayer],
@@ -208,19 +202,20 @@ def sweep_probe(
     corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
     clean, after = keys_and_scores(model, layers, probe.clean, monitor)
     rivals, seconds = runner_up(before, labels), runner_up(after, labels)
+    path, still = label_weights(before, after)
     return ProbeSweep(
         corrupted=corrupted,
         clean=clean,
         path_gradients=sweep(
-            model, layers, probe.corrupted, probe.clean, labels, rivals,
+            model, layers, probe.corrupted, probe.clean, labels, rivals, weights=path,
             steps=steps, monitor=monitor.part(0.0, 0.8),
         ),
         clean_gradients=sweep(
-            model, layers, probe.clean, probe.clean, labels, seconds,
+            model, layers, probe.clean, probe.clean, labels, seconds, weights=still,
             steps=1, monitor=monitor.part(0.8, 1.0),
         ),
-        gap=margin(after, labels, rivals) - margin(before, labels, rivals),
-        clean_margin=margin(after, labels, seconds),
+        gap=margin(after, labels, rivals, path) - margin(before, labels, rivals, path),
+        clean_margin=margin(after, labels, seconds, still),
     )  # fmt: skip
 
 

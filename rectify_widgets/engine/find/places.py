@@ -21,6 +21,8 @@ from rectify_widgets.engine.data.corruption import Transplant, blend, opacities,
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.model.heads import answers as answers_of
+from rectify_widgets.engine.model.heads import changed
 from rectify_widgets.engine.model.running import eval_mode, predict_all
 
 if TYPE_CHECKING:
@@ -225,8 +227,8 @@ def _shares(
         inputs = problem.references[number::count]
         parts += [patches.put(number, inputs, row, column) for column in columns]
         answers += [problem.answers[number::count]] * len(columns)
-    predicted = predict_all(problem.model, torch.cat(parts), monitor=monitor).argmax(dim=1)
-    wrong = (predicted != torch.cat(answers)).double().cpu()
+    scores = predict_all(problem.model, torch.cat(parts), monitor=monitor)
+    wrong = changed(answers_of(scores), torch.cat(answers)).double().cpu()
     sizes = [len(part) for part in parts]
     sums = torch.stack([part.sum() for part in wrong.split(sizes)]).reshape(-1, len(columns))
     return (sums.sum(dim=0) / len(problem.references)).float()

@@ -12,18 +12,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_labels, check_type
+from rectify_widgets.engine.base.checks import check_type
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
 from rectify_widgets.engine.data.corruption import Corruption
 from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.candidates import Probe, runner_up
+from rectify_widgets.engine.find.candidates import Probe
 from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.gradients import margin
+from rectify_widgets.engine.model.heads import answers as answers_of
+from rectify_widgets.engine.model.heads import check_truth, least, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import (
     chunk_size,
@@ -31,6 +33,7 @@ from rectify_widgets.engine.model.running import (
     model_dtype,
     predict,
     predict_all,
+    with_head,
 )
 
 PROBE = 32
@@ -132,7 +135,7 @@ class Problem:
         if self.corruption is None:
             return self.pair_probe()
         scores = predict_all(model, self.carriers, monitor=monitor)
-        margins = margin(scores, self.answers, runner_up(scores, self.answers))
+        margins = least(margin(scores, self.answers, runner_up(scores, self.answers)))
         wrong = (margins < 0).nonzero().flatten()
         if len(wrong) >= PROBE:
             rows = wrong[_shuffle(len(wrong), seed)[:PROBE].to(wrong.device)]
@@ -218,13 +221,14 @@ def pose_problem(
                 f"reference: got samples of shape {tuple(references.shape[1:])}, want "
                 f"{tuple(pairs.clean.shape[1:])} as in pairs"
             )
+    model = with_head(model, pairs.clean, pairs.corrupted, references)
     scores = predict(model, pairs.clean[:1])
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("model: its scores are NaN or infinite, want a model with finite weights")
     labels = pairs.labels
     if labels is None:
-        labels = predict_all(model, pairs.clean, monitor=monitor).argmax(dim=1)
-    labels = check_labels("pairs.labels", labels, count=len(pairs), classes=scores.shape[1])
+        labels = answers_of(predict_all(model, pairs.clean, monitor=monitor))
+    labels = check_truth("pairs.labels", labels, scores)
     catalog = editable_layers(model, pairs.clean)
     chosen = catalog.select(argument, layers)
     carriers, answers = pairs.corrupted, labels
@@ -234,7 +238,7 @@ def pose_problem(
             transfer = choose_corruption(model, pairs, references, seed, monitor.silent())
         if transfer.corruption is not None:
             carriers = transfer.corruption(references).to(references)
-        answers = predict_all(model, references, monitor=monitor).argmax(dim=1)
+        answers = answers_of(predict_all(model, references, monitor=monitor))
     sizes = None
     if memory_limit is not None:
         sizes = memory.measure_sizes(model, chosen, pairs.clean[:1], copied=own)

@@ -23,11 +23,13 @@ from rectify_widgets.engine.data.corruption import (
 from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.model.heads import most, probabilities, variation
 from rectify_widgets.engine.model.running import (
     eval_mode,
     model_device,
     model_dtype,
     predict_all,
+    with_head,
 )
 
 TRIED = 256
@@ -107,7 +109,8 @@ def estimate_corruption(
         if reference is not None:
             references = gather("reference", reference, TRIED).to(own.clean)
             check_inputs("reference", references, like=own.clean)
-        return choose_corruption(module, own, references, seed, monitor)
+        headed = with_head(module, own.clean, own.corrupted, references)
+        return choose_corruption(headed, own, references, seed, monitor)
 
 
 def choose_corruption(
@@ -155,9 +158,9 @@ def _replaces(estimate: Estimate) -> bool:
 
 
 def _probabilities(model: nn.Module, inputs: Tensor, monitor: Monitor) -> Tensor:
-    return predict_all(model, inputs, monitor=monitor).softmax(dim=1)
+    return probabilities(predict_all(model, inputs, monitor=monitor))
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
     """Mean total variation distance."""
-    return float(torch.nan_to_num(0.5 * (one - other).abs().sum(dim=1)).mean())
+    return float(torch.nan_to_num(most(variation(one, other))).mean())

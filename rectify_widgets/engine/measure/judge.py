@@ -4,17 +4,22 @@ Measured against the *original* model's predictions on references without the co
 label is needed:
 
 - *gap*: mean total variation distance between the class probabilities on references with the
-  corruption and the original's probabilities without it (0: the corruption changes nothing);
+  corruption and the original's probabilities without it (0: the corruption changes nothing); of
+  several labels, each reference counts by the one that changes most;
 - *disturbance*: the same distance on references without the corruption;
 - *degradation*: expected loss of accuracy on references without the corruption.  Where a prediction
   flips from ``a`` to ``b``, the original model's own probabilities say what that costs,
   ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  With labelled
   validation data it is the measured loss of accuracy instead;
 - *worst class*: the same degradation within the class that suffers most.
+
+Where a model tells several labels, disturbance and degradation are those of the label for which they
+are greatest, and the classes are the absence and the presence of each label.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +29,15 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.measure.replay import Replay
+from rectify_widgets.engine.model.heads import (
+    answers,
+    chosen,
+    groups,
+    most,
+    probabilities,
+    variation,
+    worst_mean,
+)
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import predict_all
 
@@ -78,11 +92,11 @@ class Judge:
         self._inputs = {"corrupted": carriers, "clean": references}
         self._replays: dict[str, Replay] = {}
         scores = predict_all(model, references, monitor=monitor)
-        self._original = scores.softmax(dim=1)
+        self._original = probabilities(scores)
         self._wanted = self._original
         if origins is not references:
-            self._wanted = predict_all(model, origins, monitor=monitor).softmax(dim=1)
-        self._answers = scores.argmax(dim=1)
+            self._wanted = probabilities(predict_all(model, origins, monitor=monitor))
+        self._answers = answers(scores)
         self._validation = validation
         if validation is None:
             self._groups, self._start = self._answers, torch.zeros_like(self._answers).float()
@@ -90,8 +104,8 @@ class Judge:
             inputs, labels = validation
             self._inputs["validation"] = inputs
             self._groups = labels
-            answers = predict_all(model, inputs, monitor=monitor).argmax(dim=1)
-            self._start = -(answers == labels).float()
+            given = answers(predict_all(model, inputs, monitor=monitor))
+            self._start = -(given == labels).float()
 
     @contextmanager
     def sharing(
@@ -129,7 +143,8 @@ class Judge:
 
     def gap(self, model: nn.Module, monitor: Monitor = SILENT, edited: str | None = None) -> float:
         """The gap alone, see `measure`."""
-        return _distance(self._predict(model, "corrupted", monitor, edited), self._wanted)
+        scores = self._predict(model, "corrupted", monitor, edited)
+        return _finite(float(most(variation(probabilities(scores), self._wanted)).mean()))
 
     def _predict(self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None) -> Tensor:
         if edited is not None and kind in self._replays:
@@ -142,36 +157,33 @@ class Judge:
         scores = self._predict(model, "clean", monitor, edited)
         losses = self._losses(model, scores, monitor, edited) - self._start
         worst, sufferer = self._worst(losses)
-        return Verdict(
-            gap, _distance(scores, self._original), float(losses.mean()), worst, sufferer
-        )
+        disturbance = worst_mean(variation(probabilities(scores), self._original))
+        return Verdict(gap, _finite(disturbance), worst_mean(losses), worst, sufferer)
 
     def _losses(
         self, model: nn.Module, scores: Tensor, monitor: Monitor, edited: str | None
     ) -> Tensor:
         """Cost of each sample's current prediction; to be compared with that at the start."""
         if self._validation is not None:
-            answers = self._predict(model, "validation", monitor, edited).argmax(dim=1)
-            return -(answers == self._validation[1]).float()
-        rows = torch.arange(len(scores), device=scores.device)
-        kept = self._original[rows, scores.argmax(dim=1)]
-        return self._original[rows, self._answers] - kept
+            given = answers(self._predict(model, "validation", monitor, edited))
+            return -(given == self._validation[1]).float()
+        kept = chosen(self._original, answers(scores))
+        return chosen(self._original, self._answers) - kept
 
     def _worst(self, losses: Tensor) -> tuple[float, int | None]:
-        """Loss of the class that suffers most, and its number (None if no class loses)."""
+        """Loss of the class or label that suffers most, and its number (None if none loses)."""
         worst, sufferer = 0.0, None
-        for group in self._groups.unique():
-            members = losses[self._groups == group]
+        for number, group in groups(self._groups):
+            members = losses[group] if losses.ndim == 1 else losses[group, number]
             if len(members) >= CLASS_SIZE:
                 # One flip in a small class is chance, not a trend: the costliest is left out.
                 rest = members.sum() - members.max().clamp_min(0)
                 share = float(rest / len(members))
                 if share > worst:
-                    worst, sufferer = share, int(group)
+                    worst, sufferer = share, number
         return worst, sufferer
 
 
-def _distance(scores: Tensor, wanted: Tensor) -> float:
-    """Mean total variation distance from the probabilities that are wanted; 1 where it is not finite."""
-    distance = 0.5 * (scores.softmax(dim=1) - wanted).abs().sum(dim=1).mean()
-    return float(distance) if bool(torch.isfinite(distance)) else 1.0
+def _finite(distance: float) -> float:
+    """A mean distance; 1 where it is not finite."""
+    return distance if math.isfinite(distance) else 1.0

@@ -19,7 +19,9 @@ from rectify_widgets.engine.base.progress import SILENT, Cancel, Monitor, Progre
 from rectify_widgets.engine.base.ranks import Ranks, check_distributed
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
-from rectify_widgets.engine.model.running import eval_mode, predict_all
+from rectify_widgets.engine.model.heads import answers as answers_of
+from rectify_widgets.engine.model.heads import check_truth
+from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 
 TITLES = {
     "overall_accuracy": "overall accuracy",
@@ -36,6 +38,10 @@ _DRAWN = 1_000_000
 class Report:
     """Result of `evaluate`.  A figure is None where the data for it was not given.
 
+    Where a model tells several labels, an accuracy is the mean over samples and labels, and the target
+    is a label: predicted as the target means that the label is said to be present, and inputs of other
+    classes are those that do not have it.
+
     Attributes:
         overall_accuracy: accuracy on the clean inputs (OA).
         attack_success_rate: share of corrupted inputs predicted as the target, without those whose
@@ -45,6 +51,7 @@ class Report:
             repair need bring the attack success rate below this floor.
         intervals: bootstrap interval of each figure, where a confidence was asked for.
         samples: number of clean and of corrupted inputs.
+        labels: accuracy of each label on the clean inputs; empty where classes exclude each other.
     """
 
     overall_accuracy: float
@@ -53,6 +60,7 @@ class Report:
     clean_target_rate: float | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     samples: tuple[int, int] = (0, 0)
+    labels: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
         """The figures that were measured, by attribute name."""
@@ -94,11 +102,13 @@ def evaluate(
 
     Args:
         model: the classifier; left as it was.
-        clean: inputs ``N × C × H × W`` and their ``N`` true labels, or a data set or a loader of
-            (input, label), which is streamed and may be larger than memory.
+        clean: inputs ``N × C × H × W`` and their ``N`` true labels (``N × L`` zeros and ones where
+            the model tells several, see `adapt`), or a data set or a loader of (input, label), which
+            is streamed and may be larger than memory.
         corrupted: inputs with the corruption and their *true* labels, likewise; None leaves these
             figures out.
-        target: class that the corruption pulls to; None leaves the attack success rate out.
+        target: class or label that the corruption pulls to, a whole number; None leaves the attack
+            success rate out.
         confidence: level of the bootstrap intervals, such as 0.95; None for none.
         batch_size: inputs in one forward pass.
         seed: of the bootstrap.
@@ -113,18 +123,19 @@ def evaluate(
     check_module("model", model)
     check_int("batch_size", batch_size, low=1)
     _check_level(confidence, seed)
-    check_target(target, None)
+    target = check_target(target, None)
     ranks = check_distributed(distributed)
     monitor = Monitor(progress, cancel)
     sets = {"clean": clean} if corrupted is None else {"clean": clean, "corrupted": corrupted}
     with ranks.together():
-        like = None
-        for argument, data in sets.items():  # refuse bad input before an hour has passed
-            like, _ = next(labelled(argument, data, batch_size, like=like))
+        like, _ = next(labelled("clean", clean, batch_size))
+        if corrupted is not None:  # refuse bad input before an hour has passed
+            next(labelled("corrupted", corrupted, batch_size, like=like))
         with eval_mode(model) as module:
+            headed = with_head(module, like)
             own = [
                 _answers(
-                    module, argument, data, target, batch_size, like, ranks,
+                    headed, argument, data, target, batch_size, like, ranks,
                     monitor.part(number / len(sets), (number + 1) / len(sets)),
                 )
                 for number, (argument, data) in enumerate(sets.items())
@@ -138,9 +149,9 @@ def evaluate(
 
 
 def _in_order(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted classes and labels in the order of the inputs, from all ranks."""
-    ordered = rows[rows[:, 0].argsort()]
-    return ordered[:, 1], ordered[:, 2]
+    """Predictions and truth in the order of the inputs, from all ranks."""
+    predicted, true = rows[rows[:, 0].argsort(), 1:].chunk(2, dim=1)
+    return (predicted, true) if predicted.shape[1] > 1 else (predicted[:, 0], true[:, 0])
 
 
 def _answers(
@@ -149,12 +160,13 @@ def _answers(
     data: Labelled,
     target: int | None,
     batch_size: int,
-    like: Tensor | None,
+    like: Tensor,
     ranks: Ranks,
     monitor: Monitor,
 ) -> Tensor:
-    """Number, predicted class and label of every input of this rank, ``N × 3``."""
-    rows = [torch.empty(0, 3, dtype=torch.long)]
+    """Number, predictions and truth of every input of this rank, ``N × 3`` or ``N × (1 + 2 L)``."""
+    width = answers_of(predict_all(model, like[:1])).numel()
+    rows = [torch.empty(0, 1 + 2 * width, dtype=torch.long)]
     total, done = count_inputs(data), 0
     stream = labelled(argument, data, batch_size, like=like, ranks=ranks)
     for number, (inputs, labels) in enumerate(stream):
@@ -162,11 +174,12 @@ def _answers(
         monitor.report(share, f"evaluating {argument} inputs")
         scores = scored(model, inputs, batch_size, monitor)
         where = f"{argument}[1]" if isinstance(data, tuple | list) else f"{argument}: its labels"
-        check_labels(where, labels, count=len(labels), classes=scores.shape[1])
+        check_truth(where, labels, scores)
         check_target(target, scores.shape[1])
         first = (number * ranks.size + ranks.rank) << 32
         order = first + torch.arange(len(labels))
-        rows.append(torch.stack([order, scores.argmax(dim=1), labels.cpu()], dim=1))
+        parts = order, answers_of(scores), labels.cpu()
+        rows.append(torch.cat([part.reshape(len(labels), -1) for part in parts], dim=1))
         done += len(labels)
     return torch.cat(rows)
 
@@ -182,7 +195,8 @@ def evaluate_predictions(
     """The figures of `evaluate` from predicted classes.
 
     Args:
-        clean: the ``N`` classes predicted for the clean inputs, and their true labels.
+        clean: the ``N`` classes predicted for the clean inputs, and their true labels; or ``N × L``
+            zeros and ones for both.
         corrupted: the classes predicted for corrupted inputs, and their *true* labels.
         target, confidence, seed: as in `evaluate`.
 
@@ -190,16 +204,17 @@ def evaluate_predictions(
         TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
     """
     _check_level(confidence, seed)
-    check_target(target, None)
-    answers, y = _on_cpu("clean", clean)
-    outcomes = {"overall_accuracy": answers == y}
+    target = check_target(target, None)
+    predicted, truth = _on_cpu("clean", clean)
+    right = (predicted == truth).double()
+    outcomes = {"overall_accuracy": _each(right)}
     if target is not None:
-        outcomes["clean_target_rate"] = (answers == target)[y != target]
+        outcomes["clean_target_rate"] = _pulled(predicted, truth, target)
     if corrupted is not None:
-        predicted, yt = _on_cpu("corrupted", corrupted)
-        outcomes["corrupted_accuracy"] = predicted == yt
+        predicted, truth = _on_cpu("corrupted", corrupted)
+        outcomes["corrupted_accuracy"] = _each(predicted == truth)
         if target is not None:
-            outcomes["attack_success_rate"] = (predicted == target)[yt != target]
+            outcomes["attack_success_rate"] = _pulled(predicted, truth, target)
             if not len(outcomes["attack_success_rate"]):
                 raise ValueError(
                     f"corrupted: all its labels are the target {target}, want other classes too"
@@ -215,8 +230,22 @@ def evaluate_predictions(
     return Report(
         **rates,
         intervals=intervals,
-        samples=(len(y), 0 if corrupted is None else len(corrupted[1])),
+        samples=(len(right), 0 if corrupted is None else len(corrupted[1])),
+        labels=tuple(right.mean(dim=0).tolist()) if right.ndim > 1 else (),
     )
+
+
+def _each(right: Tensor) -> Tensor:
+    """Each sample's accuracy, ``N``: 0 or 1, or the share of its labels."""
+    return right.double().mean(dim=1) if right.ndim > 1 else right.double()
+
+
+def _pulled(predicted: Tensor, truth: Tensor, target: int) -> Tensor:
+    """Whether inputs that are not of the target class, or without that label, are predicted to be."""
+    if truth.ndim == 1:
+        return (predicted == target)[truth != target]
+    check_target(target, truth.shape[1])
+    return predicted[:, target].bool()[truth[:, target] == 0]
 
 
 def scored(model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor = SILENT) -> Tensor:
@@ -231,6 +260,8 @@ def check_target(target: object, classes: int | None) -> int | None:
     """``target`` if it is None or a class number (below ``classes``, where that is known)."""
     if target is None:
         return None
+    if isinstance(target, Tensor) and not target.ndim and not target.is_floating_point():
+        target = target.item()
     number = check_int("target", target, low=0)
     if classes is not None and number >= classes:
         raise ValueError(f"target: got {number}, want a class from 0 to {classes - 1}")
@@ -246,8 +277,12 @@ def _check_level(confidence: object, seed: object) -> None:
 def _on_cpu(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, on the CPU."""
     predicted, labels = data
-    predicted = check_labels(f"{argument}[0]", predicted, count=len(predicted))
-    labels = check_labels(f"{argument}[1]", labels, count=len(predicted))
+    predicted = check_labels(f"{argument}[0]", predicted, count=len(predicted), hot=True)
+    labels = check_labels(f"{argument}[1]", labels, count=len(predicted), hot=True)
+    if labels.shape != predicted.shape:
+        raise ValueError(
+            f"{argument}[1]: got shape {tuple(labels.shape)}, want {tuple(predicted.shape)} as predicted"
+        )
     if not len(labels):
         raise ValueError(f"{argument}: got no predictions, want at least one")
     return predicted.cpu(), labels.cpu()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.heads import chosen
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import arranged, capturing, chunk_size, in_chunks, predict
 
@@ -22,10 +23,10 @@ PATH_STEPS = 8
 """Midpoints of the path in one sweep."""
 
 
-def margin(scores: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """``z_y − z_ŷ`` of each sample."""
-    rows = torch.arange(len(scores), device=scores.device)
-    return scores[rows, labels] - scores[rows, rivals]
+def margin(scores: Tensor, labels: Tensor, rivals: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``z_y − z_ŷ`` of each sample; of several labels the weighted sum, where ``weights`` are given."""
+    margins = chosen(scores, labels) - chosen(scores, rivals)
+    return margins if weights is None else (margins * weights).sum(dim=1)
 
 
 def sweep(
@@ -36,6 +37,7 @@ def sweep(
     labels: Tensor,
     rivals: Tensor,
     *,
+    weights: Tensor | None = None,
     steps: int = PATH_STEPS,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
@@ -47,7 +49,9 @@ def sweep(
         model: in evaluation mode, see `rectify_widgets.engine.model.running.eval_mode`.
         layers: the layers whose gradients are wanted.
         start, end: ``N × C × H × W``, the corrupted and the clean inputs.
-        labels, rivals: ``N`` class numbers, the clean label and the one that competes with it.
+        labels, rivals: ``N`` class numbers, the clean label and the one that competes with it; or
+            ``N × L`` states of labels.
+        weights: ``N × L``, of each label's margin in the sum; None for a single decision.
         steps: midpoints of the path.
         monitor: progress and cancellation.
     """
@@ -56,7 +60,8 @@ def sweep(
     def average(rows: slice) -> dict[str, Tensor]:
         share = monitor.part(rows.start / len(start), rows.stop / len(start))
         some = start[rows], end[rows], labels[rows], rivals[rows]
-        return path_average(model, layers, *some, steps, most, share)
+        own = None if weights is None else weights[rows]
+        return path_average(model, layers, *some, steps, most, share, own)
 
     parts = list(in_chunks(len(start), min(most, 64), average))
     reached = [name for name in layers if all(name in part for part in parts)]
@@ -73,6 +78,7 @@ def path_average(
     steps: int,
     most: int,
     monitor: Monitor,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The averages of one chunk by layer, ``most`` points of the path in one pass; see `sweep`."""
     sums: dict[str, Tensor] = {}
@@ -98,7 +104,10 @@ def path_average(
         with torch.enable_grad(), capturing(modules, keep):
             point.requires_grad_(True)
             scores = predict(model, point)
-            total = margin(scores, labels.repeat(count), rivals.repeat(count)).sum()
+            own = None if weights is None else torch.cat([weights] * count)
+            total = margin(
+                scores, torch.cat([labels] * count), torch.cat([rivals] * count), own
+            ).sum()
         if not edges or not total.requires_grad:
             return {}
         # Unused: layers behind which the model stops the gradient.

@@ -128,7 +128,7 @@ def measure_sizes(
     plain, whole = (_Live([*tensors, example]) for _ in range(2))
     with plain:
         scores = predict(model, example)
-    labels = torch.zeros(1, dtype=torch.long, device=scores.device)
+    labels = torch.zeros(scores.shape[:-1], dtype=torch.long, device=scores.device)
     with whole:
         path_average(model, layers, example, example, labels, labels + 1, 1, 1, SILENT)
     return Sizes(

@@ -1,18 +1,20 @@
-"""Scores from models that return something other than a tensor.  Imports torch only.
+"""Scores from models that return something other than logits of classes.  Imports torch only.
 
 Networks of libraries return a dictionary, a tuple or an object that holds the scores among other
-things.  `adapt` says where they are; everything in the engine then gets plain scores.
+things, or probabilities, one column, or labels that do not exclude each other.  `adapt` says where the
+scores are and what they mean; everything in the engine then gets them in one form, see `heads`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_module, nearest
+from rectify_widgets.engine.base.checks import check_choice, check_module, nearest
+from rectify_widgets.engine.model.heads import SCORES, TASKS, Head
 
 Output: TypeAlias = str | int | Callable[[Any], Tensor]
 """Where the scores are in an answer: a key or attribute, a position, or a function of it."""
@@ -21,32 +23,48 @@ Output: TypeAlias = str | int | Callable[[Any], Tensor]
 class Adapted(nn.Module):
     """A model whose answer is turned into scores, see `adapt`."""
 
-    def __init__(self, module: nn.Module, output: Output) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        output: Output | None,
+        task: str | None = None,
+        scores: str | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.output = output
+        self.task = task
+        self.scores = scores
         self.training = module.training
 
     def extra_repr(self) -> str:
         """What the module itself adds to its printed form."""
-        return f"output={self.output!r}"
+        given = {name: getattr(self, name) for name in ("output", "task", "scores")}
+        return ", ".join(f"{name}={one!r}" for name, one in given.items() if one is not None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """``N × classes`` scores.
+        """The scores, with a task in the form that the engine works on.
+
+        That is logits of ``N × classes``, for ``"binary"`` of ``N × 2``, and for ``"multilabel"`` of
+        ``N × labels × 2``, absent and present.  Without a task it is what the model answers.
 
         Raises:
-            TypeError: what lies there is not a tensor.
-            ValueError: nothing lies there.
+            TypeError: what lies at ``output`` is not a tensor.
+            ValueError: nothing lies there, or its shape or numbers do not fit the task.
         """
-        scores = self._find(self.module(*args, **kwargs))
-        if not isinstance(scores, Tensor):
+        scores: Any = self._find(self.module(*args, **kwargs))
+        if not isinstance(scores, Tensor) and self.output is not None:
             raise TypeError(
                 f"output: {self.output!r} of the model's answer is {_describe(scores)}, want a "
                 "tensor of N × classes scores"
             )
-        return scores
+        if self.task is None or not isinstance(scores, Tensor):
+            return cast("Tensor", scores)  # `predict` says what is wrong with anything else
+        return Head(self.task, self.scores or "logits").read(scores)
 
     def _find(self, answer: object) -> object:
+        if self.output is None:
+            return answer
         if callable(self.output):
             return self.output(answer)
         parts = _parts(answer)
@@ -66,8 +84,14 @@ class Adapted(nn.Module):
         )
 
 
-def adapt(model: nn.Module, *, output: Output) -> Adapted:
-    """The model as one that answers with a tensor of scores.
+def adapt(
+    model: nn.Module,
+    *,
+    output: Output | None = None,
+    task: str | None = None,
+    scores: str | None = None,
+) -> Adapted:
+    """The model as one that answers with a tensor of scores whose meaning is known.
 
     It can be handed to everything in this package.  Layers go by the names that they have in the
     model itself, and edits fit both.  The adapted model shares its weights with the model; so does
@@ -76,25 +100,41 @@ def adapt(model: nn.Module, *, output: Output) -> Adapted:
     Args:
         model: any torch module, compiled or not.
         output: the scores in its answer: a str (key of a dictionary, attribute of an object), an
-            int (position in a tuple or list), or a function from the answer to the scores.
+            int (position in a tuple or list), or a function from the answer to the scores.  None
+            where the answer is the scores.
+        task: ``"multiclass"``, ``N × C`` scores of classes that exclude each other; ``"binary"``, one
+            number a sample (``N × 1`` or ``N``) for class 1 against class 0; ``"multilabel"``,
+            ``N × L`` scores of labels that are present or not, whose truth is ``N × L`` zeros and ones.
+            None guesses one of the first two, with a warning where it is not ``"multiclass"`` with logits.
+        scores: ``"logits"`` or ``"probabilities"`` (what comes out of a softmax or sigmoid); None looks
+            whether they lie in 0…1, and with several classes add up to one, and warns if so.
 
     Raises:
-        TypeError: not a module, or another kind of output.
-        ValueError: the model is adapted already.
+        TypeError: not a module, or another kind of output, task or scores.
+        ValueError: the model is adapted already, another name of a task or of scores,
+            or scores without a task.
 
     Example:
         >>> model = rw.adapt(ViTForImageClassification(config), output="logits")
         >>> result = rw.rectify(model, pairs, reference=reference)
+        >>> detector = rw.adapt(network_with_one_logit, task="binary", scores="logits")
     """
     check_module("model", model)
-    if isinstance(output, bool) or not (isinstance(output, str | int) or callable(output)):
+    if task is not None:
+        check_choice("task", task, TASKS)
+    if scores is not None:
+        check_choice("scores", scores, SCORES)
+        if task is None:
+            raise ValueError(f"scores: got {scores!r} without a task, want task=... with it")
+    fine = isinstance(output, str | int) or callable(output)
+    if isinstance(output, bool) or not (fine or (output is None and task)):
         raise TypeError(
             f"output: got {output!r}, want a str (key or attribute), an int (position), or a "
             "function that takes the model's answer and returns its scores"
         )
     if any(isinstance(part, Adapted) for part in model.modules()):
         raise ValueError("model: it is adapted already; adapt the model itself, its .module")
-    return Adapted(model, output)
+    return Adapted(model, output, task, scores)
 
 
 def adapt_hint(answer: object, count: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
@@ -20,6 +21,13 @@ from torch.nn.parameter import is_lazy
 
 from rectify_widgets.engine.base.checks import check_module
 from rectify_widgets.engine.base.progress import SILENT, Monitor
+from rectify_widgets.engine.model.heads import (
+    ONE_COLUMN,
+    PLAIN,
+    describe_guess,
+    guess_head,
+    unmasked,
+)
 from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
 
 CHUNK = 500_000
@@ -27,6 +35,8 @@ CHUNK = 500_000
 how long a request to stop may take; accelerators take sixteen times as much."""
 MOST = 256
 """Inputs in one forward pass at most."""
+LOOKED_AT = 64
+"""Inputs of each kind whose scores say what the head is."""
 
 Result = TypeVar("Result")
 
@@ -48,7 +58,9 @@ def runnable(model: nn.Module) -> nn.Module:
             return model
         model = inner
     module = unwrap(model)
-    return model if module is model.module else Adapted(module, model.output)
+    return (
+        model if module is model.module else Adapted(module, model.output, model.task, model.scores)
+    )
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
@@ -228,15 +240,35 @@ def _rearranged(inputs: Tensor) -> bool:
 
 
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Scores ``N × classes`` of ``inputs``; the random state is what it was before.
+    """Scores of ``inputs`` in the form of `rectify_widgets.engine.model.heads`.
 
-    The model gets a copy, since its first layer may work in place.  What it raises is passed on,
-    with a note (from Python 3.11 on) of what it was given.
+    The random state is what it was before.  The model gets a copy, since its first layer may work in
+    place.  What it raises is passed on, with a note (from Python 3.11 on) of what it was given.  One
+    column is taken as logits; see `with_head`.
 
     Raises:
         TypeError: the model returns something that is not a tensor.
-        ValueError: the scores are not ``N × classes`` with two classes or more.
+        ValueError: the scores are not ``N × classes``, nor one number a sample.
     """
+    scores = _answer(model, inputs)
+    if scores.shape[0] == len(inputs) and scores.shape[1:] in ((), (1,)):
+        return ONE_COLUMN.read(scores)
+    several = scores.ndim == 2 and scores.shape[1] > 1
+    several |= scores.ndim == 3 and scores.shape[1] > 0 and scores.shape[2] == 2
+    if scores.shape[:1] != (len(inputs),) or not several:
+        raise _misshapen(scores, len(inputs))
+    return unmasked(scores)
+
+
+def _misshapen(scores: Tensor, count: int) -> ValueError:
+    return ValueError(
+        f"model: its output has shape {tuple(scores.shape)} for {count} inputs, want N × classes, "
+        "or N × 1 for a decision between two"
+    )
+
+
+def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model answers, a tensor of any shape; see `predict`."""
     # With gradients the caller chooses the format: a weight's must not be channels_last, see `pad`.
     given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
     try:
@@ -251,12 +283,50 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
         raise
     if not isinstance(scores, Tensor):
         raise TypeError(f"model: {adapt_hint(scores, len(inputs))}")
-    if scores.ndim != 2 or scores.shape[0] != inputs.shape[0] or scores.shape[1] < 2:
-        raise ValueError(
-            f"model: its output has shape {tuple(scores.shape)} for {inputs.shape[0]} inputs, "
-            "want N × classes with at least two classes"
-        )
     return scores
+
+
+def with_head(model: nn.Module, *inputs: Tensor, columns: bool = False) -> nn.Module:
+    """The model, or an adapter around it where its head is not that of several classes with logits.
+
+    A head that `rw.adapt` was not told is guessed from the model's own answers, with a warning that
+    says what was guessed and how to say otherwise.
+
+    Args:
+        model: in evaluation mode.
+        *inputs: batches of samples to look at, on any device.
+        columns: whether to guess from the number of columns alone.
+
+    Raises:
+        ValueError: the answer is no ``N × classes``, nor one number a sample.
+    """
+    module, output, task, kind = model, None, None, None
+    if isinstance(model, Adapted):
+        module, output, task, kind = model.module, model.output, model.task, model.scores
+        if kind is not None:
+            return model
+    raw = Adapted(module, output)
+    device, dtype = model_device(model), model_dtype(model)
+
+    def answers(some: Tensor) -> Iterator[Tensor]:
+        def answer(rows: slice) -> Tensor:
+            return _answer(raw, some[rows].to(device, dtype))
+
+        yield from in_chunks(len(some), chunk_size(some, device), answer)
+
+    first = next(answers(inputs[0][:1]))
+    if first.ndim > 2 or first.shape[:1] != (1,) or not first.numel():
+        raise _misshapen(first, 1)
+    single = first.shape[1:] in ((), (1,))
+    if not single and (columns or guess_head(first, task, kind) == PLAIN):
+        return model
+    answer = torch.cat([part for some in inputs for part in answers(some[:LOOKED_AT])])
+    head = guess_head(answer, task, kind)
+    if head == PLAIN:
+        return model
+    if sentence := describe_guess(answer, head, certain=task is not None):
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+    return Adapted(module, output, head.task, head.scores)
 
 
 def predict_all(

@@ -15,6 +15,8 @@ from torch import Tensor
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.find.problem import SPLIT, Problem
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
+from rectify_widgets.engine.model.heads import answers as answers_of
+from rectify_widgets.engine.model.heads import any_label, changed, groups, seen
 from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.result import Evidence, Rectification, Step
 
@@ -54,13 +56,12 @@ class ClassChanges:
         self._before = self._classes(problem.carriers[self._carriers], monitor)
         scores = predict_all(problem.model, problem.pairs.clean)
         self._classes_known = scores.shape[1]
-        self._clean = scores.argmax(dim=1)
-        corrupted = predict_all(problem.model, problem.pairs.corrupted).argmax(dim=1)
-        self._moved = corrupted != self._clean
+        self._clean = answers_of(scores)
+        self._moved = changed(self._classes(problem.pairs.corrupted), self._clean)
 
     def _classes(self, inputs: Tensor, monitor: Monitor = SILENT) -> Tensor:
-        """Classes that the model now predicts, ``N``."""
-        return predict_all(self._problem.model, inputs, monitor=monitor).argmax(dim=1)
+        """What the model now predicts, ``N`` classes or ``N × L`` labels."""
+        return answers_of(predict_all(self._problem.model, inputs, monitor=monitor))
 
     def evidence(self, flagged: list[int], suspected: float, *, shared: bool) -> Evidence:
         """The evidence when the loop has ended."""
@@ -69,7 +70,7 @@ class ClassChanges:
         answers = problem.answers[self._rows][included]
         other = self._classes(problem.references[self._rows])[included] != answers
         if not problem.coupled:
-            included = torch.ones_like(self._before, dtype=torch.bool)
+            included = torch.ones(len(self._before), dtype=torch.bool, device=answers.device)
         wanted = self._wanted[self._carriers][included]
         led = self._before[included] != wanted
         wrong = self._classes(problem.carriers[self._carriers])[included] != wanted
@@ -77,15 +78,15 @@ class ClassChanges:
             pairs=len(problem.pairs),
             references=len(problem.references) if problem.given else 0,
             shared=shared,
-            shown=_share(led),
+            shown=_share(any_label(led)),
             shown_pairs=_share(self._moved),
-            unlike=int((self._clean != problem.labels).sum()),
+            unlike=int(changed(self._clean, problem.labels).sum()),
             classes=self._classes_known,
-            classes_seen=len(problem.answers.unique()),
+            classes_seen=len(seen(problem.answers)),
             suspected=suspected,
-            left=_share(wrong),
+            left=_share(any_label(wrong)),
             worst_left=_worst(wrong, wanted),
-            changed=_share(other),
+            changed=_share(any_label(other)),
             worst_changed=_worst(other, answers),
             corruption=problem.transfer.name,
             transferred=problem.coupled,
@@ -98,14 +99,14 @@ def _spread(count: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
 
 
-def _worst(hits: Tensor, groups: Tensor) -> tuple[int, float] | None:
-    """The group with the greatest share of hits, and that share, among those large enough."""
-    shares = {
-        int(group): _share(hits[groups == group])
-        for group in groups.unique()
-        if int((groups == group).sum()) >= CLASS_SIZE
-    }
-    return max(shares.items(), key=lambda item: item[1], default=None)
+def _worst(hits: Tensor, wanted: Tensor) -> tuple[int, float] | None:
+    """The class or label with the greatest share of hits, and that share, among those large enough."""
+    shares = [
+        (number, _share(hits[group] if hits.ndim == 1 else hits[group, number]))
+        for number, group in groups(wanted)
+        if int(group.sum()) >= CLASS_SIZE
+    ]
+    return max(shares, key=lambda item: item[1], default=None)
 
 
 def _share(hits: Tensor) -> float:

@@ -17,7 +17,14 @@ from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.measure.judge import Judge, Verdict
-from rectify_widgets.engine.model.running import eval_mode, model_device, model_dtype, predict
+from rectify_widgets.engine.model.outputs import Adapted
+from rectify_widgets.engine.model.running import (
+    eval_mode,
+    model_device,
+    model_dtype,
+    predict,
+    with_head,
+)
 from rectify_widgets.engine.repair.rectification import check_validation
 
 
@@ -78,17 +85,22 @@ class EditMeasure:
                     on_device.clean,
                 )
                 _kept(exclude, 0)
+                headed = with_head(module, origins, carriers)
             else:
                 problem = pose_problem(module, pairs, reference, seed=seed, monitor=monitor)
+                headed = problem.model
                 _, judged = problem.halves(_kept(exclude, len(problem.references)), seed)
                 references, carriers, origins = judged.references, judged.carriers, judged.origins
             labelled = (
-                None if validation is None else check_validation(module, validation, references)
+                None if validation is None else check_validation(headed, validation, references)
             )
             monitor.report(0.5, "measuring the original model")
-            self._judge = Judge(module, references, carriers, origins, labelled, monitor)
+            self._judge = Judge(headed, references, carriers, origins, labelled, monitor)
             self._sample = references[:1]
-            self._classes = predict(module, self._sample).shape[1]
+            self._classes = predict(headed, self._sample).shape[1:]
+            self._head = (
+                (headed.task, headed.scores) if isinstance(headed, Adapted) else (None, None)
+            )
         self.count = len(references)
 
     def __repr__(self) -> str:
@@ -110,13 +122,14 @@ class EditMeasure:
         """
         monitor = Monitor(progress, cancel)
         with eval_mode(model) as module:
-            classes = predict(module, self._sample).shape[1]
+            headed = module if isinstance(module, Adapted) else Adapted(module, None, *self._head)
+            classes = predict(headed, self._sample).shape[1:]
             if classes != self._classes:
                 raise ValueError(
-                    f"model: its output has {classes} classes, want {self._classes} like the "
+                    f"model: its output has {classes[0]} classes, want {self._classes[0]} like the "
                     "original, of which it should be a copy with edits"
                 )
-            return self._judge.measure(module, monitor)
+            return self._judge.measure(headed, monitor)
 
 
 def _kept(exclude: object, count: int) -> Tensor:

@@ -20,6 +20,7 @@ from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.model.catalog import LayerCatalog
+from rectify_widgets.engine.model.heads import check_truth
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.checkpoint import Checkpoint
 from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
@@ -109,7 +110,7 @@ def rectify(
             chosen = problem.catalog.get("layer", name)
             problem = replace(problem, layers={chosen.name: chosen})
         like = problem.pairs.clean
-        labelled = None if validation is None else check_validation(module, validation, like)
+        labelled = None if validation is None else check_validation(problem.model, validation, like)
         file = Checkpoint(path, problem, labelled, options)
         state = file.load()
         changes = ClassChanges(problem, monitor.silent())
@@ -153,6 +154,6 @@ def check_validation(model: nn.Module, data: object, like: Tensor) -> tuple[Tens
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise TypeError(f"validation: got {type(data).__name__}, want (inputs, labels)")
     inputs = check_inputs("validation[0]", data[0], like=like).to(like)
-    classes = predict_all(model, inputs[:1]).shape[1]
-    labels = check_labels("validation[1]", data[1], count=len(inputs), classes=classes)
+    given = check_labels("validation[1]", data[1], count=len(inputs), hot=True)
+    labels = check_truth("validation[1]", given, predict_all(model, inputs[:1]))
     return inputs, labels.to(inputs.device)

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.heads import answers as answers_of
+from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import (
     chunk_size,
@@ -230,13 +232,13 @@ def suitable_mix(model: nn.Module, references: Tensor, seed: int) -> Mix | None:
     mixtures get one class that neither of the two references has.
     """
     some = references[:SAMPLED]
-    own = predict_all(model, some).argmax(dim=1)
+    own = answers_of(predict_all(model, some))
     for mix in (lerped, cut) if references.ndim > 2 else (lerped,):
         draw = torch.Generator().manual_seed(seed)
         shares = MOST * _uniform(len(some), draw)
-        given = predict_all(model, mix(some, some.roll(1, dims=0), shares, draw)).argmax(dim=1)
-        odd = given[(given != own) & (given != own.roll(1))]
-        if not len(odd) or int(odd.bincount().max()) <= LEANING * len(some):
+        given = answers_of(predict_all(model, mix(some, some.roll(1, dims=0), shares, draw)))
+        odd = (given != own) & (given != own.roll(1, dims=0))
+        if most_common(given, odd) <= LEANING * len(some):
             return mix
     return None
 
@@ -254,10 +256,10 @@ def _mixed(
     shares *= _uniform(len(plain), draw) < MIXED
     mixed = mix(plain, plain.roll(1, dims=0), shares, draw)
     answers = predict_all(model, mixed)
-    own, given = scores.argmax(dim=1), answers.argmax(dim=1)
-    fits = (given == own) | (given == own.roll(1))
-    each = fits.reshape(-1, *[1] * (plain.ndim - 1))
-    return torch.where(each, mixed, plain), torch.where(fits.unsqueeze(1), answers, scores)
+    own, given = answers_of(scores), answers_of(answers)
+    fits = ~any_label((given != own) & (given != own.roll(1, dims=0)))
+    each, every = (fits.reshape(-1, *[1] * (one.ndim - 1)) for one in (plain, scores))
+    return torch.where(each, mixed, plain), torch.where(every, answers, scores)
 
 
 def _loss(
@@ -273,9 +275,9 @@ def _loss(
     monitor.check()
     with torch.enable_grad(), preserving_rng(inputs.device):
         scores = functional_call(model, edited(), (inputs[rows].to(model_dtype(model), copy=True),))
-        answers = (scores.to(wanted) / TEMPERATURE).log_softmax(dim=1)
-        targets = (wanted[rows] / TEMPERATURE).log_softmax(dim=1)
-        distances = (targets.exp() * (targets - answers)).sum(dim=1)
+        answers = (unmasked(scores).to(wanted) / TEMPERATURE).log_softmax(dim=-1)
+        targets = (wanted[rows] / TEMPERATURE).log_softmax(dim=-1)
+        distances = (targets.exp() * (targets - answers)).flatten(1).sum(dim=1)
         loss: Tensor = TEMPERATURE**2 * (distances * share[rows]).sum()
     return loss
 

@@ -25,7 +25,9 @@ from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
 from rectify_widgets.engine.find.ranking import RANKING_METHODS, RankingMethod
 from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.heads import answers, changed
 from rectify_widgets.engine.model.memory import FACTOR_ROOM
+from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
 from rectify_widgets.engine.repair.joint import (
@@ -98,6 +100,7 @@ class Rounds:
         self._options = options
         self._method = RANKING_METHODS[options.method]
         self._refine_steps = options.refine_steps or 0
+        self._plain = answers(predict_all(problem.model, problem.pairs.clean, monitor=monitor))
         self._split([], monitor)
 
     def restore(self, state: State) -> None:
@@ -125,7 +128,7 @@ class Rounds:
         save()
         try:
             for number in range(self.state.rounds + 1, max_rounds + 1):
-                if self.state.now.gap <= self._options.target_gap:
+                if self._done():
                     break
                 if self._refined():
                     break
@@ -141,13 +144,20 @@ class Rounds:
                 if step.accepted and step.round == number:
                     self._reject(row, "cancelled")
             return "cancelled"
-        if self.state.now.gap <= self._options.target_gap:
+        if self._done():
             stopped = "target"
         elif self._refined():  # another round would change nothing
             stopped = REFINED
         with suppress(Cancelled):  # there is nothing left to stop
             monitor.report(1.0, f"stopped: {stopped}")
         return stopped
+
+    def _done(self) -> bool:
+        """Whether the gap is closed and the corruption changes the prediction of no pair any more."""
+        if self.state.now.gap > self._options.target_gap:
+            return False
+        now = predict_all(self.problem.model, self.problem.pairs.corrupted)
+        return not bool(changed(answers(now), self._plain).any())
 
     def _refined(self) -> bool:
         """Whether edits of all layers are kept, after which no round follows."""

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rectify_widgets.engine.model.running import eval_mode, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
 from rectify_widgets.widgets.attribution.concentration import Pick, Scores, concentration, picks
@@ -266,7 +266,7 @@ class Attributions:
         """Maps of a few samples of every column, all at once."""
         samples = torch.cat([column[list(indices)] for column in self._columns])
         with eval_mode(model) as module:
-            predicted = predict_all(module, samples)
+            predicted = predict_all(with_head(module, samples, columns=True), samples)
         explained = predicted.argmax(dim=1)
         if query.target is not None:
             explained = torch.full_like(explained, query.target)

@@ -26,7 +26,7 @@ from rectify_widgets.engine.measure.metrics import (
     evaluate_predictions,
     scored,
 )
-from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device
+from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device, with_head
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -120,10 +120,12 @@ def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -
     classes: dict[str, Ints] = {}
     probabilities: dict[str, Floats] = {}
     monitor.check()
+    with eval_mode(model) as module:
+        headed = with_head(module, *columns.values())
     for name, inputs in columns.items():
         predicted, shares = [], []
         for chunk in inputs.split(chunk_size(inputs, model_device(model))):
-            with eval_mode(model) as module:
+            with eval_mode(headed) as module:
                 scores = scored(module, chunk, len(chunk))
             predicted.append(scores.argmax(dim=1))
             shares.append(_softmax(scores))
