@@ -214,9 +214,12 @@ def test_the_target_ends_it(trojan: Toy) -> None:
     assert easy.stopped == "target"
     assert len(easy.edits) == 1
     assert easy.gap_after <= 0.6
-    done = run(trojan, target_gap=1.0)
+    done = run(trojan, target_gap=1.0)  # the pair's prediction flips all the same
     assert done.stopped == "target"
-    assert not done.edits
+    assert len(done.edits) == 1
+    pair = trojan.pairs[0]
+    assert trojan.model(pair.corrupted).argmax() != trojan.model(pair.clean).argmax()
+    assert done.model(pair.corrupted).argmax() == trojan.model(pair.clean).argmax()
     assert not done.steps
     assert same(done.model, bits(trojan.model))
     assert done.gap_before == done.gap_after
