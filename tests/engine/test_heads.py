@@ -163,7 +163,8 @@ def test_a_masked_class_changes_nothing(trojan: Toy) -> None:
         return torch.cat([y, torch.full_like(y[:, :1], -torch.inf)], dim=1)
 
     assert_same(
-        repaired(Behind(trojan.model, masked), trojan), repaired(Behind(trojan.model, nn.Identity()), trojan)
+        repaired(Behind(trojan.model, masked), trojan),
+        repaired(Behind(trojan.model, nn.Identity()), trojan),
     )
 
 
