@@ -235,7 +235,6 @@ class Rounds:
         share = float(corrupted.float().mean())
         if share > MOST_CORRUPTED:
             self.state.suspected = share
-        if share > MOST_CORRUPTED:
             return False
         if bool(corrupted.any()):
             self._split(corrupted.nonzero().flatten().tolist(), monitor)
