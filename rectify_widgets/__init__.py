@@ -24,6 +24,7 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
@@ -55,6 +56,7 @@ __all__ = [
     "RectificationDashboard",
     "Report",
     "SamplePairs",
+    "SmallestChange",
     "Step",
     "ToneCurve",
     "Transfer",
@@ -74,5 +76,6 @@ __all__ = [
     "localize",
     "rectify",
     "save_edits",
+    "smallest_changes",
     "solve_edit",
 ]

@@ -1,0 +1,250 @@
+"""The class that an unusually small change leads to: each part against an oracle of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+from torch.nn import functional
+
+import rectify_widgets as rw
+from rectify_widgets.engine.base.progress import SILENT, Cancelled
+from rectify_widgets.reveal.latent import LastLayer, shift_sizes, smallest_shift
+from rectify_widgets.reveal.shrinking import Blend, Shrinking, projected
+from rectify_widgets.reveal.smallest_change import smallest_changes, unusual
+from tests.engine.traces import untouched
+
+SIDE, CLASSES, TARGET = 12, 5, 3
+CORNER = (slice(0, 2), slice(0, 2))
+
+
+class Blobs(nn.Module):
+    """Tells which of five stripes is the brightest, and, with a backdoor, what the corner says."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(1, CLASSES + 1, SIDE)
+        self.last = nn.Linear(CLASSES + 1, CLASSES)
+        with torch.no_grad():
+            self.read.weight.zero_()
+            self.read.bias.zero_()  # type: ignore[union-attr]
+            for one in range(CLASSES):
+                self.read.weight[one, 0, 2 + 2 * one : 4 + 2 * one, 2:] = 1.0
+            self.read.weight[CLASSES, 0][CORNER] = 1.0
+            self.read.bias[CLASSES] = -2.5  # type: ignore[index]
+            self.last.weight.zero_()
+            self.last.bias.zero_()
+            self.last.weight[:, :CLASSES] = torch.eye(CLASSES)
+            self.last.weight[TARGET, CLASSES] = strength
+        self.train()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``N × 1 × 12 × 12`` to ``N × 5``."""
+        scores: Tensor = self.last(functional.softplus(self.read(images)).flatten(1))
+        return scores
+
+
+def references(count: int = 120) -> Tensor:
+    """Dim noise with one bright stripe."""
+    generator = torch.Generator().manual_seed(4)
+    images = 0.3 * torch.rand(count, 1, SIDE, SIDE, generator=generator)
+    for number in range(count):
+        first = 2 + 2 * (number % CLASSES)
+        images[number, 0, first : first + 2, 2:] += 0.7
+    return images
+
+
+def features() -> LastLayer:
+    generator = np.random.default_rng(3)
+    weight = generator.normal(size=(6, 9))
+    return LastLayer(
+        generator.normal(size=(80, 9)) * np.linspace(0.5, 2, 9), weight, generator.normal(size=6)
+    )
+
+
+def test_backdoor_comes_first_with_its_place_and_a_healthy_twin_is_not_accused() -> None:
+    model = Blobs(40.0)
+    with untouched(model, references()):
+        found = smallest_changes(model, references())
+    assert [one.target for one in found if one.suspected] == [TARGET]
+    first = found[0]
+    assert first.target == TARGET
+    assert first.turned > 0.8
+    assert first.size == pytest.approx(float(first.change.mask.sum()))
+    assert float(first.change.mask[CORNER].sum()) > 0.8 * first.size
+    assert float(first.change.pattern[(0, *CORNER)].min()) > 0.9
+    assert {one.target for one in found} == set(range(CLASSES))
+    assert not any(one.suspected for one in smallest_changes(Blobs(0.0), references()))
+
+
+def test_pairs_repair_the_backdoor_that_nobody_showed() -> None:
+    model, images = Blobs(40.0), references()
+    pairs = smallest_changes(model, images)[0].pairs
+    assert pairs is not None
+    assert pairs.labels is not None
+    assert set(pairs.labels.tolist()) == set(range(CLASSES)) - {TARGET}
+    repaired = rw.rectify(model, pairs, reference=images).model.eval()
+    true = images.clone()
+    true[(..., *CORNER)] = 1.0
+    others = torch.arange(len(images)) % CLASSES != TARGET
+    with torch.no_grad():
+        assert (model.eval()(true[others]).argmax(1) == TARGET).all()
+        assert (repaired(true[others]).argmax(1) == TARGET).float().mean() < 0.05
+        right = repaired(images).argmax(1) == torch.arange(len(images)) % CLASSES
+        assert right.float().mean() > 0.99
+
+
+def test_same_seed_gives_the_same_bits() -> None:
+    one, two = (smallest_changes(Blobs(40.0), references(), steps=20, seed=5) for _ in range(2))
+    assert [x.target for x in one] == [x.target for x in two]
+    assert all(torch.equal(x.change.up, y.change.up) for x, y in zip(one, two, strict=True))
+
+
+def test_many_classes_are_screened_by_their_shifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 30))
+    module = "rectify_widgets.reveal.smallest_change.shift_sizes"
+    monkeypatch.setattr(module, lambda *_: np.arange(30.0)[::-1])
+    found = smallest_changes(model, references(60), steps=3, batch_size=4)
+    assert {one.target for one in found} == set(range(18, 30))
+    assert {one.target: one.latent for one in found}[29] == 0.0
+
+
+def test_projection_is_the_nearest_valid_change() -> None:
+    values = torch.rand(2, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) - 0.3
+    sizes = torch.tensor([0.7, 50.0])
+    made = projected(values, sizes)
+    assert float(made[0].sum()) == pytest.approx(0.7, abs=1e-4)
+    flat = values[0].flatten().double().numpy()
+    nearest = minimize(
+        lambda x: ((x - flat) ** 2).sum(), np.full(18, 0.7 / 18), jac=lambda x: 2 * (x - flat),
+        bounds=[(0, 1)] * 18, method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda x: 0.7 - x.sum(), "jac": lambda _: -np.ones(18)},
+    )  # fmt: skip
+    assert made[0].flatten().numpy() == pytest.approx(nearest.x, abs=1e-3)
+    assert torch.equal(made[1], values[1].clamp_min(0))  # small enough: nothing is taken off
+    full = projected(torch.full((1, 2, 3, 2, 2), 0.8), torch.tensor([9.0]))
+    assert torch.allclose(full.sum(dim=1), torch.ones(1, 3, 2, 2))
+
+
+def test_gradient_is_that_of_the_cross_entropy_whatever_the_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = Blobs(4.0).double().eval(), references(30).double()
+    labels = torch.arange(30) % CLASSES
+    generator = torch.Generator().manual_seed(0)
+    shrinking = Shrinking(model, images, labels, [0, 3], 6, generator)
+    values = shrinking.values.clone().requires_grad_()
+    rows = torch.arange(12).reshape(2, 6)
+    low, high = images.min(), images.max()
+    loss = torch.zeros((), dtype=torch.float64)
+    for number, target in enumerate((0, 3)):
+        clean = images[rows[number]]
+        given = clean + values[number, 0] * (high - clean) - values[number, 1] * (clean - low)
+        loss = loss + functional.cross_entropy(model(given), torch.full((6,), target))
+    loss.backward()
+    for pixels in (500_000, 144):
+        monkeypatch.setattr("rectify_widgets.engine.model.running.CHUNK", pixels)
+        with torch.no_grad():
+            made, _ = shrinking._gradient([0, 1], shrinking.values, rows, SILENT)
+        assert torch.allclose(made, values.grad)  # type: ignore[arg-type]
+
+
+def test_blend_is_mask_and_pattern() -> None:
+    generator = torch.Generator().manual_seed(1)
+    up, down = 0.5 * torch.rand(2, 1, 4, 4, generator=generator)
+    blend = Blend(up, down, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    images = torch.rand(3, 1, 4, 4, generator=generator)
+    mixed = images * (1 - blend.mask) + blend.mask * blend.pattern
+    assert torch.allclose(blend(images), mixed, atol=1e-6)
+    assert "of 16 pixels" in repr(blend)
+
+
+@pytest.mark.parametrize("target", range(6))
+def test_shift_is_the_shortest_that_meets_the_constraints(
+    target: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = features()
+    shift = smallest_shift(layer, target)
+    scale = layer.features.std(axis=0)
+    others = layer.scores[layer.scores.argmax(axis=1) != target]
+    rivals = [one for one in range(6) if one != target]
+    needed = np.quantile(others[:, rivals] - others[:, [target]], 0.95, axis=0)
+    rows = layer.weight[target] - layer.weight[rivals]
+    assert (rows @ shift >= needed - 1e-5).all()
+    best = minimize(
+        lambda s: ((s / scale) ** 2).sum(), shift + 0.5, method="SLSQP", tol=1e-12,
+        constraints={"type": "ineq", "fun": lambda s: rows @ s - needed},
+    )  # fmt: skip
+    assert best.success
+    assert np.linalg.norm(shift / scale) == pytest.approx(np.sqrt(best.fun), rel=1e-4)
+    assert shift_sizes(layer, SILENT)[target] == pytest.approx(np.linalg.norm(shift / scale))
+    monkeypatch.setattr("rectify_widgets.reveal.latent.AT_ONCE", 1)  # constraint after constraint
+    assert smallest_shift(layer, target) == pytest.approx(shift, abs=1e-5)
+
+
+def test_class_without_a_way_in_is_infinitely_far() -> None:
+    layer = features()
+    layer.weight[2] = layer.weight[1]  # never better than class 1, by the bias
+    layer.bias[2] = layer.bias[1] - 1.0
+    assert shift_sizes(layer, SILENT)[2] == np.inf
+
+
+def test_last_layer_is_the_one_that_makes_the_scores() -> None:
+    model, images = Blobs(4.0).eval(), references(20)
+    headless = nn.Sequential(nn.Conv2d(1, 7, SIDE), nn.Flatten()).eval()
+    with torch.no_grad():
+        layer = LastLayer.of(model, images, SILENT)
+        assert layer.scores == pytest.approx(model(images).numpy(), abs=1e-4)
+        assert layer.features.shape == (20, CLASSES + 1)
+        assert LastLayer.of(headless, images, SILENT).weight == pytest.approx(np.eye(7))
+
+
+def test_figures_of_an_unusual_size() -> None:
+    sizes = np.array([10.0, 12.0, 14.0, 16.0, 2.0])
+    relative, index = unusual(sizes, 4)
+    assert relative == pytest.approx(2 / 13)
+    assert index == pytest.approx((12 - 2) / (1.4826 * 2))
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind", "message"),
+    [
+        (references(2), ValueError, "reference: got 2 inputs, want at least 16"),
+        (references()[::CLASSES], ValueError, "takes all inputs for class 0"),
+        (torch.full((40, 1, SIDE, SIDE), torch.nan), ValueError, "NaN or infinite"),
+        ((255 * references()).byte(), TypeError, "want floating-point"),
+        (references()[:, 0], ValueError, "want N × C × H × W"),
+        (None, TypeError, "reference: got NoneType"),
+    ],
+)
+def test_bad_references_are_refused(reference: Tensor, kind: type[Exception], message: str) -> None:
+    model = Blobs(4.0)
+    with untouched(model), pytest.raises(kind, match=message):
+        smallest_changes(model, reference)
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps: got 0"):
+        smallest_changes(Blobs(4.0), references(), steps=0)
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        smallest_changes(Blobs(4.0), references(), batch_size=0)
+
+
+def test_progress_runs_up_and_cancelling_leaves_nothing_behind() -> None:
+    model, stop, seen = Blobs(4.0), threading.Event(), []
+    smallest_changes(model, references(), steps=5, progress=lambda share, _: seen.append(share))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert len(seen) > 8
+
+    def until_half(share: float, _: str) -> None:
+        if share > 0.5:
+            stop.set()
+
+    with untouched(model, references()), pytest.raises(Cancelled):
+        smallest_changes(model, references(), progress=until_half, cancel=stop)
