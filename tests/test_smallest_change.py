@@ -228,6 +228,16 @@ def test_bad_references_are_refused(reference: Tensor, kind: type[Exception], me
         smallest_changes(model, reference)
 
 
+def test_independent_labels_are_refused_and_probabilities_read() -> None:
+    several = rw.adapt(Blobs(4.0), task="multilabel", scores="logits")
+    with pytest.raises(ValueError, match="decides on 5 labels independently"):
+        smallest_changes(several, references())
+    likely = rw.adapt(
+        nn.Sequential(Blobs(40.0), nn.Softmax(dim=1)), task="multiclass", scores="probabilities"
+    )
+    assert smallest_changes(likely, references())[0].target == TARGET
+
+
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="steps: got 0"):
         smallest_changes(Blobs(4.0), references(), steps=0)

@@ -16,7 +16,7 @@ from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs, batches
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.model.running import eval_mode, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.reveal.latent import LastLayer, shift_sizes
 from rectify_widgets.reveal.shrinking import Blend, Shrinking
 
@@ -29,6 +29,8 @@ SUSPECTED = 0.35
 TURNING = 0.5
 """... if its change turns at least this share of held-out references."""
 PAIRS = 20
+HEAD = 64
+"""References from which the form of the model's answer is guessed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +115,9 @@ def smallest_changes(
     monitor = Monitor(progress, cancel)
     images = _references(reference, generator)
     half = len(images) // 2
-    with eval_mode(model) as module:
+    with eval_mode(model) as plain:
+        module = with_head(plain, images[:HEAD])
+        _check_scores(predict_all(module, images[:2]))
         layer = LastLayer.of(module, images, monitor.part(0.0, 0.03))
         predicted = torch.from_numpy(layer.scores.argmax(axis=1))
         _check_classes(predicted[:half])
@@ -168,6 +172,14 @@ def _references(reference: Inputs, generator: torch.Generator) -> Tensor:
             "to check what was found"
         )
     return images[torch.randperm(len(images), generator=generator)[:MOST].to(images.device)]
+
+
+def _check_scores(scores: Tensor) -> None:
+    if scores.ndim != 2:
+        raise ValueError(
+            f"model: it decides on {scores.shape[1]} labels independently, want one class of "
+            "several; hand over a model that answers for one label alone"
+        )
 
 
 def _check_classes(predicted: Tensor) -> None:
