@@ -51,6 +51,17 @@ history""",
 )
 """The viewers without the dashboard, a cell each."""
 
+PAINTER = (
+    """import torch
+import rectify_widgets as rw
+torch.set_num_threads(1)
+case = rw.cases.load("trojan")""",
+    """painter = rw.MaskPainter(case.pairs.corrupted[:3], model=case.model, fill="ring",
+                         classes=case.classes)
+painter""",
+)
+"""A painter of three small pictures."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the front ends of each test."""
@@ -80,6 +91,7 @@ def server(
     for name in ("own.ipynb", "saved.ipynb"):  # the second is for tests that save it
         write_notebook(folder / name, OWN)
     write_notebook(folder / "viewers.ipynb", VIEWERS)
+    write_notebook(folder / "painter.ipynb", PAINTER)
     shutil.copy(TUTORIAL, folder / TUTORIAL.name)
     with kind(folder, tmp_path_factory.mktemp("home")) as running:
         yield running

@@ -61,3 +61,11 @@ SET_OPEN = ".rw-tiles td"
 FLIP = ".rw-flip"
 CHART = ".rw-classes .rw-heat"
 BRANCH = ".rw-branch-off"
+
+STAGE = ".rw-stage"
+"""The canvas of the painter."""
+
+TOOL = ".rw-tools [data-tool={}]"
+PAINT_UNDO = '.rw-tools button[title^="Take the last"]'
+PAINT_REDO = '.rw-tools button[title^="Do it again"]'
+CLEANSED = ".rw-cleansed img"
