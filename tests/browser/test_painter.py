@@ -70,10 +70,20 @@ def keys(painter: pages.Watched, *names: str) -> None:
 
 
 def mask(painter: pages.Watched, index: int = 0) -> Mask:
-    """What Python has, once the page has had time to send it."""
-    painter.page.wait_for_timeout(400)
+    """What Python has."""
     rows = painter.ask(f"import json; print(json.dumps(painter.masks[{index}].int().tolist()))")
     return np.array(json.loads(rows), bool)
+
+
+def expect(painter: pages.Watched, wanted: Mask, index: int = 0) -> None:
+    """Python has this mask soon, and still has it a little later."""
+    for _ in range(20):
+        painter.page.wait_for_timeout(250)
+        if (mask(painter, index) == wanted).all():
+            break
+    painter.page.wait_for_timeout(250)
+    found = mask(painter, index)
+    assert (found == wanted).all(), f"differs at {np.argwhere(found != wanted).tolist()}"
 
 
 def put(painter: pages.Watched, wanted: Mask) -> None:
@@ -98,6 +108,7 @@ def discs(places: Sequence[tuple[int, int]], size: int) -> Mask:
     return np.array(np.any(near, axis=0))
 
 
+NOTHING = np.zeros((SIDE, SIDE), bool)
 RECTANGLE = block(slice(20, 26), slice(19, 27))
 
 
@@ -105,21 +116,21 @@ def test_a_rectangle_and_a_stroke_undone_and_done_again(painter: pages.Watched) 
     page = painter.page
     page.locator(parts.TOOL.format("rectangle")).click()
     drag(painter, [(25, 26), (20, 19)])
-    assert (mask(painter) == RECTANGLE).all()
+    expect(painter, RECTANGLE)
     page.wait_for_selector(parts.CLEANSED)
     keys(painter, "b")
     drag(painter, [(3, 3), (9, 9), (9, 20)])
     line = discs([(k, k) for k in range(3, 10)] + [(9, k) for k in range(9, 21)], 5)
-    assert (mask(painter) == (RECTANGLE | line)).all()
+    expect(painter, RECTANGLE | line)
     page.click(parts.PAINT_UNDO)
-    assert (mask(painter) == RECTANGLE).all()
+    expect(painter, RECTANGLE)
     page.click(parts.PAINT_REDO)
-    assert (mask(painter) == (RECTANGLE | line)).all()
+    expect(painter, RECTANGLE | line)
     page.locator(parts.STAGE).focus()
     keys(painter, "Control+z", "Control+z")
-    assert not mask(painter).any()
+    expect(painter, NOTHING)
     keys(painter, "Control+Shift+z")
-    assert (mask(painter) == RECTANGLE).all()
+    expect(painter, RECTANGLE)
     painter.picture("20-painter")
 
 
@@ -128,13 +139,13 @@ def test_taking_paint_away(painter: pages.Watched) -> None:
     keys(painter, "e", ",", ",")
     drag(painter, [(22, 15), (22, 27)])
     wanted = RECTANGLE & ~discs([(22, column) for column in range(15, 28)], 3)
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
     keys(painter, "r")
     drag(painter, [(20, 19), (30, 21)], button="right")
     wanted &= ~block(slice(20, SIDE), slice(19, 22))
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
     keys(painter, "Delete")
-    assert not mask(painter).any()
+    expect(painter, NOTHING)
 
 
 def test_a_lasso_paints_its_line_and_what_is_inside(painter: pages.Watched) -> None:
@@ -142,7 +153,7 @@ def test_a_lasso_paints_its_line_and_what_is_inside(painter: pages.Watched) -> N
     drag(painter, [(4, 4), (20, 20), (20, 4)])
     wanted = np.zeros((SIDE, SIDE), bool)
     wanted[4:21, 4:21] = np.tri(17, dtype=bool)
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
 
 
 def test_fill_paints_up_to_the_paint_around(painter: pages.Watched) -> None:
@@ -153,7 +164,7 @@ def test_fill_paints_up_to_the_paint_around(painter: pages.Watched) -> None:
     drag(painter, [(14, 14)])
     areas, _ = ndimage.label(~walls)
     wanted = walls | (areas == areas[14, 14])
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
     assert 1 < (wanted & ~walls).sum() < (~walls).sum()
 
 
@@ -163,18 +174,18 @@ def test_painting_by_keyboard_alone(painter: pages.Watched) -> None:
     drag(painter, [(14, 14)])  # from here on no mouse
     keys(painter, "Control+z", "r", "Shift+ArrowUp", *["ArrowLeft"] * 4)  # row 6, column 10
     keys(painter, " ", *["ArrowDown"] * 3, "Shift+ArrowRight", " ")
-    assert (mask(painter) == block(slice(6, 10), slice(10, 19))).all()
+    expect(painter, block(slice(6, 10), slice(10, 19)))
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.tagName") == "BUTTON"
     keys(painter, "z")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.tagName") == "CANVAS"
-    assert not mask(painter).any()
+    expect(painter, NOTHING)
     keys(painter, "b", *[","] * 4, " ", "ArrowLeft", "ArrowLeft", "ArrowUp", " ", "ArrowUp")
     wanted = block(slice(9, 10), slice(16, 19)) | block(slice(8, 9), slice(16, 17))
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
     keys(painter, " ", "ArrowUp", "Escape")
-    assert (mask(painter) == wanted).all(), "the dropped stroke leaves nothing"
+    expect(painter, wanted)  # the dropped stroke leaves nothing
     assert painter.ask("print(painter.paper.size, painter.paper.tool)") == "1 brush"
 
 
@@ -188,12 +199,12 @@ def test_an_enlarged_picture_is_painted_where_it_shows(painter: pages.Watched) -
     page.keyboard.up("Control")
     page.wait_for_timeout(200)
     drag(painter, [(10, 20)])  # what is under the pointer stays there
-    assert (mask(painter) == block(slice(10, 11), slice(20, 21))).all()
+    expect(painter, block(slice(10, 11), slice(20, 21)))
     keys(painter, "0")
     page.wait_for_timeout(200)
     drag(painter, [(0, 0)])
     wanted = block(slice(10, 11), slice(20, 21)) | block(slice(0, 1), slice(0, 1))
-    assert (mask(painter) == wanted).all()
+    expect(painter, wanted)
 
 
 def test_the_wheel_sizes_the_brush(painter: pages.Watched) -> None:
@@ -207,20 +218,20 @@ def test_the_wheel_sizes_the_brush(painter: pages.Watched) -> None:
 def test_each_sample_has_its_own_mask_and_its_own_steps(painter: pages.Watched) -> None:
     keys(painter, "r")
     drag(painter, [(20, 19), (25, 26)])
-    mask(painter)
+    expect(painter, RECTANGLE)
     painter.ask("painter.index = 1; painter.settle()")
     painter.page.wait_for_timeout(300)
     drag(painter, [(0, 0), (2, 2)])
-    assert (mask(painter, 1) == block(slice(0, 3), slice(0, 3))).all()
+    expect(painter, block(slice(0, 3), slice(0, 3)), 1)
     painter.ask("painter.index = 0; painter.settle()")
     painter.page.wait_for_timeout(300)
     painter.page.locator(parts.STAGE).focus()
     keys(painter, "z")
-    assert not mask(painter).any()
+    expect(painter, NOTHING)
     assert mask(painter, 1).sum() == 9
     put(painter, RECTANGLE)
     keys(painter, "z")
-    assert not mask(painter).any(), "what Python put there can be undone too"
+    expect(painter, NOTHING)  # what Python put there can be undone too
 
 
 def test_the_model_answers_for_what_is_painted(painter: pages.Watched) -> None:

@@ -183,7 +183,7 @@ function button(name, key, title, press) {
 
 function render(sheet, model, el) {
   const { width, height } = sheet, most = Math.max(1, Math.min(128, Math.max(width, height) >> 1));
-  el.innerHTML = `<div class="rw-paint" data-lm-suppress-shortcuts="true" data-jp-suppress-context-menu>
+  el.innerHTML = `<div class="rw-paint" data-jp-suppress-context-menu>
     <div class="rw-tools" role="toolbar" aria-label="Tools"></div>
     <div class="rw-tools"><label title="Diameter of brush and eraser in pixels (, and . or the wheel)">Size
       <input type="range" min="1" max="${most}" aria-label="Brush size"> <output></output></label></div>
@@ -213,6 +213,8 @@ function render(sheet, model, el) {
   const whole = button("1×", "0", "Show the whole picture", () => magnify(0));
   const into = button("In", "+", "Show the picture larger", () => magnify(1.5));
   more.append(undo, redo, clear, out, whole, into);
+  // The notebook looks for this on what has the focus itself.
+  for (const part of el.querySelectorAll("button,input,canvas")) part.dataset.lmSuppressShortcuts = "true";
 
   // Drawing: at most once a frame, from the mask that all views share.
   const draw = () => { edges = null; due ||= requestAnimationFrame(paint); };
