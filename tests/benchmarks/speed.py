@@ -11,11 +11,14 @@ import argparse
 import copy
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity
 
+from rectify_widgets import cases
 from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.training import Schedule, fit
 from rectify_widgets.engine.base.checks import check_choice
@@ -69,38 +72,60 @@ Rows = Sequence[dict[str, Cell]]
 def measure_rectify(options: SpeedOptions) -> Measurements:
     """Dynamic rectification from one pair against one epoch of fine-tuning."""
     trojan, references = options.trojan(), options.repaired
+    what = f"dynamic rectification, one pair, {references} references"
+    row, seconds, result = _against_epoch(what, trojan, references, speed_images(), options)
+    yield replace(row, target=0.5)
+    yield timing.Cost(what, seconds, rectify_work(trojan, references, result))
+
+
+def measure_joint(options: SpeedOptions) -> Measurements:
+    """Refining edits of all layers of the shipped blend, from one pair, against one such epoch."""
+    blend = cases.load("blend")
+    images, labels = blend.clean
+    data = (255 * images).round().byte(), labels
+    references = len(blend.reference)
+    what = f"the shipped blend, edits of many layers, one pair, {references} references"
+    row, seconds, _ = _against_epoch(what, blend, references, data, options)
+    yield replace(row, note=f"{timing.three_digits(seconds)} s; {row.note}")
+
+
+def _against_epoch(
+    what: str,
+    case: Case,
+    references: int,
+    data: tuple[Tensor, Tensor],
+    options: SpeedOptions,
+) -> tuple[timing.Comparison, float, Rectification]:
+    """Repairs of a case from one pair beside an epoch on such data: the row, seconds, the last result."""
     epoch = Schedule(epochs=1, learning_rate=0.01)
-    timed = options.tuned
+    timed = min(options.tuned, len(data[0]))
     if not options.whole_epoch:
         timed = min(options.batches * epoch.batch_size, timed)
-    images, labels = (part[:timed].to(options.device) for part in speed_images())
+    images, labels = (part[:timed].to(options.device) for part in data)
     results: list[Rectification] = []
 
     def repair() -> None:
-        reference = trojan.reference[:references]
-        results.append(rectify(trojan.model, trojan.pairs[0], reference=reference))
+        reference = case.reference[:references]
+        results.append(rectify(case.model, case.pairs[0], reference=reference))
 
     def tune() -> None:
         generator = torch.Generator().manual_seed(0)
-        fit(copy.deepcopy(trojan.model), images, labels, epoch, generator=generator, quiet=True)
+        fit(copy.deepcopy(case.model), images, labels, epoch, generator=generator, quiet=True)
 
     tuning, repairing = timing.take_turns([tune, repair], options.repeats, warm=False)
-    result, what = results[-1], f"dynamic rectification, one pair, {references} references"
+    result = results[-1]
     changes = []
     for name, figure in (("ASR", "attack_success_rate"), ("OA", "overall_accuracy")):
-        before, after = (
-            100 * trojan.figures(model)[figure] for model in (trojan.model, result.model)
-        )
+        before, after = (100 * case.figures(model)[figure] for model in (case.model, result.model))
         changes.append(f"{name} {before:.1f} to {after:.1f} %")
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
     estimated = "" if timed == options.tuned else f", estimated from {timed:,}"
-    yield timing.Comparison(
+    row = timing.Comparison(
         what, f"one epoch of fine-tuning on {options.tuned:,} images{estimated}",
-        timing.Ratio.of(repairing, tuning, timed / options.tuned), 0.5, faster=False,
+        timing.Ratio.of(repairing, tuning, timed / options.tuned), None, faster=False,
         note=f"{', '.join(changes)}, {len(result.edits)} edits in {len(result.steps)} trials; {stages}",
     )  # fmt: skip
-    seconds = timing.undisturbed_seconds(repairing, options.device)
-    yield timing.Cost(what, seconds, rectify_work(trojan, references, result))
+    return row, timing.undisturbed_seconds(repairing, options.device), result
 
 
 def rectify_work(trojan: Case, references: int, result: Rectification) -> timing.Work:
@@ -169,6 +194,7 @@ TASKS: dict[str, Callable[[SpeedOptions], Measurements]] = {
     "edit": measure_edit,
     "depth": measure_depth,
     "rectify": measure_rectify,
+    "joint": measure_joint,
     "rounds": measure_rounds,
 }
 

@@ -42,7 +42,7 @@ REFINE_STEPS = 300
 """Gradient steps: twice as many gain little."""
 BATCH = 64
 """References in one step, each with and without the corruption."""
-RANK = 4
+RANK = 2
 """Edits that every layer starts with."""
 RATE = 0.05
 """First learning rate, in units of the root mean square of the layer's weights for the left factors
@@ -58,7 +58,7 @@ LEANING = 0.15
 the two references has (0.05 to 0.07 on most networks, 0.3 where a behaviour shows on mixtures)."""
 SAMPLED = 256
 """References that this is measured on."""
-KEEP = 6.0
+KEEP = 9.0
 """Weight of clean inputs relative to corrupted ones."""
 STRICTER = 2.0
 """Edits that are over the budget are refined on, with the weight multiplied, and the number of steps

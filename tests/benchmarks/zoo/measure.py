@@ -162,8 +162,8 @@ def tables(kept: Sequence[Record]) -> list[Table]:
     """One table: a row for each network, attack, method and what was given."""
     table = Table(
         "zoo",
-        "Attacks on networks trained on 12,000 images (10 % of them poisoned; 1,000 references, "
-        "2,000 test images), repaired with the defaults.  Means over seeds (each another "
+        "Attacks on networks trained on 12,000 images (10 % of them poisoned; 2,000 references, "
+        "9,000 test images), repaired with the defaults.  Means over seeds (each another "
         "draw of pairs) and their spread, in per cent and points.  ASR: attack success rate; floor: "
         "share of clean images of other classes that get the target class; OA: overall accuracy; "
         "'right': corrupted images that get their true class; 'missed by': distance to the targets, "

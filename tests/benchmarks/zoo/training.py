@@ -27,11 +27,13 @@ from tests.benchmarks.training import default_cache, load_images, load_or_train
 from tests.benchmarks.zoo import learning
 from tests.benchmarks.zoo.attacks import ATTACKS, SIZE, InputAware
 
-TRAINED, TESTED, VALIDATED = 12_000, 2_000, 1_000
+TRAINED, TESTED, VALIDATED = 12_000, 9_000, 1_000
 """Images that are trained on, and test images for the figures and, after these, for validation."""
 SHARE = 0.1
 """Of the training images, those that are poisoned."""
 PER_CLASS = {"reference": 100, "pairs": 30}
+MORE = 1_000
+"""References beyond those of `PER_CLASS`, of any class."""
 PAIRS = 20
 LEAST_ACCURACY = 0.75
 """Overall accuracy below which the training has failed."""
@@ -233,7 +235,9 @@ def train_zoo(
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[torch.cat(list(held.values()))] = False
     free = torch.nonzero(rest).flatten()
-    rows = free[torch.randperm(len(free), generator=generator)[:TRAINED]]
+    rows, more, _ = free[torch.randperm(len(free), generator=generator)].tensor_split(
+        (TRAINED, TRAINED + MORE)
+    )
     site = _Site(
         network,
         channels,
@@ -257,7 +261,7 @@ def train_zoo(
         name="zoo", title=f"{network}, {attack}{', coloured' if colour else ''}",
         behaviour="trojan", model=model,
         pairs=SamplePairs(trigger(clean), clean, truth[pairs]),
-        reference=images[held["reference"]].float() / 255,
+        reference=images[torch.cat([held["reference"], more])].float() / 255,
         validation=(inputs[later].float() / 255, known[later]), clean=test,
         corrupted=(trigger(test[0]), test[1]), target=aim.target, goals=aim.goals,
         classes=tuple(map(str, range(10))), triggers={attack: trigger}, shown=attack, record={},
