@@ -24,6 +24,7 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.masks import SuggestedMasks, suggest_masks
 from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
@@ -58,6 +59,7 @@ __all__ = [
     "SamplePairs",
     "SmallestChange",
     "Step",
+    "SuggestedMasks",
     "ToneCurve",
     "Transfer",
     "Transplant",
@@ -78,4 +80,5 @@ __all__ = [
     "save_edits",
     "smallest_changes",
     "solve_edit",
+    "suggest_masks",
 ]

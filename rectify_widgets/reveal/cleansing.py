@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs, batches
-from rectify_widgets.engine.model.running import eval_mode, predict_all
+from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.explain import check_images
 from rectify_widgets.reveal.fills import FILLS, Fill, Mask, Picture, grown, surroundings
 
@@ -171,13 +171,17 @@ def _agreed(
 ) -> Tensor:
     """Of each input the first option whose answer is as near to the others' as any."""
     with eval_mode(model) as module:
+        headed = with_head(module, next(iter(options.values())))
         answers = torch.stack(
             [
-                predict_all(module, option, batch_size, monitor).softmax(dim=1).cpu()
+                predict_all(headed, option, batch_size, monitor).softmax(dim=-1).cpu()
                 for option in options.values()
             ]
         )
-    apart = 0.5 * (answers[:, None] - answers[None]).abs().sum(dim=-1).sum(dim=1)
+    differ = 0.5 * (answers[:, None] - answers[None]).abs().sum(dim=-1)
+    if differ.ndim > 3:  # independent labels: the one that differs most
+        differ = differ.amax(dim=-1)
+    apart = differ.sum(dim=1)
     apart /= len(options) - 1  # mean distance to the other options' answers, options × N
     first = (apart <= apart.amin(dim=0) + AGREEING).int().argmax(dim=0)
     stacked = torch.stack(list(options.values()))

@@ -96,7 +96,8 @@ def texture(picture: Picture, mask: Mask) -> Picture:
     """A piece of the same picture, from where its surroundings match those of the region best.
 
     A region for which no piece of the picture is large enough is filled in halves, the first of
-    which belongs to the surroundings of the second.
+    which belongs to the surroundings of the second.  What is open after `HALVINGS` of them gets the
+    biharmonic fill: where so little of a picture is left there is no texture.
     """
     filled, open_ = picture.copy(), mask.copy()
     waiting, halvings = list(regions(mask))[::-1], 0
