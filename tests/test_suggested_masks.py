@@ -13,6 +13,7 @@ from torch.nn import functional
 from rectify_widgets import cases
 from rectify_widgets.cases.triggers import checkerboard
 from rectify_widgets.engine.base.progress import SILENT, Cancelled
+from rectify_widgets.engine.model.outputs import adapt
 from rectify_widgets.reveal import regions
 from rectify_widgets.reveal.cleansing import cleanse
 from rectify_widgets.reveal.masks import SuggestedMasks, suggest_masks
@@ -149,7 +150,8 @@ def test_the_model_is_left_as_it_was_and_a_second_call_gives_the_same() -> None:
 
 
 def test_it_can_be_stopped_and_says_how_far_it_is() -> None:
-    x, _ = stamped([(2, 3), (20, 5), (12, 12)])
+    model = Tiny().train()
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     seen: list[float] = []
     asked = 0
 
@@ -158,15 +160,38 @@ def test_it_can_be_stopped_and_says_how_far_it_is() -> None:
         asked += 1
         return False
 
-    suggest_masks(Trigger(), x, progress=lambda share, _: seen.append(share), cancel=count)
+    suggest_masks(model, x, progress=lambda share, _: seen.append(share), cancel=count)
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
-    model = Tiny().train()
-    inputs = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for stop in (1, asked // 3):
+    for stop in (1, asked // 2, asked - 1):
         answers = iter([False] * stop)
-        with untouched(model), pytest.raises(Cancelled):
-            suggest_masks(model, inputs, cancel=lambda: next(answers, True))  # noqa: B023 - called here
+        with untouched(model, x), pytest.raises(Cancelled):
+            suggest_masks(model, x, cancel=lambda: next(answers, True))  # noqa: B023 - called here
+
+
+class Column(nn.Module):
+    """`Trigger` with one number for its two classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = Trigger()(x)
+        return scores[:, 1:]
+
+
+def test_a_decision_between_two_with_one_column() -> None:
+    x, _ = stamped([(2, 3)])
+    masks = suggest_masks(adapt(Column(), task="binary", scores="logits"), x)
+    expected = suggest_masks(Trigger(), x)
+    assert torch.equal(masks, expected)
+    torch.testing.assert_close(masks.figures, expected.figures)
+
+
+def test_independent_labels_are_refused_here_and_taken_by_cleanse() -> None:
+    model, x = adapt(Trigger(), task="multilabel", scores="logits"), stamped([(2, 3)])[0]
+    with pytest.raises(ValueError, match="2 labels independently"):
+        suggest_masks(model, x)
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[2:5, 3:6] = True
+    assert cleanse(x, mask, model=model).shape == x.shape
 
 
 @pytest.mark.parametrize(

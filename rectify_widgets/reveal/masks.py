@@ -116,10 +116,11 @@ def suggest_masks(
     with eval_mode(model) as module:
         placed = images.to(device=model_device(module), dtype=model_dtype(module))
         size = batch_size or chunk_size(placed, placed.device)
-        search = RegionSearch(with_head(module, placed), placed, size)
+        headed = with_head(module, placed)
+        search = RegionSearch(headed, placed, size)
         part = monitor.part(0.0, 0.1)
         maps = attribute(
-            model, images, steps=STEPS, batch_size=size, progress=part.report, cancel=cancel
+            headed, images, steps=STEPS, batch_size=size, progress=part.report, cancel=cancel
         )
         seeds, least = search.screen(maps.to(placed), monitor.part(0.1, 0.6))
         boxes = search.cut(seeds, keep, monitor.part(0.6, 0.95))
