@@ -14,21 +14,7 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.model.heads import Head, guess_head, unmasked
-from tests.engine.toy import TARGET, Toy, stamped
-
-
-class Behind(nn.Module):
-    """A network with something behind it; its layers keep their names but for ``body.``."""
-
-    def __init__(self, body: nn.Module, change: Any) -> None:
-        super().__init__()
-        self.body = body
-        self.change = change
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.change(self.body(x))
-        return answer
+from tests.engine.toy import TARGET, Behind, Toy, stamped
 
 
 def softmax(y: Tensor) -> Tensor:
@@ -47,12 +33,6 @@ def column(y: Tensor) -> Tensor:
 def two(y: Tensor) -> Tensor:
     """The two-class twin of `column`."""
     return torch.stack([torch.zeros_like(odds(y)), odds(y)], dim=1)
-
-
-def one_vs_rest(y: Tensor) -> Tensor:
-    """Log-odds of every class against all others, as labels that are independent of each other."""
-    whole = y.logsumexp(dim=1, keepdim=True)
-    return y - (whole.exp() - y.exp()).clamp_min(1e-12).log()
 
 
 def repaired(model: nn.Module, trojan: Toy, **options: Any) -> rw.Rectification:

@@ -6,6 +6,7 @@ Everything is seeded; nothing is cached on disk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +91,23 @@ def train() -> Toy:
     clean = clean[labels != TARGET][: CLASSES - 1]
     test_x, test_y = samples(300, seed=6)
     return Toy(model, SamplePairs(stamped(clean), clean), samples(128, seed=5)[0], test_x, test_y)
+
+
+class Behind(nn.Module):
+    """A network with something behind it; its layers keep their names but for ``body.``."""
+
+    def __init__(self, body: nn.Module, change: Any) -> None:
+        super().__init__()
+        self.body = body
+        self.change = change
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.change(self.body(x))
+        return answer
+
+
+def odds_of_all(y: Tensor) -> Tensor:
+    """Log-odds of every class against all others, as labels that are independent of each other."""
+    own = torch.eye(y.shape[1], dtype=torch.bool, device=y.device)
+    return y - y.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(dim=2)
