@@ -113,7 +113,7 @@ def test_the_error_where_nothing_looks_like_scores() -> None:
     for change, words in (
         (lambda y: "seven", r"its output is str, want .* rw.adapt\(model, output=f\), where"),
         (hidden, r"shape \(1, 4, 3\)"),
-        (lambda y: {"boxes": hidden(y), 3: y[:, :1]}, r"dict with 'boxes', 3, .*output=f\)"),
+        (lambda y: {"boxes": hidden(y), 3: y[:, :1, None]}, r"dict with 'boxes', 3, .*output=f\)"),
         (lambda y: (), r"tuple of 0, .*output=f\)"),
         (lambda y: None, r"NoneType, .*output=f\)"),
     ):
@@ -176,6 +176,29 @@ def test_what_cannot_be_adapted() -> None:
     for model in (adapted(), nn.DataParallel(adapted())):
         with pytest.raises(ValueError, match="model: it is adapted already"):
             rw.adapt(model, output=0)
+
+
+class Featured(nn.Module):
+    """Answers with its features, flattened or not, and the logits of its last layer."""
+
+    def __init__(self, classes: int, *, first: bool) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1)
+        self.flat, self.last = nn.Flatten(), nn.Linear(6, classes)
+        self.first = first
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.flat(self.pool(self.conv(x).relu()))
+        logits = self.last(features)
+        return (features, logits) if self.first else (logits, features)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("classes", [1, 4, 20])
+def test_of_features_and_logits_the_logits_are_named(classes: int, *, first: bool) -> None:
+    model = Featured(classes, first=first)
+    with pytest.raises(TypeError, match=rf"rw\.adapt\(model, output={int(first)}\)$"):
+        rw.evaluate(model, (images(3)[:, :1], torch.zeros(3, dtype=torch.long)))
 
 
 # --- the same as the plain model -----------------------------------------------------------------

@@ -137,13 +137,22 @@ def adapt(
     return Adapted(model, output, task, scores)
 
 
-def adapt_hint(answer: object, count: int) -> str:
-    """Describe an answer of ``count`` samples that is not a tensor, and how to adapt the model."""
-    fit = [
-        place
+def adapt_hint(answer: object, count: int, made: Mapping[int, int]) -> str:
+    """Describe an answer of ``count`` samples that is not a tensor, and how to adapt the model.
+
+    Where several parts could be the scores, those come first that the last layer made.
+
+    Args:
+        answer: what the model answers.
+        count: samples it was given.
+        made: address of a layer's output to the place of its call in the pass.
+    """
+    parts = {
+        place: part
         for place, part in _parts(answer).items()
-        if isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1] > 1
-    ]
+        if isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.shape[1]
+    }
+    fit = sorted(parts, key=lambda p: (-made.get(parts[p].data_ptr(), -1), parts[p].shape[1] == 1))
     call = "output=f), where the function f takes this answer and returns the scores"
     if fit:
         place = "logits" if "logits" in fit else fit[0]

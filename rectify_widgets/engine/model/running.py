@@ -282,8 +282,25 @@ def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
             )
         raise
     if not isinstance(scores, Tensor):
-        raise TypeError(f"model: {adapt_hint(scores, len(inputs))}")
+        raise TypeError(f"model: {_hint(model, inputs)}")
     return scores
+
+
+def _hint(model: nn.Module, inputs: Tensor) -> str:
+    """How to adapt a model whose answer is no tensor; runs it once more to see what made the parts."""
+    made: dict[int, int] = {}
+
+    def note(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            # A view made later, as by a Flatten, is still the output of the layer before it.
+            made.setdefault(output.data_ptr(), len(made))
+
+    with ExitStack() as stack:
+        stack.enter_context(preserving_rng(inputs.device))
+        for part in unwrap(model).modules():
+            stack.callback(part.register_forward_hook(note).remove)
+        answer = model(inputs.clone())
+    return adapt_hint(answer, len(inputs), made)
 
 
 def with_head(model: nn.Module, *inputs: Tensor, columns: bool = False) -> nn.Module:
