@@ -14,6 +14,8 @@ const HINTS = `<div><b>Keys</b> <kbd>← ↑ ↓ →</kbd> go, with <kbd>Shift</
   <kbd>+</kbd> <kbd>−</kbd> <kbd>0</kbd> zoom</div><div><b>Mouse</b> right button or <kbd>Alt</kbd>
   takes paint away · wheel: brush size · <kbd>Ctrl</kbd> and wheel: zoom · middle button: move</div>`;
 const SIDE = 448, NEAR = 40, STEPS = 200;
+const FINE = 128 * 128;  // of more pixels than this the outermost are drawn darker, in place of a line round them
+const PAINT = 0x73005ed5, EDGE = 0xe6005ed5;  // alpha, blue, green, red
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 
 // -- bits ---------------------------------------------------------------------------------------
@@ -152,6 +154,19 @@ function openSheet(model) {
   return sheet;
 }
 
+// Colours of all pixels; gives how many are painted.
+function colour({ mask, width }, colours) {
+  const fine = mask.length > FINE, last = width - 1;
+  let count = 0;
+  for (let i = 0, x = 0; i < mask.length; i++, x = x === last ? 0 : x + 1) {
+    if (!mask[i]) { colours[i] = 0; continue; }
+    count++;
+    const inner = x > 0 && x < last && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
+    colours[i] = fine && !inner ? EDGE : PAINT;
+  }
+  return count;
+}
+
 // A line round all that is painted, in units of pixels.
 function outline({ mask, width, height }) {
   const path = new Path2D(), at = (x, y) => (x < width && y < height && x >= 0 && y >= 0 ? mask[y * width + x] : 0);
@@ -171,6 +186,9 @@ function outline({ mask, width, height }) {
 }
 
 // -- a view of the sheet -------------------------------------------------------------------------
+
+// Sets what has changed only, so that the page need not be laid out again.
+const put = (part, name, value) => { if (part[name] !== value) part[name] = value; };
 
 function button(name, key, title, press) {
   const made = document.createElement("button");
@@ -195,7 +213,7 @@ function render(sheet, model, el) {
   const tint = new OffscreenCanvas(width, height), pen = canvas.getContext("2d");
   const pixels = new ImageData(width, height), colours = new Uint32Array(pixels.data.buffer);
   let scale = 1, zoom = 1, origin = [0, 0], at = [Math.floor(width / 2) + 0.5, Math.floor(height / 2) + 0.5];
-  let drag = null, pan = null, near = false, turned = 0, edges = null, due = 0;
+  let drag = null, pan = null, near = false, turned = 0, edges = null, count = 0, due = 0;
 
   const tool = () => model.get("tool"), brush = () => clamp(model.get("size"), 1, most);
   const set = (name, value) => { model.set(name, value); model.save_changes(); };
@@ -223,8 +241,8 @@ function render(sheet, model, el) {
     due = 0;
     const dots = devicePixelRatio || 1, unit = scale * zoom, name = tool(), d = brush();
     if (!edges) {
-      edges = outline(sheet);
-      for (let i = 0; i < colours.length; i++) colours[i] = sheet.mask[i] ? 0xff005ed5 : 0;
+      edges = sheet.mask.length > FINE ? new Path2D() : outline(sheet);
+      count = colour(sheet, colours);
       tint.getContext("2d").putImageData(pixels, 0, 0);
     }
     pen.setTransform(dots, 0, 0, dots, 0, 0);
@@ -233,9 +251,7 @@ function render(sheet, model, el) {
     pen.scale(unit, unit);
     pen.imageSmoothingEnabled = unit * dots < 2;
     if (sheet.picture) pen.drawImage(sheet.picture, 0, 0, width, height);
-    pen.globalAlpha = 0.45;
     pen.drawImage(tint, 0, 0);
-    pen.globalAlpha = 1;
     const line = (path, ...strokes) => {
       for (const [colour, thick] of strokes) {
         pen.strokeStyle = colour;
@@ -251,18 +267,17 @@ function render(sheet, model, el) {
       else cursor.rect(x, y, 2 * r, 2 * r);
       if (name !== "move") line(cursor, ["#000", 3], [drag ? "#ffd24d" : "#fff", 1.25]);
     }
-    for (const item of buttons) item.ariaPressed = item.dataset.tool === name;
-    const { past, next } = sheet.steps(), count = sheet.mask.reduce((a, b) => a + b, 0);
-    undo.disabled = !past.length;
-    redo.disabled = !next.length;
-    clear.disabled = !count;
-    whole.firstChild.data = `${zoom < 10 ? +zoom.toFixed(1) : Math.round(zoom)}×`;
-    size.value = d;
-    shown.value = `${d} px`;
-    const share = (100 * count) / sheet.mask.length, state = drag ? " · pen down" : "";
-    said.textContent = `row ${Math.floor(at[1])}, column ${Math.floor(at[0])}${state} · ` +
-      `${count} of ${sheet.mask.length} pixels painted (${share.toFixed(share < 1 ? 2 : 1)} %)`;
-    canvas.style.cursor = pan ? "grabbing" : name === "move" ? "grab" : "crosshair";
+    const { past, next } = sheet.steps(), share = (100 * count) / sheet.mask.length;
+    for (const item of buttons) put(item, "ariaPressed", `${item.dataset.tool === name}`);
+    put(undo, "disabled", !past.length);
+    put(redo, "disabled", !next.length);
+    put(clear, "disabled", !count);
+    put(whole.firstChild, "data", `${zoom < 10 ? +zoom.toFixed(1) : Math.round(zoom)}×`);
+    put(size, "value", `${d}`);
+    put(shown, "value", `${d} px`);
+    put(said, "textContent", `row ${Math.floor(at[1])}, column ${Math.floor(at[0])}${drag ? " · pen down" : ""} · ` +
+      `${count} of ${sheet.mask.length} pixels painted (${share.toFixed(share < 1 ? 2 : 1)} %)`);
+    put(canvas.style, "cursor", pan ? "grabbing" : name === "move" ? "grab" : "crosshair");
   }
 
   // One stroke, by mouse, pen, finger or keyboard.
