@@ -17,6 +17,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.reveal.cleansing import cleanse
 from rectify_widgets.widgets.painter.viewer import MaskPainter
 from rectify_widgets.widgets.session import Session
@@ -231,6 +232,76 @@ def test_the_snapshot_shows_the_painted_input(make: Make) -> None:
     assert "Cleansed input 0, fill: best" in still
     assert "Input 0, painted" not in painter.canvas.html, "the canvas shows it"
     assert repr(painter) == "MaskPainter(3 samples)"
+
+
+# -- suggestions ----------------------------------------------------------------------------------
+
+
+class SeesTheCorner(nn.Module):
+    """Class 1 where the upper left 3 × 3 pixels are bright, else class 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x[:, 0, :3, :3].mean(dim=(1, 2)) - 0.6
+        return torch.stack([-self.weight * bright, self.weight * bright], dim=1)
+
+
+def cornered() -> Tensor:
+    x = 0.3 * torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    x[:2, :, :3, :3] = 1.0
+    return x
+
+
+def test_suggestions_go_where_nothing_is_painted(make: Make) -> None:
+    x = cornered()
+    painter = make(x, model=SeesTheCorner(), fill="ring")
+    own = torch.zeros(16, 16, dtype=torch.bool)
+    own[10, 10] = True
+    masks = painter.masks.clone()
+    masks[1] = own
+    painter.masks = masks
+    found = painter.suggest().wait()
+    assert len(found) == 2, "the first and the third: the second has paint, and is not in view"
+    assert painter.masks[0, :3, :3].any()
+    assert not painter.masks[0, 8:, 8:].any()
+    assert torch.equal(painter.masks[0], torch.as_tensor(found[0]))
+    assert torch.equal(painter.masks[1], own)
+    assert not painter.busy
+    assert type(painter.masks) is Tensor
+    assert "it changes to" in painter.canvas.html
+
+
+def test_where_nothing_local_carries_the_answer_it_is_said(make: Make) -> None:
+    painter = make(torch.zeros(2, 1, 16, 16), model=SeesTheCorner(), fill="ring")
+    found = painter.suggest().wait()
+    assert not found.found.any()
+    assert "in 2 nothing local carries the answer" in painter.status
+    assert not painter.masks.any()
+
+
+def test_suggestions_want_a_model(make: Make) -> None:
+    painter = make()
+    with pytest.raises(ValueError, match="model: got None"):
+        painter.suggest()
+    assert not painter.busy
+
+
+def test_a_suggestion_that_is_cancelled_leaves_the_masks(make: Make) -> None:
+    painter = MaskPainter(cornered(), model=SeesTheCorner(), fill="ring")
+    try:
+        painter.settle()
+        job = painter.suggest()
+        painter.cancel()
+        with pytest.raises(Cancelled):
+            job.wait()
+        assert not painter.busy
+        assert not painter.masks.any()
+        assert "cancelled" in painter.status
+    finally:
+        painter.close()
 
 
 # -- what is sent ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from rectify_widgets.engine.model.running import copied
 from rectify_widgets.explain import check_images
 from rectify_widgets.reveal.cleansing import BEST, REFERENCE, cleanse
 from rectify_widgets.reveal.fills import FILLS
+from rectify_widgets.reveal.masks import SuggestedMasks, suggest_masks
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.checks import (
     check_channels,
@@ -114,7 +115,7 @@ class MaskPainter(Panel):
         self._clean: dict[int, tuple[Tensor, Fill, Tensor]] = {}
         self._study: Study | None = None
         self._offer: Choice | None = None
-        self._stroking = False
+        self._stroking, self._note = False, ""
         self.about = markup.some(count, "sample")
         super().__init__(session)
         with self.building():
@@ -133,7 +134,12 @@ class MaskPainter(Panel):
         self._offer = make.choice("fill", self._options(self.fill), "Fill")
         self._offer.box.add_class("rw-fills")
         self._stop = make.bar(), make.button("Cancel", "stop", "Stop what is under way", "cancel")
-        controls = make.row(self._offer.box, *self._stop)
+        self._ask = make.button(
+            "Suggest", "magic", "Mark what the model's answer hangs on, where nothing is painted yet",
+            "suggest",
+        )  # fmt: skip
+        show(self._ask, visible=self._model is not None)
+        controls = make.row(self._offer.box, self._ask, *self._stop)
         self.canvas.layout = make.layout(flex="1 1 320px", min_width="280px", width="auto")
         body = ipw.HBox(
             [self.paper, self.canvas],
@@ -143,6 +149,7 @@ class MaskPainter(Panel):
         title = make.text(markup.heading(TITLE))
         self.children = (make.row(title, self.samples.box), controls, make.state(), body)
         self._wait(visible=False)
+        self.listen(self, lambda change: setattr(self._ask, "disabled", change["new"]), ["busy"])
         self.listen(self, lambda _: self._open(), ["index"])
         self.listen(self, self._follow, ["masks"])
         self.listen(self, lambda _: self.study(), ["fill"])
@@ -223,6 +230,40 @@ class MaskPainter(Panel):
         old_mask, old_fill, clean = self._clean[row]
         return clean if old_fill == fill and torch.equal(old_mask, mask) else None
 
+    def suggest(self) -> Job[SuggestedMasks]:
+        """Put suggested masks on the sample in view and on those where nothing is painted.
+
+        The job's result are the suggestions for these, in order, see
+        `rectify_widgets.suggest_masks`.  What is painted meanwhile stays, and the page can undo.
+
+        Raises:
+            ValueError: no model was given.
+            RuntimeError: it is under way already.
+        """
+        if self._model is None:
+            raise ValueError("model: got None, want the model whose answer the masks should change")
+        model, before = self._model, self.masks
+        rows = sorted({*range(len(before))} - {*self.painted} | {self.index})
+
+        def work(job: Job[SuggestedMasks]) -> SuggestedMasks:
+            job.check()
+            return suggest_masks(
+                copied(model), self._inputs[rows], progress=job.progress, cancel=job.cancelled
+            )
+
+        def done(job: Job[SuggestedMasks]) -> None:
+            found, masks = job.result(), self.masks.clone()
+            for row, mask in zip(rows, found, strict=True):
+                if mask.any() and torch.equal(masks[row], before[row]):
+                    masks[row] = mask
+            missing = len(rows) - int(found.found.sum())
+            self._note = f"in {missing} nothing local carries the answer" if missing else ""
+            self.masks = masks
+
+        job = self.act(work, "Suggest", done)
+        self._wait(visible=self.busy)
+        return job
+
     # -- showing ----------------------------------------------------------------------------------
 
     def study(self) -> Job[Study]:
@@ -279,7 +320,7 @@ class MaskPainter(Panel):
         """Show what is known now."""
         if not self.busy:
             done = f"{len(self.painted)} of {markup.some(len(self._inputs), 'sample')} painted"
-            self.set_trait("status", done)
+            self.set_trait("status", f"{done} · {self._note}" if self._note else done)
             self._wait(visible=False)
         self.draw()
 
@@ -320,7 +361,7 @@ class MaskPainter(Panel):
         """Take over what the page painted."""
         masks = self.masks.clone()
         masks[row] = mask
-        self._stroking = True
+        self._stroking, self._note = True, ""
         try:
             self.masks = masks
         finally:
