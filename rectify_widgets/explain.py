@@ -29,6 +29,7 @@ from rectify_widgets.engine.base.checks import (
     nearest,
 )  # fmt: skip
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.model.heads import to_explain
 from rectify_widgets.engine.model.layout import ToMaps, check_layout, first_tensor, to_maps
 from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import (
@@ -178,9 +179,8 @@ class _Probe:
 
 def _explained(model: nn.Module, scores: Tensor) -> Tensor:
     """What is explained of the scores, ``N × classes`` or ``N × labels``: log-odds where there are two."""
-    if scores.ndim > 2:
-        return scores[..., 1] - scores[..., 0]
-    return 2 * scores if isinstance(model, Adapted) and model.task == "binary" else scores
+    two_way = isinstance(model, Adapted) and model.task == "binary"
+    return 2 * scores if two_way else to_explain(scores)
 
 
 Maps = Callable[[_Probe, Tensor, Tensor], Tensor]

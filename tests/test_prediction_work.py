@@ -40,9 +40,9 @@ def test_switching_back_costs_nothing(make: Make) -> None:
     for model in (models[1], models[2], None, models[1], models[2], models[1]):
         viewer.after = model
         calls.append([one.calls for one in models])
-    assert calls == [[2, 2, 0]] + 5 * [[2, 2, 2]]
+    assert calls == [[3, 3, 0]] + 5 * [[3, 3, 3]]  # one sample more, to tell the head
     viewer.refresh()
-    assert [one.calls for one in models] == [4, 4, 2]
+    assert [one.calls for one in models] == [6, 6, 3]
     assert viewer.job is not None
     assert viewer.job.done
 
@@ -250,7 +250,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"inputs": [1]}, TypeError, "want SamplePairs or a tensor"),
     ({"inputs": torch.rand(3, 4)}, ValueError, "N × C × H × W"),
     ({"labels": torch.rand(8)}, TypeError, "whole class numbers"),
-    ({"target": "cat"}, TypeError, "target"),
+    ({"target": 1.5}, TypeError, "target"),
+    ({"target": "cat", "classes": None}, ValueError, "without names"),
+    ({"target": "cat", "classes": ["cap", "dog"]}, ValueError, "did you mean"),
     ({"target": -1}, ValueError, "target"),
     ({"classes": "abc"}, TypeError, "list of class names"),
     ({"mean": [0.1, 0.2]}, ValueError, "one a channel"),

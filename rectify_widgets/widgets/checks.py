@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rectify_widgets.engine.base.checks import check_int, check_number, nearest
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.metrics import check_target
 from rectify_widgets.explain import check_images
 
 T = TypeVar("T")
@@ -97,6 +98,23 @@ def check_classes(classes: object) -> tuple[str, ...] | None:
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise TypeError(f"classes: got {type(classes).__name__}, want a list of class names")
     return tuple(str(name) for name in classes)
+
+
+def check_goal(target: object, classes: Sequence[str] | None) -> int | None:
+    """The number of a class or label that is given by its number or by its name, or None.
+
+    Raises:
+        TypeError: neither a whole number nor a name.
+        ValueError: a name that is not among ``classes``, or where there are none.
+    """
+    if not isinstance(target, str):
+        return check_target(target, None)
+    if classes is None:
+        raise ValueError(f"target: got {target!r} without names, want a number, or classes=[...]")
+    if target not in classes:
+        close = nearest(target, classes)
+        raise ValueError(f"target: got {target!r}{close}, want one of the classes")
+    return list(classes).index(target)
 
 
 def check_channels(argument: str, values: object, channels: int) -> tuple[float, ...] | None:

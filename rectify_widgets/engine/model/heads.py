@@ -197,6 +197,11 @@ def check_truth(argument: str, value: object, scores: Tensor) -> Tensor:
     return check_labels(argument, value, count=count, classes=scores.shape[1])
 
 
+def to_explain(scores: Tensor) -> Tensor:
+    """``N × classes`` as they are, or the log-odds of ``N × labels``."""
+    return scores[..., 1] - scores[..., 0] if scores.ndim > 2 else scores
+
+
 def any_label(hits: Tensor) -> Tensor:
     """``N``: whether it holds of the decision, or of at least one label."""
     return hits.flatten(1).any(dim=1) if hits.ndim > 1 else hits

@@ -332,8 +332,10 @@ def with_head(model: nn.Module, *inputs: Tensor, columns: bool = False) -> nn.Mo
         yield from in_chunks(len(some), chunk_size(some, device), answer)
 
     first = next(answers(inputs[0][:1]))
-    if first.ndim > 2 or first.shape[:1] != (1,) or not first.numel():
+    if first.ndim > 2:
         raise _misshapen(first, 1)
+    if first.shape[:1] != (1,) or not first.numel():
+        return model  # `predict` says what is wrong with it
     single = first.shape[1:] in ((), (1,))
     if not single and (columns or guess_head(first, task, kind) == PLAIN):
         return model

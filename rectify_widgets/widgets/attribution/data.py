@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rectify_widgets.engine.model.heads import to_explain
 from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.explain import attribute
 from rectify_widgets.widgets import render
@@ -266,7 +267,7 @@ class Attributions:
         """Maps of a few samples of every column, all at once."""
         samples = torch.cat([column[list(indices)] for column in self._columns])
         with eval_mode(model) as module:
-            predicted = predict_all(with_head(module, samples, columns=True), samples)
+            predicted = to_explain(predict_all(with_head(module, samples, columns=True), samples))
         explained = predicted.argmax(dim=1)
         if query.target is not None:
             explained = torch.full_like(explained, query.target)

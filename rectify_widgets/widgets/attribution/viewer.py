@@ -27,6 +27,7 @@ from rectify_widgets.widgets.checks import (
     CheckedTrait,
     check_channels,
     check_classes,
+    check_goal,
     check_index,
     check_samples,
     refuse_unknown,
@@ -62,7 +63,8 @@ class AttributionViewer(Panel):
         after: the model as edited, for a second row of maps; it can be set later.
         method: of `rectify_widgets.explain.attribute`.
         layer: dotted name of the layer for Grad-CAM; None takes the last convolution.
-        target: the class to explain; None explains what each input is predicted as.
+        target: number or name of the class or label to explain; None explains what each input is
+            predicted as, of several labels the one that the model is surest of.
         classes: class names, by number.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         opacity: of the maps over their images, 0 to 1.
@@ -111,7 +113,7 @@ class AttributionViewer(Panel):
         after: nn.Module | None = None,
         method: str = "integrated-gradients",
         layer: str | None = None,
-        target: int | None = None,
+        target: int | str | None = None,
         classes: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -141,7 +143,8 @@ class AttributionViewer(Panel):
         self.about = markup.some(self._count, "sample")
         super().__init__(session)
         with self.building():
-            self.method, self.layer, self.target = method, layer, target
+            self.method, self.layer = method, layer
+            self.target = check_goal(target, self._classes)
             self.opacity, self.signed = opacity, signed
             if after is not None:
                 self.after = check_module("after", after)

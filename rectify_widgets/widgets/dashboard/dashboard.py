@@ -53,8 +53,8 @@ class RectificationDashboard(Panel, OptionTraits):
         reference: inputs like those that the model was trained on: tensor, data set or loader.
         examples: further pairs to look at, which the repair never sees.
         classes: class names, by number.
-        target: the class that the corruption leads to, for the attack success rate; None leaves
-            that out.
+        target: the class that the corruption leads to, its number or name, for the attack success rate;
+            None leaves that out.  Of several labels, see `PredictionViewer`.
         attribution: how inputs are attributed, see `rectify_widgets.attribute`.
         validation: of `rectify_widgets.rectify`.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
@@ -100,7 +100,7 @@ class RectificationDashboard(Panel, OptionTraits):
         reference: Any = None,
         examples: SamplePairs | None = None,
         classes: Sequence[str] | None = None,
-        target: int | None = None,
+        target: int | str | None = None,
         attribution: str = "integrated-gradients",
         validation: tuple[Tensor, Tensor] | None = None,
         mean: Sequence[float] | None = None,

@@ -27,6 +27,7 @@ from rectify_widgets.engine.measure.metrics import (
     scored,
 )
 from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device, with_head
+from rectify_widgets.widgets.markup import class_name
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -59,11 +60,14 @@ class Predictions:
         classes: for each column of inputs, ``N`` predicted classes.
         probabilities: for each column, ``N × classes``.
         report: the headline figures, or None where no labels are known.
+        label: of a model that tells several, the one that this is about: class 1 is with it, class 0
+            without; otherwise None.
     """
 
     classes: Mapping[str, Ints]
     probabilities: Mapping[str, Floats]
     report: Report | None = None
+    label: int | None = None
 
     @property
     def class_count(self) -> int:
@@ -107,8 +111,13 @@ class PredictionCache:
         self._entries.clear()
 
 
-def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -> Predictions:
+def predict(
+    model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor, label: int | None = None
+) -> Predictions:
     """Classes and probabilities of every input, without figures; the model is left as it was.
+
+    Of a model that tells several labels one is looked at: ``label``, or else the one whose
+    probability differs most between the columns.
 
     Between chunks of inputs the work can be watched or cancelled, and other work of the session passes.
 
@@ -117,30 +126,54 @@ def predict(model: nn.Module, columns: Mapping[str, Tensor], monitor: Monitor) -
         ValueError: scores that are not ``N × classes``, or NaN.
     """
     total, done = sum(map(len, columns.values())), 0
-    classes: dict[str, Ints] = {}
-    probabilities: dict[str, Floats] = {}
+    found: dict[str, Tensor] = {}
     monitor.check()
     with eval_mode(model) as module:
         headed = with_head(module, *columns.values())
     for name, inputs in columns.items():
-        predicted, shares = [], []
+        shares = []
         for chunk in inputs.split(chunk_size(inputs, model_device(model))):
             with eval_mode(headed) as module:
                 scores = scored(module, chunk, len(chunk))
-            predicted.append(scores.argmax(dim=1))
-            shares.append(_softmax(scores))
+            shares.append(scores)
             done += len(chunk)
             monitor.report(done / total, f"{done} of {total} inputs")
-        classes[name] = torch.cat(predicted).numpy()
-        probabilities[name] = torch.cat(shares).numpy()
-    return Predictions(classes, probabilities)
+        found[name] = torch.cat(shares)
+    first, *_, last = (*found.values(), *found.values())
+    if first.ndim < 3:
+        label = None
+    else:
+        apart = (_softmax(first) - _softmax(last))[..., 1].abs().mean(dim=0)
+        label = int(apart.argmax()) if label is None else check_target(label, len(apart))
+        found = {name: scores[:, label] for name, scores in found.items()}
+    return Predictions(
+        {name: scores.argmax(dim=1).numpy() for name, scores in found.items()},
+        {name: _softmax(scores).numpy() for name, scores in found.items()},
+        label=label,
+    )
 
 
 def _softmax(scores: Tensor) -> Tensor:
     """Probabilities; classes of infinite score share all of it."""
-    shares = scores.float().softmax(dim=1)
+    shares = scores.float().softmax(dim=-1)
     broken = shares.isnan()
-    return torch.where(broken, scores.isposinf() / scores.isposinf().sum(1, keepdim=True), shares)
+    return torch.where(broken, scores.isposinf() / scores.isposinf().sum(-1, keepdim=True), shares)
+
+
+def truth_of(labels: Ints | None, label: int | None) -> Ints | None:
+    """``N`` true classes as they are; or whether each sample has the label, of ``N × L``.
+
+    Raises:
+        ValueError: the model tells several labels, and the truth is one class a sample.
+    """
+    if labels is None or label is None:
+        return labels
+    if labels.ndim < 2 or label >= labels.shape[1]:
+        raise ValueError(
+            f"labels: got shape {labels.shape} for a model that tells several labels, want zeros "
+            "and ones, a column for each"
+        )
+    return labels[:, label]
 
 
 def judge(predictions: Predictions, labels: Ints | None, target: int | None) -> Report | None:
@@ -334,12 +367,14 @@ class Comparison:
 
     Attributes:
         columns: column name to inputs ``N × C × H × W``.
-        labels: ``N`` class numbers, or None.
+        labels: ``N`` class numbers, or None; of several labels ``N × L`` zeros and ones until one of
+            them is looked at.
         source: where the labels are from.
         labelled: whether the labels were given, rather than predicted by the model before its edits.
         target: class that the corruption pulls to, or None.
         classes: class names, by number, or None.
         mean, std: the normalisation of the inputs, undone for display.
+        label: of several labels, the one that is looked at.
         predictions: of the model before its edits and, if there is one, of that after them.
         flips: between the two, or None where there is one model.
     """
@@ -354,6 +389,15 @@ class Comparison:
     std: Sequence[float] | None
     predictions: list[Predictions] = field(default_factory=list)
     flips: Flips | None = None
+    label: int | None = None
+
+    def look_at(self, label: int | None) -> None:
+        """From now on show one of several labels, as the classes without and with it."""
+        if label is None or self.label is not None:
+            return
+        self.labels = truth_of(self.labels, label)
+        name = class_name(self.classes, label)
+        self.label, self.target, self.classes = label, 1, (f"without {name}", f"with {name}")
 
     @property
     def count(self) -> int:

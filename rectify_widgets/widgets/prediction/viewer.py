@@ -23,12 +23,13 @@ from rectify_widgets.engine.base.checks import (
 )
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.measure.metrics import Report, check_target
+from rectify_widgets.engine.measure.metrics import Report
 from rectify_widgets.widgets import markup, view
 from rectify_widgets.widgets.checks import (
     CheckedTrait,
     check_channels,
     check_classes,
+    check_goal,
     check_index,
     check_samples,
     refuse_unknown,
@@ -46,6 +47,7 @@ from rectify_widgets.widgets.prediction.data import (
     Predictions,
     judge,
     predict,
+    truth_of,
 )
 from rectify_widgets.widgets.session import Job, Session
 
@@ -91,7 +93,9 @@ class PredictionViewer(Panel):
         inputs: `SamplePairs`, or a tensor ``N × C × H × W``.
         labels: ``N`` class numbers; None takes the pairs' labels or, without them, what ``before``
             predicts for their clean inputs.  Without pairs there is no verdict.
-        target: class that the corruption pulls to, for the attack success rate.
+        target: class that the corruption pulls to, its number or name, for the attack success rate; of a
+            model that tells several labels the label to look at, None the one that the corruption
+            changes most.
         classes: class names, by number.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         controls: whether to show the slider for the samples; a larger widget may have one for all.
@@ -149,7 +153,7 @@ class PredictionViewer(Panel):
         inputs: SamplePairs | Tensor,
         *,
         labels: Tensor | None = None,
-        target: int | None = None,
+        target: int | str | None = None,
         classes: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -170,10 +174,12 @@ class PredictionViewer(Panel):
             source = "no labels" if lone else "labels: the first model on clean inputs"
         self._compared = Comparison(
             columns,
-            check_labels("labels", labels, count=len(first)).cpu().numpy() if labelled else None,
+            check_labels("labels", labels, count=len(first), hot=True).cpu().numpy()
+            if labelled
+            else None,
             source,
             labelled,
-            check_target(target, None),
+            check_goal(target, check_classes(classes)),
             check_classes(classes),
             check_channels("mean", mean, first.shape[1]),
             check_channels("std", std, first.shape[1]),
@@ -248,17 +254,22 @@ class PredictionViewer(Panel):
         models = [self._before] if self.after is None else [self._before, self.after]
         missing = [model for model in dict.fromkeys(models) if self._cache.get(model) is None]
         compared, columns = self._compared, self._compared.columns
-        labels = compared.labels
+        labels, label = compared.labels, compared.label
+        wanted = compared.target if label is None else label
 
         def work(job: Job[list[Predictions]]) -> list[Predictions]:
-            nonlocal labels
+            nonlocal labels, label, wanted
             known = []
             for place, model in enumerate(missing):
                 hook = job.part(place / len(missing), (place + 1) / len(missing))
-                found = predict(model, columns, Monitor(hook, job.cancelled))
+                found = predict(model, columns, Monitor(hook, job.cancelled), wanted)
+                if label is None and found.label is not None:
+                    labels, label = truth_of(labels, found.label), found.label
+                    wanted = label
                 if labels is None and not compared.lone:
                     labels = found.classes["Clean"]
-                known.append(replace(found, report=judge(found, labels, compared.target)))
+                target = compared.target if label is None else 1
+                known.append(replace(found, report=judge(found, labels, target)))
                 job.call(partial(self._learn, model, known[-1], labels))
             return known
 
@@ -284,6 +295,7 @@ class PredictionViewer(Panel):
     def _learn(self, model: nn.Module, predictions: Predictions, labels: Ints | None) -> None:
         """Keep what is known of a model; the first of all is shown at once."""
         self._cache.put(model, predictions)
+        self._compared.look_at(predictions.label)
         self._compared.labels = labels
         if not self._compared.predictions:
             self._show_models([model])
