@@ -12,6 +12,7 @@ from tqdm import tqdm
 from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import runner
+from tests.benchmarks.carriers import measure_carriers
 from tests.benchmarks.failures import measure_failures
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
@@ -60,6 +61,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                  measure_failures),
     "zoo": (0, "eleven attacks, patches and others, on three networks (needs --data; --seeds)",
             measure_zoo),
+    "carriers": (0, "backdoors that no picture shows, and healthy networks (--data for more of them)",
+                 measure_carriers),
     "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
                 lambda options, monitor: measure_widgets(options.pairs, monitor)),
     "speed": (3, "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
