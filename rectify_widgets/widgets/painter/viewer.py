@@ -147,7 +147,7 @@ class MaskPainter(Panel):
         )
         body.add_class("rw-painter")
         title = make.text(markup.heading(TITLE))
-        self.children = (make.row(title, self.samples.box), controls, make.state(), body)
+        self.children = (make.row(title, make.state()), self.samples.box, controls, body)
         self._wait(visible=False)
         self.listen(self, lambda change: setattr(self._ask, "disabled", change["new"]), ["busy"])
         self.listen(self, lambda _: self._open(), ["index"])
