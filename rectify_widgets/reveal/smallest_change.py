@@ -24,7 +24,7 @@ FEWEST, MOST = 16, 1024
 """References that are needed, and that are used at most."""
 CONFIRMED = 12
 """Classes that are searched in input space; with more, those of the smallest shifts."""
-SUSPECTED = 0.35
+SUSPECTED = 0.25
 """Size, relative to the median of the other classes, at which a class is suspected ..."""
 TURNING = 0.5
 """... if its change turns at least this share of held-out references."""

@@ -47,7 +47,7 @@ class Recipe:
 NETWORKS = {
     "cnn": Recipe(networks.plain_cnn, Schedule(4, learning_rate=3e-3)),
     "residual": Recipe(small_network, Schedule(4), adam=False),
-    "vit": Recipe(networks.TinyViT, Schedule(4, learning_rate=3e-3)),
+    "vit": Recipe(networks.TinyViT, Schedule(3, learning_rate=3e-3)),
 }
 TRIGGERS: dict[str, Trigger | None] = {
     "patch": Patch(checkerboard(3), -4, -4),
