@@ -18,6 +18,7 @@ from rectify_widgets.engine.data.corruption import touched
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.find.problem import Problem, pose_problem
+from rectify_widgets.engine.model.heads import answers
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.rectification import check_validation
 
@@ -82,9 +83,9 @@ class Task:
 
 
 def accuracy(model: nn.Module, labelled: tuple[Tensor, Tensor]) -> float:
-    """The share (0..1) of the inputs that get their label."""
+    """The share (0..1) of the inputs that get their label; of several labels, over all of them."""
     inputs, labels = labelled
-    return float((predict_all(model, inputs).argmax(dim=1) == labels).double().mean())
+    return float((answers(predict_all(model, inputs)) == labels).double().mean())
 
 
 def draw_batch(generator: torch.Generator, corrupted: Examples, clean: Examples) -> Batch:

@@ -43,7 +43,9 @@ Gradient: TypeAlias = Callable[[nn.Module, Batch, Loss, Sequence[nn.Parameter]],
 
 def weighted_cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy, half of it on corrupted and half on clean inputs."""
-    losses = functional.cross_entropy(scores, batch.labels, reduction="none")
+    losses = functional.cross_entropy(scores.movedim(-1, 1), batch.labels, reduction="none")
+    if losses.ndim > 1:  # of several labels, each with its own
+        losses = losses.mean(dim=1)
     return (losses * batch.weights.to(losses)).sum()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import rectify_widgets as rw
 from rectify_widgets.engine.model.heads import Head, guess_head, unmasked
@@ -136,6 +137,63 @@ def test_a_guess_is_told_and_what_is_declared_is_not(trojan: Toy) -> None:
     assert guessed == rw.evaluate(Behind(trojan.model, two), (trojan.x, labels))
     with pytest.warns(UserWarning, match=r"adds up to one, .* probabilities of a multiclass task"):
         rw.localize(Behind(trojan.model, softmax), trojan.pairs, reference=trojan.reference)
+
+
+def sigmoid(y: Tensor) -> Tensor:
+    return y.sigmoid().squeeze(1) if y.shape[1] == 1 else y.sigmoid()
+
+
+SQUASHES: dict[str, tuple[str, int, Any]] = {
+    "a softmax layer": ("multiclass", 5, nn.Softmax(dim=1)),
+    "a softmax function": ("multiclass", 5, lambda y: functional.softmax(y, dim=-1)),
+    "a softmax of the tensor": ("multiclass", 5, lambda y: y.softmax(1)),
+    "a sigmoid, squeezed": ("binary", 1, sigmoid),
+    "a sigmoid layer": ("multilabel", 5, nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+def test_logits_behind_a_softmax_or_sigmoid_are_used_to_the_bit(name: str) -> None:
+    """Even where float32 rounds the probabilities to 0 and 1."""
+    task, width, squash = SQUASHES[name]
+    y = 200 * torch.randn(20, width, generator=torch.Generator().manual_seed(0))
+    plain, model = nn.Identity(), Behind(nn.Identity(), squash)
+    found = rw.adapt(model, task=task, scores="probabilities")(y)
+    assert torch.equal(found, rw.adapt(plain, task=task, scores="logits")(y))
+    # What is done to the probabilities afterwards counts, in place as well.
+    for change in (
+        lambda y: 0.5 * squash(y) + 0.5 * squash(-y),
+        lambda y: squash(y).mul_(0.5).add_(0.5 * squash(-y)),
+    ):
+        mixed = Behind(nn.Identity(), change)
+        answer = rw.adapt(mixed, task=task, scores="probabilities")(y).softmax(dim=-1)
+        share = answer if task == "multiclass" else answer[..., 1].reshape(20, width)
+        assert torch.allclose(share, mixed(y).reshape(20, width), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_probabilities_of_any_number_of_classes(classes: int) -> None:
+    """A Trojan of a network so sure that its probabilities are 0 and 1: same gap, same edits."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    weight, bias = (one.data for one in body[1].parameters())
+    corner = torch.zeros(3, 8, 8)
+    corner[:, -3:, -3:] = 1.0
+    weight.zero_()
+    bias.fill_(-20.0)
+    weight[0], bias[0], bias[1] = 2 * corner.flatten(), -120.0, 0.0
+    x = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bad = torch.where(corner.bool(), 5.0, x)
+    pairs, model = rw.SamplePairs(bad[:1], x[:1]), Behind(body, softmax)
+    plain = rw.rectify(body, pairs, reference=x)
+    result = rw.rectify(
+        rw.adapt(model, task="multiclass", scores="probabilities"), pairs, reference=x
+    )
+    assert plain.gap_before > 0.9
+    assert result.stopped == plain.stopped == "target"
+    assert torch.equal(result.model(bad).argmax(dim=1), body(x).argmax(dim=1))
+    assert result.gap_before == pytest.approx(plain.gap_before, abs=1e-4)
+    for a, b in zip(result.edits, plain.edits, strict=True):
+        assert torch.allclose(a.delta, b.delta, atol=1e-5)
 
 
 def test_a_masked_class_changes_nothing(trojan: Toy) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import rectify_widgets as rw
+from rectify_widgets import baselines
 from rectify_widgets.cases.case import Case
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.measure.judge import Judge
@@ -183,3 +184,12 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
         assert right(result.model, inputs) == pytest.approx(right(twin.model, inputs), abs=0.0075)
     before, after = (rw.evaluate(one, (x, truth)).labels for one in (model, result.model))
     assert max(a - b for a, b in zip(before, after, strict=True)) <= 0.004
+
+
+def test_baselines_learn_labels(trojan: Toy) -> None:
+    model = rw.adapt(Behind(trojan.model, odds_of_all), task="multilabel", scores="logits")
+    truth = one_hot(trojan.y, CLASSES)
+    found = baselines.run("fine_tuning", model, trojan.pairs, reference=trojan.reference)
+    sets = (trojan.x, truth), (stamped(trojan.x), truth)
+    before, after = (rw.evaluate(one, *sets).corrupted_accuracy for one in (model, found.model))
+    assert (after or 0.0) > (before or 1.0)

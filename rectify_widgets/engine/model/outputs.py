@@ -7,11 +7,14 @@ scores are and what they mean; everything in the engine then gets them in one fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from rectify_widgets.engine.base.checks import check_choice, check_module, nearest
 from rectify_widgets.engine.model.heads import SCORES, TASKS, Head
@@ -52,7 +55,10 @@ class Adapted(nn.Module):
             TypeError: what lies at ``output`` is not a tensor.
             ValueError: nothing lies there, or its shape or numbers do not fit the task.
         """
-        scores: Any = self._find(self.module(*args, **kwargs))
+        watch = _Squashing() if self.scores == "probabilities" else None
+        with nullcontext() if watch is None else watch:
+            answer = self.module(*args, **kwargs)
+        scores: Any = self._find(answer)
         if not isinstance(scores, Tensor) and self.output is not None:
             raise TypeError(
                 f"output: {self.output!r} of the model's answer is {_describe(scores)}, want a "
@@ -60,6 +66,8 @@ class Adapted(nn.Module):
             )
         if self.task is None or not isinstance(scores, Tensor):
             return cast("Tensor", scores)  # `predict` says what is wrong with anything else
+        if watch is not None and (logits := watch.before(scores)) is not None:
+            return Head(self.task).read(logits)
         return Head(self.task, self.scores or "logits").read(scores)
 
     def _find(self, answer: object) -> object:
@@ -82,6 +90,53 @@ class Adapted(nn.Module):
             f"output: got {self.output!r}{close}, but the model's answer is {_describe(answer)}; "
             f"{hint}, or give a function that takes the answer and returns the scores"
         )
+
+
+class _Squashing(TorchFunctionMode):
+    """Remembers what the last softmax or sigmoid was taken of: logits that need no logarithm.
+
+    In float32 a sigmoid is 1 from logits of 17 on, and the gradient through it is 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Tensor, Tensor, list[int]] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        out = func(*args, **given)
+        if func in _SIGMOIDS or (func in _SOFTMAXES and _over_classes(out, args, given)):
+            logits = args[0] if args else given["input"]
+            self._last = out, logits, _versions(out, logits)
+        return out
+
+    def before(self, answer: Tensor) -> Tensor | None:
+        """The logits of an answer, in its shape; None where it is no softmax or sigmoid, or unknown."""
+        if self._last is None:
+            return None
+        out, logits, versions = self._last
+        if not versions or versions != _versions(out, logits):  # changed in place since
+            return None
+        same = out.data_ptr() == answer.data_ptr() and out.numel() == answer.numel()
+        whole = out.is_contiguous() and answer.is_contiguous() and logits.numel() == out.numel()
+        return logits.reshape(answer.shape) if same and whole else None
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each was changed in place; empty in inference mode, which does not count."""
+    if any(one.is_inference() for one in tensors):
+        return []
+    return [one._version for one in tensors]  # noqa: SLF001 - torch has no public name for it
+
+
+def _over_classes(out: Tensor, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
+    """Whether a softmax runs over the second of two dimensions."""
+    dim = args[1] if len(args) > 1 else given.get("dim")
+    return out.ndim == 2 and dim in (None, 1, -1)
+
+
+_SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.special.expit}
+_SOFTMAXES = {torch.softmax, Tensor.softmax, functional.softmax, torch.special.softmax}
 
 
 def adapt(
