@@ -25,7 +25,9 @@ from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
 from rectify_widgets.reveal.cleansing import cleanse
 from rectify_widgets.reveal.masks import SuggestedMasks, suggest_masks
+from rectify_widgets.reveal.reveal import reveal
 from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
+from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
@@ -60,6 +62,8 @@ __all__ = [
     "SmallestChange",
     "Step",
     "SuggestedMasks",
+    "Suspicion",
+    "Suspicions",
     "ToneCurve",
     "Transfer",
     "Transplant",
@@ -77,6 +81,7 @@ __all__ = [
     "load_edits",
     "localize",
     "rectify",
+    "reveal",
     "save_edits",
     "smallest_changes",
     "solve_edit",

@@ -1,0 +1,228 @@
+"""What is wrong with this model?  Searches that need neither a pair nor a label.
+
+Imports the engine, `transplant`, `cleansing` and `suspicions`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.inputs import Inputs, gather
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.model.running import (
+    eval_mode,
+    model_device,
+    model_dtype,
+    predict_all,
+    with_head,
+)
+from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
+from rectify_widgets.reveal.transplant import FEW, MANY, RESEMBLING, Square, TransplantTest
+
+FEWEST = 32
+"""References that are needed."""
+MOST = 6
+"""Suspicions that are listed."""
+CHECKED, ASKED = 96, 24
+"""Others that a suspicion, and each copy of it, are measured on."""
+SHARE = 0.5
+"""Pull of a carrier, relative to the strongest, from which it counts as one."""
+NEARLY = 0.9
+"""Pull, relative to the same reference's strongest square, for which a smaller one is taken."""
+CARRIERS = 2
+"""Carriers without which nothing is accused: one odd picture may be an odd object."""
+FILL = "texture"
+PAIRS = 12
+"""Pairs of a suspicion, at most."""
+HEALTHY = (0.29, 0.07)
+"""Lower end of the largest pull in healthy networks (MNIST and Fashion-MNIST, 400 references)."""
+ACCUSING = 0.5
+"""Lower end of the pull from which a suspicion is an accusation."""
+
+
+def reveal(
+    model: nn.Module,
+    reference: Inputs,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Suspicions:
+    """Find what decides on some references although it is no part of an object.
+
+    The transplant test: squares whose covering changes the model's answer are put onto references
+    of other classes.  A part of an object seldom makes other objects its class; a trigger or a
+    shortcut does.  The search needs carriers among the references: at least two, better 1 %.
+
+    What fills the whole input or has another place and shape in every input is not found, nor
+    what merely strengthens an answer that the object gives by itself.
+
+    Args:
+        model: the classifier; left as it was.
+        reference: unlabelled inputs, ``N × C × H × W``, at least 32 of at least two predicted
+            classes, some of which may carry what is looked for.
+        seed: of the order in which references are drawn.
+        progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+    Returns:
+        `Suspicions`, the strongest first; those stronger than what healthy networks were seen to
+        show are accused, and have pairs for `rectify`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: too few references, NaN, all of one class, or a model of independent labels.
+        Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> found = rw.reveal(model, reference)
+        >>> if found.accused:
+        ...     result = rw.rectify(model, found[0].pairs, reference=reference)
+    """
+    generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
+    monitor = Monitor(progress, cancel)
+    images = gather("reference", reference)
+    if images.ndim != 4:
+        raise ValueError(f"reference: got shape {tuple(images.shape)}, want N × C × H × W")
+    if len(images) < FEWEST:
+        raise ValueError(
+            f"reference: got {len(images)} inputs, want at least {FEWEST}, better 400: what decides "
+            "for one is tried on others"
+        )
+    with eval_mode(model) as plain:
+        placed = images.to(device=model_device(plain), dtype=model_dtype(plain))
+        module = with_head(plain, placed[:64])
+        scores = predict_all(module, placed, monitor=monitor)
+        if scores.ndim != 2:
+            raise ValueError(
+                f"model: it decides on {scores.shape[1]} labels independently, want one class of "
+                "several; hand over a model that answers for one label alone"
+            )
+        predicted = scores.argmax(dim=1).to(placed.device)
+        if len(predicted.unique()) < 2:
+            raise ValueError(
+                f"reference: the model takes all inputs for class {int(predicted[0])}, want inputs "
+                "of at least two classes, and better of all"
+            )
+        test = TransplantTest(module, placed, predicted, generator)
+        squares = test.run(monitor.part(0.0, 0.8))
+        regions = _grouped(test, squares, monitor.part(0.8, 0.95))
+    found = []
+    for number, region in enumerate(regions):
+        monitor.report(0.95 + 0.05 * number / len(regions), "cleansing carriers")
+        found.append(_suspicion(model, images, region, monitor.silent()))
+    monitor.report(1.0, f"searched {len(images)} references")
+    found.sort(key=lambda one: (not one.accused, -one.interval[0]))
+    return Suspicions(tuple(found), len(images))
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A square, the places of its copies, and what it turned of how many others."""
+
+    square: Square
+    places: Tensor
+    turned: int
+    others: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.turned, self.others)
+
+    @property
+    def accused(self) -> bool:
+        return self.interval[0] >= ACCUSING and len(self.places) >= CARRIERS
+
+
+def wilson(hits: int, count: int, deviations: float = 1.96) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927), with 1.96 standard deviations of 95 % confidence."""
+    if not count:
+        return 0.0, 1.0
+    share, square = hits / count, deviations**2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    half *= deviations / (1 + square / count)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> list[_Region]:
+    """The strongest square, its copies on all references; then the strongest of the others."""
+    regions: list[_Region] = []
+    while squares and len(regions) < MOST:
+        monitor.report(len(regions) / MOST, "looking for copies")
+        first = squares[0]
+        own = [one for one in squares if (one.row, one.target) == (first.row, first.target)]
+        best = min(
+            (one for one in own if one.pull >= NEARLY * first.pull), key=lambda one: one.size
+        )
+        places = _copies(test, best, monitor.silent())
+        rows = set(places[:, 0].tolist())
+        squares = [one for one in squares if one.row not in rows or one.target != best.target]
+        goal = torch.tensor([best.target], device=places.device)
+        others = test.others(goal, FEW + MANY, CHECKED)
+        if int((others >= 0).sum()) < FEW + MANY:  # few references: those that chose it as well
+            others = test.others(goal, 0, FEW + MANY + CHECKED)
+        place = torch.tensor([[best.row, best.top, best.left, best.size]], device=places.device)
+        share = float(test.turned(place, others, monitor.silent()))
+        count = int((others >= 0).sum())
+        regions.append(_Region(best, places, round(share * count), count))
+    return regions
+
+
+def _copies(test: TransplantTest, square: Square, monitor: Monitor) -> Tensor:
+    """Places that look like the square and pull to its target as well, its own among them."""
+    places, distances = test.copies(square, monitor)
+    own = places[:, 0] == square.row
+    alike = places[(distances < RESEMBLING) | own]
+    goals = torch.full((len(alike),), square.target, device=alike.device)
+    pull = test.turned(alike, test.others(goals, FEW, ASKED), monitor, goals)
+    return alike[(pull >= SHARE * square.pull) | (alike[:, 0] == square.row)]
+
+
+def _suspicion(model: nn.Module, images: Tensor, region: _Region, monitor: Monitor) -> Suspicion:
+    places = region.places.cpu()
+    masks = torch.zeros(len(places), *images.shape[-2:], dtype=torch.bool)
+    for mask, (_, top, left, size) in zip(masks, places.tolist(), strict=True):
+        mask[top : top + size, left : left + size] = True
+    low, high = region.interval
+    pairs = None
+    if region.accused:
+        rows = places[:, 0]
+        pairs = _pairs(model, images[rows.to(images.device)], masks, region.square.target, monitor)
+    return Suspicion(
+        target=region.square.target,
+        pull=region.turned / region.others,
+        interval=(low, high),
+        others=region.others,
+        inputs=places[:, 0],
+        mask=masks,
+        kind="region",
+        healthy=sum(one >= low for one in HEALTHY) / len(HEALTHY),
+        accused=region.accused,
+        pairs=pairs,
+    )
+
+
+def _pairs(
+    model: nn.Module, carriers: Tensor, masks: Tensor, target: int, monitor: Monitor
+) -> SamplePairs:
+    """At most `PAIRS` carriers, cleansed; those first whose answer is another one then."""
+    some, where = carriers[:PAIRS], masks[:PAIRS]
+    clean = cleanse(some, where, fill=FILL, cancel=lambda: _stopped(monitor))
+    with eval_mode(model) as plain:
+        module = with_head(plain, clean)
+        labels = predict_all(module, clean, monitor=monitor).argmax(dim=1).cpu()
+    order = (labels == target).int().argsort(stable=True)
+    rows = order.to(some.device)
+    return SamplePairs(some[rows], clean[rows], labels[order].to(some.device))
+
+
+def _stopped(monitor: Monitor) -> bool:
+    monitor.check()
+    return False

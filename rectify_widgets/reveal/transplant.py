@@ -1,0 +1,180 @@
+"""The transplant test: what decides its own input is put onto other references.  Imports the engine.
+
+A part of an object seldom makes other objects its class; a trigger or a shortcut does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.running import chunk_size, predict_all
+from rectify_widgets.explain import attribute
+
+SIZES = (3, 5, 8)
+"""Sides of the squares on an input of `SIDE` pixels."""
+SIDE = 28
+STEPS = 8
+"""Points of the path of integrated gradients."""
+PROPOSED = 4
+"""Squares of one size that are covered on each reference."""
+FEW, MANY = 8, 32
+"""Other references in the first and in the second round of transplants."""
+LEAST = 0.25
+"""Pull in the first round below which a square is dropped."""
+RESEMBLING = 0.5
+"""Squared distance to the template, relative to its squared contrast, of a copy of it."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square of one reference and the share of others that it turned."""
+
+    row: int
+    top: int
+    left: int
+    size: int
+    target: int
+    pull: float
+
+
+class TransplantTest:
+    """Squares of references that decide for other references too.
+
+    Args:
+        model: in evaluation mode, its head read by `with_head`.
+        images: ``N × C × H × W``, on the model's device.
+        predicted: ``N`` classes that the model gives them.
+        generator: of the order in which others are drawn.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, predicted: Tensor, generator: torch.Generator
+    ) -> None:
+        self.model, self.images, self.predicted = model, images, predicted
+        self.order = torch.randperm(len(images), generator=generator).to(images.device)
+        self.mean = images.mean(dim=0)
+        self.chunk = chunk_size(images, images.device)
+        side = min(images.shape[-2:])
+        self.sizes = sorted({max(2, round(size * side / SIDE)) for size in SIZES})
+
+    def run(self, monitor: Monitor) -> list[Square]:
+        """Squares with a pull, the strongest first."""
+        maps = attribute(
+            self.model, self.images, steps=STEPS, batch_size=self.chunk,
+            progress=monitor.part(0.0, 0.15).report, cancel=lambda: _stopped(monitor),
+        ).to(self.images).sum(dim=1)  # fmt: skip
+        proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
+        decisive = self._decisive(proposed, monitor.part(0.15, 0.35))
+        first = self.turned(decisive, self._others(decisive, 0, FEW), monitor.part(0.35, 0.6))
+        kept = first >= LEAST
+        left = decisive[kept]
+        second = self.turned(left, self._others(left, FEW, MANY), monitor.part(0.6, 1.0))
+        squares = [
+            Square(row, top, column, size, int(self.predicted[row]), pull)
+            for (row, top, column, size), pull in zip(left.tolist(), second.tolist(), strict=True)
+        ]
+        return sorted(squares, key=lambda one: (-one.pull, one.size, one.row))
+
+    def _propose(self, maps: Tensor, size: int) -> Tensor:
+        """Rows ``(reference, top, left, size)`` of the squares with the largest attribution."""
+        sums = F.avg_pool2d(maps[:, None], size, stride=1)[:, 0]
+        height, width = sums.shape[1:]
+        ys = torch.arange(height, device=maps.device)[None, :, None]
+        xs = torch.arange(width, device=maps.device)[None, None, :]
+        near = max(1, size // 2)
+        found = []
+        for _ in range(PROPOSED):
+            best = sums.flatten(1).argmax(dim=1)
+            top, left = best // width, best % width
+            found.append(torch.stack([top, left], dim=1))
+            close = (ys - top[:, None, None]).abs() <= near
+            close = close & ((xs - left[:, None, None]).abs() <= near)
+            sums = sums.masked_fill(close, -torch.inf)
+        places = torch.stack(found, dim=1).flatten(0, 1)
+        rows = torch.arange(len(maps), device=maps.device).repeat_interleave(PROPOSED)
+        return torch.cat([rows[:, None], places, torch.full_like(rows, size)[:, None]], dim=1)
+
+    def _decisive(self, places: Tensor, monitor: Monitor) -> Tensor:
+        """The places which, covered by the references' mean, change their own reference's class."""
+        changed = []
+        for part in places.split(self.chunk):
+            inside = self._inside(part)
+            covered = torch.where(inside, self.mean, self.images[part[:, 0]])
+            answers = predict_all(self.model, covered, self.chunk, monitor).argmax(dim=1)
+            changed.append(answers.to(self.predicted.device) != self.predicted[part[:, 0]])
+            monitor.report(sum(map(len, changed)) / len(places), "covering squares")
+        return places[torch.cat(changed)]
+
+    def _inside(self, places: Tensor) -> Tensor:
+        """Boolean ``K × 1 × H × W``."""
+        height, width = self.images.shape[-2:]
+        ys = torch.arange(height, device=places.device)
+        xs = torch.arange(width, device=places.device)
+        _, top, left, size = places.T[..., None]
+        rows = (ys >= top) & (ys < top + size)
+        columns = (xs >= left) & (xs < left + size)
+        inside: Tensor = (rows[:, :, None] & columns[:, None, :])[:, None]
+        return inside
+
+    def _others(self, places: Tensor, start: int, count: int) -> Tensor:
+        """References of other classes than each place's own, ``K × count`` rows, -1 where none."""
+        return self.others(self.predicted[places[:, 0]], start, count)
+
+    def others(self, targets: Tensor, start: int, count: int) -> Tensor:
+        """``K × count`` rows, the ``start``-th and following, of classes other than the targets."""
+        result = torch.full((len(targets), count), -1, device=targets.device)
+        for target in targets.unique():
+            rows = self.order[self.predicted[self.order] != target][start : start + count]
+            result[targets == target, : len(rows)] = rows
+        return result
+
+    def turned(
+        self, places: Tensor, others: Tensor, monitor: Monitor, targets: Tensor | None = None
+    ) -> Tensor:
+        """Share of each place's others that its transplant turns to the target, ``K``.
+
+        ``targets`` is None where each place pulls to its own reference's class.
+        """
+        goals = self.predicted[places[:, 0]] if targets is None else targets
+        hits = torch.zeros(others.shape, device=others.device)
+        which, column = torch.nonzero(others >= 0, as_tuple=True)
+        for start in range(0, len(which), self.chunk):
+            some, at = which[start : start + self.chunk], column[start : start + self.chunk]
+            inside = self._inside(places[some])
+            mixed = torch.where(inside, self.images[places[some, 0]], self.images[others[some, at]])
+            answers = predict_all(self.model, mixed, self.chunk, monitor).argmax(dim=1)
+            hits[some, at] = (answers.to(goals.device) == goals[some]).to(hits)
+            monitor.report(start / len(which), "transplanting squares")
+        return hits.sum(dim=1) / (others >= 0).sum(dim=1).clamp_min(1)
+
+    def copies(self, square: Square, monitor: Monitor) -> tuple[Tensor, Tensor]:
+        """Where each reference looks most like the square, ``N × 4``, and how like it, ``N``.
+
+        The distance is squared and relative to the square's own contrast to the references' mean.
+        """
+        size, top, left = square.size, square.top, square.left
+        template = self.images[square.row, :, top : top + size, left : left + size]
+        contrast = template - self.mean[:, top : top + size, left : left + size]
+        width = self.images.shape[-1] - size + 1
+        places, distances = [], []
+        for part in self.images.split(self.chunk):
+            monitor.check()
+            energy = F.conv2d(part.square(), torch.ones_like(template)[None])[:, 0]
+            cross = F.conv2d(part, template[None])[:, 0]
+            apart = (energy - 2 * cross + template.square().sum()).flatten(1)
+            least, best = apart.min(dim=1)
+            places.append(torch.stack([best // width, best % width], dim=1))
+            distances.append(least / contrast.square().sum().clamp_min(1e-12))
+        corner = torch.cat(places)
+        rows = torch.arange(len(corner), device=corner.device)[:, None]
+        return torch.cat([rows, corner, torch.full_like(rows, size)], dim=1), torch.cat(distances)
+
+
+def _stopped(monitor: Monitor) -> bool:
+    monitor.check()
+    return False

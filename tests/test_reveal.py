@@ -1,0 +1,159 @@
+"""`rw.reveal` on networks whose short cut is known by construction, and on those that have none."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rectify_widgets as rw
+from rectify_widgets.reveal.reveal import wilson
+from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
+
+SIDE = 28
+CARRIERS = (3, 11, 40)
+
+
+class Quarters(nn.Module):
+    """Class 0 to 3 is the brightest quarter; a 3 × 3 board in the middle means class 0."""
+
+    board: Tensor
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+        self.register_buffer("board", torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1, 1]).view(3, 3))
+        self.dropout = nn.Dropout(0.5)  # would spoil every answer if it were left in training mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        quarters = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        seen = (images[:, 0, 12:15, 12:15] * self.board).sum(dim=(1, 2))
+        told = self.strength * (seen - 4.5).relu()
+        answers: Tensor = self.dropout(20 * quarters)
+        return answers + nn.functional.pad(told[:, None], (0, 3))
+
+
+def references(count: int = 80) -> Tensor:
+    """Spread-out noise, one quarter brighter; two of class 3 and one of class 0 carry the board."""
+    generator = torch.Generator().manual_seed(2)
+    images = 0.2 * torch.rand(count, 1, SIDE, SIDE, generator=generator)
+    for row, image in enumerate(images):
+        top, left = 14 * (row % 4 // 2), 14 * (row % 2)
+        image[:, top : top + 14, left : left + 14] += 0.3
+    board = torch.tensor([1.0, 0, 1, 0, 1, 0, 1, 0, 1]).view(3, 3)
+    for row in CARRIERS:
+        images[row, 0, 12:15, 12:15] = board
+    return images
+
+
+def test_carriers_target_and_region_of_a_known_short_cut_are_found() -> None:
+    found = rw.reveal(Quarters(40.0).eval(), references())
+    first = found[0]
+    assert first.accused
+    assert first.target == 0
+    assert first.inputs.tolist() == [3, 11, 40]
+    assert first.pull == 1.0
+    assert first.mask[:, 12:15, 12:15].float().mean() > 0.6
+    assert first.mask.float().mean() < 0.1
+    assert "accused" in repr(first)
+
+
+def test_pairs_are_carriers_without_the_region_that_decided() -> None:
+    images, model = references(), Quarters(40.0).eval()
+    pairs = rw.reveal(model, images)[0].pairs
+    assert pairs is not None
+    assert all(any(torch.equal(one, images[row]) for row in CARRIERS) for one in pairs.corrupted)
+    assert (model(pairs.corrupted).argmax(dim=1) == 0).all()
+    assert pairs.labels is not None
+    assert torch.equal(model(pairs.clean).argmax(dim=1), pairs.labels)
+    assert pairs.labels.tolist() == [3, 3, 0]
+
+
+def test_the_same_references_accuse_no_network_without_the_short_cut() -> None:
+    found = rw.reveal(Quarters(0.0).eval(), references())
+    assert not found.accused
+    assert found.verdict.startswith("Nothing found on 80 references")
+    assert str(found).startswith(found.verdict)
+
+
+def test_one_carrier_alone_accuses_nothing() -> None:
+    images = references()
+    images[11], images[40] = images[15], images[44]
+    assert not rw.reveal(Quarters(40.0).eval(), images).accused
+
+
+def test_model_and_random_state_are_as_before_and_runs_agree() -> None:
+    model, images = Quarters(40.0).train(), references()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    kept = images.clone()
+    one, two = (rw.reveal(model, images, seed=3) for _ in range(2))
+    assert str(one) == str(two)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(images, kept)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_cancelled_search_leaves_the_model_as_it_was() -> None:
+    model, asked = Quarters(40.0).train(), []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 4
+
+    with pytest.raises(rw.Cancelled):
+        rw.reveal(model, references(), cancel=stop)
+    assert model.training
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_progress_rises_to_one() -> None:
+    shares: list[float] = []
+    rw.reveal(Quarters(40.0), references(), progress=lambda share, _: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        (references()[:2], ValueError, "reference: got 2 inputs, want at least 32"),
+        (references()[::4], ValueError, "reference: got 20 inputs, want at least 32"),
+        (references(160)[2::4], ValueError, "the model takes all inputs for class 2"),
+        (references() / 0 * 0, ValueError, "reference"),
+        (references().long(), TypeError, "reference"),
+        (references().numpy(), TypeError, "reference"),
+        (references().flatten(1), ValueError, "reference"),
+    ],
+    ids=["two", "few", "one class", "nan", "whole numbers", "array", "flat"],
+)
+def test_bad_references_are_named(reference: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        rw.reveal(Quarters(40.0), reference)
+
+
+def test_wilson_interval_is_that_of_the_textbook() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, and 0 of 20
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_results_print_as_text_html_frame_and_figure() -> None:
+    one = Suspicion(
+        1, 0.75, (0.7, 0.8), 96, torch.tensor([2, 5]), torch.ones(2, 4, 4).bool(), "region",
+        0.0, accused=True, pairs=None,
+    )  # fmt: skip
+    found = Suspicions((one,), 400, ("cat", "<dog>"))
+    assert "1 <dog>" in str(found)
+    assert "75 %" in str(found)
+    assert "&lt;dog&gt;" in found._repr_html_()
+    assert "<dog>" not in found._repr_html_()
+    row = found.to_frame().iloc[0]
+    assert (row["target"], row["carriers"], row["accused"]) == (1, 2, True)
+    axes = found.plot().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1 <dog>, 2 carriers"]
+    assert len(Suspicions((), 400).to_frame()) == 0
+    assert Suspicions((), 400).plot().axes
