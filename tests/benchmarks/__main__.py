@@ -13,6 +13,7 @@ from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import runner
 from tests.benchmarks.carriers import measure_carriers
+from tests.benchmarks.cleanse import measure_cleanse
 from tests.benchmarks.failures import measure_failures
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
@@ -59,6 +60,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                 measure_several),
     "failures": (SEEDS, "where rectification fails, what it says, what then helps (--seeds)",
                  measure_failures),
+    "cleanse": (SEEDS, "repairs from true and suggested masks instead of pairs (--seeds, --cases)",
+                measure_cleanse),
     "zoo": (0, "eleven attacks, patches and others, on three networks (needs --data; --seeds)",
             measure_zoo),
     "carriers": (0, "backdoors that no picture shows, and healthy networks (--data for more of them)",
