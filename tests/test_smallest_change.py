@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -69,8 +70,8 @@ def test_same_seed_gives_the_same_bits() -> None:
 def test_many_classes_are_screened_by_their_shifts(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 30))
-    module = "rectify_widgets.reveal.smallest_change.shift_sizes"
-    monkeypatch.setattr(module, lambda *_: np.arange(30.0)[::-1])
+    module = import_module("rectify_widgets.reveal.smallest_change")  # `rw.reveal` is a function
+    monkeypatch.setattr(module, "shift_sizes", lambda *_: np.arange(30.0)[::-1])
     found = smallest_changes(model, references(60), steps=3, batch_size=4)
     assert {one.target for one in found} == set(range(18, 30))
     assert {one.target: one.latent for one in found}[29] == 0.0
@@ -145,7 +146,8 @@ def test_shift_is_the_shortest_that_meets_the_constraints(
     assert best.success
     assert np.linalg.norm(shift / scale) == pytest.approx(np.sqrt(best.fun), rel=1e-4)
     assert shift_sizes(layer, SILENT)[target] == pytest.approx(np.linalg.norm(shift / scale))
-    monkeypatch.setattr("rectify_widgets.reveal.latent.AT_ONCE", 1)  # constraint after constraint
+    latent = import_module("rectify_widgets.reveal.latent")
+    monkeypatch.setattr(latent, "AT_ONCE", 1)  # constraint after constraint
     assert smallest_shift(layer, target) == pytest.approx(shift, abs=1e-5)
 
 
