@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -31,6 +32,7 @@ from rectify_widgets.engine.base.checks import (
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.heads import to_explain
 from rectify_widgets.engine.model.layout import ToMaps, check_layout, first_tensor, to_maps
+from rectify_widgets.engine.model.opening import INPUTS, reached, rehearsing
 from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import (
     eval_mode,
@@ -104,8 +106,7 @@ def attribute(
             chunk = probe.place(images[rows])
             probe.enter(start, count, len(chunk), method)
             classes = probe.forward(chunk).argmax(dim=1) if targets is None else targets[rows]
-            with torch.enable_grad():
-                maps = make_maps(probe, chunk, classes)
+            maps = _maps(probe, make_maps, chunk, classes)
             parts.append(maps.detach().to(device=images.device, dtype=images.dtype))
     monitor.report(1.0, f"{method}: {count} of {count}")
     result = torch.cat(parts)
@@ -115,6 +116,23 @@ def attribute(
             "weights are finite, or try it in float32"
         )
     return result
+
+
+def _maps(probe: _Probe, make_maps: Maps, chunk: Tensor, classes: Tensor) -> Tensor:
+    """The maps of a chunk; where the model keeps back their gradient, the reason."""
+    try:
+        with torch.enable_grad():
+            return make_maps(probe, chunk, classes)
+    except RuntimeError as error:
+        reason = reached(
+            partial(predict, probe.model), dict(probe.model.named_modules()), chunk[:1]
+        )
+        if not reason[INPUTS]:
+            raise
+        raise ValueError(
+            f"model: {reason[INPUTS].replace('to it', 'to the inputs')}; want one that can be "
+            "differentiated, or method='occlusion'"
+        ) from error
 
 
 class _Probe:
@@ -160,7 +178,7 @@ class _Probe:
 
         def keep(_: nn.Module, __: object, output: Any) -> Any:
             tensor = first_tensor(output)
-            if tensor is None:
+            if tensor is None or rehearsing():
                 return output
             seen.append(tensor)
             copy = tensor.clone()

@@ -280,8 +280,6 @@ bad(LOCALIZE, "a layer that is not called", "layers", ValueError, "forward pass 
     _localize(layers=["spare"]), model=models.Unused)
 bad(LOCALIZE, "a parametrised layer", "layers", ValueError, "computed from other parameters",
     _localize(layers=["third"]), model=models.parametrised)
-bad(LOCALIZE, "weights made in inference mode", "layers", ValueError, "made in inference mode",
-    _localize(), model=models.made_in_inference_mode)
 bad(LOCALIZE, "a corruption that reaches no layer", "pairs", ValueError, "reaches none of the lay",
     _localize(), model=models.Blind)
 bad(LOCALIZE, "a model on the meta device", "model", ValueError, "meta device, want a model",

@@ -142,8 +142,6 @@ bad(APPLY, "a second time", "model", ValueError, "not the one .* solved for",
     _twice, given=_an_edit, writes=True)
 bad(APPLY, "a model on the meta device", "model", ValueError, "'third' .* meta device",
     _apply, given=_an_edit, model=models.on_meta)
-bad(APPLY, "weights made in inference mode", "model", ValueError, "'third' .* inference mode",
-    _apply, given=_an_edit, model=models.made_in_inference_mode)
 bad(APPLY, "a parametrised layer", "model", ValueError, "'third' .* computed from other param",
     _apply, given=_an_edit, model=models.parametrised)
 bad(APPLY, "a lazy layer", "model", ValueError, "'2' .* lazy: run the model once",

@@ -161,12 +161,6 @@ def half_on_meta() -> nn.Module:
     return model
 
 
-def made_in_inference_mode() -> nn.Module:
-    """Weights that cannot be written outside inference mode."""
-    with torch.inference_mode():
-        return Tiny()
-
-
 def broken(layer: str, value: float = float("nan")) -> Callable[[], nn.Module]:
     """A network with one weight that is not finite."""
 

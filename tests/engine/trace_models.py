@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import rectify_widgets as rw
 from tests.engine.traces import Tiny, images
@@ -102,6 +104,43 @@ def parallel() -> nn.Module:
     return nn.DataParallel(Tiny())
 
 
+class Observing(Tiny):
+    """Notes what it sees in buffers and attributes and uses it, as quantisation-aware models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("highest", torch.tensor([1.0]))
+        self.register_buffer("cache", None)
+        self.scale = torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.highest, Tensor)
+        self.highest.copy_(torch.maximum(self.highest, x.detach().max()))
+        self.cache = x.detach().clone()
+        self.scale = self.highest * 1.01
+        self.seen = x.detach().mean()
+        levels = self.highest / 127
+        rounded = (x / levels).round() * levels
+        return super().forward(x + (rounded - x).detach())
+
+
+def pruned() -> nn.Module:
+    """Weights that hooks compute before each pass and that carry the graph of the last one."""
+    model = Tiny()
+    prune.l1_unstructured(model.first, "weight", 0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch: there is a newer one
+        nn.utils.spectral_norm(model.head)
+    model.train()(images(2)).sum().backward()
+    return model.eval()
+
+
+def made_in_inference_mode() -> nn.Module:
+    """Weights that cannot be written outside inference mode, and that autograd refuses."""
+    with torch.inference_mode():
+        return Tiny()
+
+
 class Answers(Tiny):
     """Answers with a dictionary."""
 
@@ -132,6 +171,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "in place on its input": Careless,
     "random in evaluation": Dropping,
     "random of numpy and Python": Gambling,
+    "with observers": Observing,
+    "pruned and normalised": pruned,
+    "made in inference mode": made_in_inference_mode,
     "compiled": compiled,
     "compiled in place": compiled_in_place,
     "data parallel": parallel,

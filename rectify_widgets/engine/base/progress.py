@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from rectify_widgets.engine.base.interrupts import safe_point
+
 
 class Event(Protocol):
     """Anything with ``is_set``, such as ``threading.Event``."""
@@ -72,7 +74,8 @@ class Monitor:
             self._progress(low + min(max(fraction, 0.0), 1.0) * (high - low), message)
 
     def check(self) -> None:
-        """Raise `Cancelled` if the ``cancel`` hook says so."""
+        """Raise `Cancelled` if the ``cancel`` hook says so, ``KeyboardInterrupt`` after Ctrl-C."""
+        safe_point()
         cancel = self._cancel
         if cancel is not None and (cancel() if callable(cancel) else cancel.is_set()):
             raise Cancelled("cancelled")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.model.running import preserving_rng
+from rectify_widgets.engine.base.randomness import preserving_rng
 
 InputFunction: TypeAlias = Callable[[Tensor], Tensor]
 """Maps ``M × C × H × W`` inputs to as many corrupted ones."""

@@ -22,8 +22,8 @@ from torch.utils.data import (
 )
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_type
+from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
-from rectify_widgets.engine.model.running import preserving_rng
 
 Inputs: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any]
 """A tensor ``N × C × H × W``, a data set or a data loader; labels in it are ignored."""

@@ -106,8 +106,7 @@ class RankOneEdit:
                 f"model: the edit makes the weight of layer {self.layer!r} infinite or NaN in "
                 f"{weight.dtype}"
             )
-        with torch.no_grad():
-            weight.copy_(after)
+        _write(weight, after)
         self._before[digest(weight)] = before
         _APPLIED.setdefault(unwrap(model), []).append(self)
 
@@ -133,8 +132,7 @@ class RankOneEdit:
                 f"model: this edit of layer {self.layer!r} is not applied to it as the last one; "
                 "revert later edits first, or apply this one before reverting it"
             )
-        with torch.no_grad():
-            weight.copy_(before)
+        _write(weight, before)
         if position >= 0:
             del stack[position:]
 
@@ -169,6 +167,12 @@ class RankOneEdit:
 
 _APPLIED: weakref.WeakKeyDictionary[nn.Module, list[RankOneEdit]] = weakref.WeakKeyDictionary()
 """Edits in the order in which they were applied to each model, to refuse reverting out of order."""
+
+
+def _write(weight: Tensor, values: Tensor) -> None:
+    """Give a weight these values, in inference mode if it was made there."""
+    with torch.inference_mode() if weight.is_inference() else torch.no_grad():
+        weight.copy_(values)
 
 
 def digest(weight: Tensor) -> str:

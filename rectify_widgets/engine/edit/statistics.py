@@ -23,7 +23,8 @@ from rectify_widgets.engine.base.ranks import ALONE, Ranks, check_distributed
 from rectify_widgets.engine.data.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.edit.moments import MomentSum
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
-from rectify_widgets.engine.model.keys import KEY_SPACES, EditableLayer
+from rectify_widgets.engine.model.flow import Flow
+from rectify_widgets.engine.model.keys import KEY_SPACES, SOME_ONLY, EditableLayer
 from rectify_widgets.engine.model.memory import check_limit, collect_chunk, measure_sizes
 from rectify_widgets.engine.model.running import (
     capturing,
@@ -263,14 +264,22 @@ def collect(
     total_inputs = count_inputs(reference)
     expected = total_inputs or batch_size
     sums: dict[str, MomentSum] = {}
+    flow = Flow(chosen)
     samples = number = 0
 
     def add(name: str, inputs: Tensor, _: Tensor) -> None:
         monitor.check()
+        flow.see(name, inputs)
+        refuse_uneven(name)
         sums[name].add(inputs, samples, number)
 
+    def refuse_uneven(name: str) -> None:
+        if flow.uneven(name):
+            raise ValueError(f"layers: {name!r} cannot be edited: {SOME_ONLY}; leave it out")
+
     def once(module: nn.Module, chunk: int | None) -> int:
-        nonlocal samples, number
+        nonlocal samples, number, flow
+        flow = Flow(chosen)
         done, number = 0, ranks.rank
         for name, layer in chosen.items():
             sums[name] = MomentSum(layer, key_space, positions, expected, seed)
@@ -280,8 +289,11 @@ def collect(
                 share = done * ranks.size / total_inputs if total_inputs else 0.0
                 monitor.report(share, "collecting keys")
                 samples = len(piece)
+                flow.begin(samples)
                 predict(module, piece.to(device=device, dtype=dtype))
                 done += samples
+                for name in chosen:  # those that were not called
+                    refuse_uneven(name)
             number += ranks.size
         return done
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,19 @@ from rectify_widgets.engine.find.candidates import Probe
 from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
+from rectify_widgets.engine.model.flow import following
 from rectify_widgets.engine.model.gradients import margin
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import check_truth, least, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.opening import reached
 from rectify_widgets.engine.model.running import (
     chunk_size,
     model_device,
     model_dtype,
     predict,
     predict_all,
+    unwrap,
     with_head,
 )
 
@@ -225,20 +229,23 @@ def pose_problem(
     scores = predict(model, pairs.clean[:1])
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("model: its scores are NaN or infinite, want a model with finite weights")
+    catalog = differentiable(model, editable_layers(model, pairs.clean), pairs.clean[:1])
+    carriers, transfer = pairs.corrupted, NO_TRANSFER
     labels = pairs.labels
-    if labels is None:
-        labels = answers_of(predict_all(model, pairs.clean, monitor=monitor))
-    labels = check_truth("pairs.labels", labels, scores)
-    catalog = editable_layers(model, pairs.clean)
+    with following(model, catalog.editable) as flow:
+        predict_all(model, pairs.corrupted, monitor=monitor)
+        own_labels = answers_of(predict_all(model, pairs.clean, monitor=monitor))
+        labels = own_labels if labels is None else labels
+        labels = check_truth("pairs.labels", labels, scores)
+        answers = labels
+        if reference is not None:
+            if transferred:
+                transfer = choose_corruption(model, pairs, references, seed, monitor.silent())
+            if transfer.corruption is not None:
+                carriers = transfer.corruption(references).to(references)
+            answers = answers_of(predict_all(model, references, monitor=monitor))
+    catalog = catalog.without(flow.reasons())
     chosen = catalog.select(argument, layers)
-    carriers, answers = pairs.corrupted, labels
-    transfer = NO_TRANSFER
-    if reference is not None:
-        if transferred:
-            transfer = choose_corruption(model, pairs, references, seed, monitor.silent())
-        if transfer.corruption is not None:
-            carriers = transfer.corruption(references).to(references)
-        answers = answers_of(predict_all(model, references, monitor=monitor))
     sizes = None
     if memory_limit is not None:
         sizes = memory.measure_sizes(model, chosen, pairs.clean[:1], copied=own)
@@ -260,6 +267,12 @@ def pose_problem(
     )
     problem.parts()  # raises now if the limit is too low
     return problem
+
+
+def differentiable(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> LayerCatalog:
+    """The catalogue without layers that no gradient of the scores comes back to, with the reason."""
+    found = reached(partial(predict, model), dict(unwrap(model).named_modules()), example)
+    return catalog.without({name: found[name] for name in catalog.editable if found.get(name)})
 
 
 def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:

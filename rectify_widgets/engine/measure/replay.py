@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
+from rectify_widgets.engine.base.randomness import random_states
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import (
     chunk_size,
     predict,
     predict_all,
-    random_states,
     working_dtype,
 )
 

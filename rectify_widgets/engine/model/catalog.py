@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rectify_widgets.engine.base.checks import check_inputs, check_module, nearest
-from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.keys import SOME_ONLY, EditableLayer
 from rectify_widgets.engine.model.running import (
     arrange,
     capturing,
@@ -87,6 +87,12 @@ class LayerCatalog:
                 + (f" ({reasons})" if reasons else "")
             )
         return chosen
+
+    def without(self, reasons: Mapping[str, str]) -> LayerCatalog:
+        """The same with some of the layers refused, for these reasons."""
+        kept = {name: layer for name, layer in self.editable.items() if name not in reasons}
+        before = {name: parts for name, parts in self.upstream.items() if name in kept}
+        return LayerCatalog(kept, {**self.refused, **reasons}, before)
 
     def after(self, name: str) -> list[str]:
         """The editable layers whose keys may depend on the output of layer ``name``."""
@@ -165,8 +171,6 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
         return "its weight is on the meta device and holds no data"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
-    if weight.is_inference():
-        return "its weight was made in inference mode and cannot be changed"
     shared = owners[_place(weight)]
     if len(shared) > 1:
         return f"its weight is shared by {' and '.join(shared)}"
@@ -195,14 +199,19 @@ def trace_layers(
 
     def trace_one(name: str, inputs: Tensor, output: Tensor) -> None:
         calls[0][name] += 1
-        if reason := _mismatch(layers[name], inputs, output):
+        if output.is_inference():
+            wrong[name] = (
+                "it runs under torch.inference_mode(), which keeps no gradients; let the model use "
+                "torch.no_grad() there"
+            )
+        elif reason := _mismatch(layers[name], inputs, output):
             wrong[name] = reason
         # Of a convolution the shape is enough.
         alone[name] = inputs[:0] if layers[name].is_convolution else inputs.clone()
 
     def trace_two(name: str, inputs: Tensor, _: Tensor) -> None:
         calls[1][name] += 1
-        if name not in wrong and calls[1][name] == 1:
+        if name not in wrong and calls[1][name] == 1 and name in alone:
             axes[name] = _axis(layers[name], alone.pop(name), inputs)
 
     parts = dict(unwrap(model).named_modules())
@@ -218,7 +227,9 @@ def trace_layers(
             arrange(module, two, scores)
     for name in layers:
         once, twice = calls[0][name], calls[1][name]
-        if once == 0:
+        if once != twice and min(once, twice) == 0:
+            wrong[name] = SOME_ONLY
+        elif once == 0:
             wrong[name] = "the forward pass does not call it (its weight may be used directly)"
         elif once > 1:
             wrong[name] = f"used {once} times in one forward pass"
@@ -234,6 +245,8 @@ def _noting_order(parts: Mapping[str, nn.Module], started: dict[str, int]) -> It
     """Record the order in which modules begin to run."""
     with ExitStack() as stack:
         for name, part in parts.items():
+            if isinstance(part, torch.jit.ScriptModule):
+                continue  # takes no hooks
 
             def begin(_: nn.Module, __: object, name: str = name) -> None:
                 started.setdefault(name, len(started))

@@ -18,6 +18,11 @@ from torch.nn.grad import conv2d_weight
 from rectify_widgets.engine.model.running import working_dtype
 
 KEY_SPACES = ("patch", "channel")
+SOME_ONLY = (
+    "it is not called alike for all inputs (a mixture of experts?), so that its keys belong to no "
+    "sample"
+)
+"""Why a layer is refused whose keys cannot be told apart by samples."""
 
 
 @dataclass(frozen=True)

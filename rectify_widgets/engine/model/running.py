@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace.  Imports torch, and numpy for its random state.
+"""Running a model without leaving a trace.  Imports torch only.
 
 `eval_mode`, `capturing` and `predict` clean up whether a block succeeds, fails or is cancelled.
 """
@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import copy
-import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from rectify_widgets.engine.base.checks import check_module
+from rectify_widgets.engine.base.interrupts import at_safe_points, safe_point
 from rectify_widgets.engine.base.progress import SILENT, Monitor
+from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.model.heads import (
     ONE_COLUMN,
     PLAIN,
@@ -28,6 +30,8 @@ from rectify_widgets.engine.model.heads import (
     guess_head,
     unmasked,
 )
+from rectify_widgets.engine.model.lending import Lent
+from rectify_widgets.engine.model.opening import Opened, opens, rehearsing
 from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
 
 CHUNK = 500_000
@@ -71,8 +75,18 @@ def _inside(model: nn.Module) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) else None
 
 
-_CHANNELS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model is run in channels-last format while it is in `eval_mode`."""
+@dataclass
+class _Run:
+    """How a model is run while it is in `eval_mode`."""
+
+    lent: Lent
+    """Its buffers, the same at the start of every pass."""
+    channels_last: bool = False
+    opened: bool | None = None
+    """Whether gradients are kept where the model stops them; None until it is known."""
+
+
+_RUNS: WeakKeyDictionary[nn.Module, _Run] = WeakKeyDictionary()
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
@@ -96,15 +110,35 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: it has lazy layers without a shape, or cannot be copied.
     """
     module = runnable(model)
-    _refuse_lazy(module)
+    _check_runnable(module)
     try:
         with only_here(model), torch.inference_mode(mode=False):  # otherwise it could not be edited
-            return copy.deepcopy(module)
+            return copy.deepcopy(module, _detached(module))
     except Exception as error:
         raise ValueError(
             f"model: it cannot be copied ({type(error).__name__}: {error}); detach tensors kept as "
             "attributes, or give modules that hold locks or files a __deepcopy__"
         ) from error
+
+
+def _detached(module: nn.Module) -> dict[int, Any]:
+    """Copies, without their graph, of tensors that hang on one: computed weights, kept activations."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for leaf in tree_leaves(list(vars(part).values())):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    return memo
+
+
+def _check_runnable(module: nn.Module) -> None:
+    """Refuse what cannot be run or observed."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(  # noqa: TRY004 - it is a module
+            f"model: it is a TorchScript module ({type(module).__name__}), whose layers can neither "
+            "be observed nor edited; hand over the module that it was made from"
+        )
+    _refuse_lazy(module)
 
 
 def _refuse_lazy(module: nn.Module) -> None:
@@ -118,25 +152,29 @@ def _refuse_lazy(module: nn.Module) -> None:
 def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
-    On leaving, every module has its training flag back.  Another thread that enters `eval_mode` with
+    On leaving, every module has its training flag and its buffers back.  Ctrl-C is held back until a
+    safe point, see `rectify_widgets.engine.base.interrupts`.  Another thread that enters `eval_mode` with
     the same model waits; it must not run the model by other means, since a block may hold hooks or
     try edits.  Autocast and inference mode of the caller are switched off inside: statistics need
     full precision and the sweep needs gradients.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: its weights hold no data (lazy layers, the meta device).
+        ValueError: its weights hold no data (lazy layers, the meta device), or it is TorchScript.
     """
     module = runnable(check_module("model", model))
-    _refuse_lazy(module)
+    _check_runnable(module)
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError("model: its weights are on the meta device, want a model that holds data")
     own, parts = unwrap(module), list(module.modules())
     with ExitStack() as stack:
+        stack.enter_context(at_safe_points())
         stack.enter_context(only_here(module))
-        if own not in _CHANNELS_LAST:  # the outermost block
-            _CHANNELS_LAST[own] = False
-            stack.callback(_CHANNELS_LAST.pop, own)
+        if own not in _RUNS:  # the outermost block
+            run = _RUNS[own] = _Run(Lent(module))
+            stack.callback(_RUNS.pop, own)
+            stack.callback(run.lent.give_back)
+            run.lent.renew()
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(model_device(module).type, enabled=False))
@@ -160,49 +198,16 @@ def capturing(
         for name, module in modules.items():
 
             def hook(
-                _: nn.Module, args: tuple[object, ...], output: object, name: str = name
+                _: nn.Module, args: Any, kwargs: Any, output: object, name: str = name
             ) -> None:
-                if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                    callback(name, args[0], output)
+                given = args[0] if args else kwargs.get("input")
+                if rehearsing():
+                    return
+                if isinstance(given, Tensor) and isinstance(output, Tensor):
+                    callback(name, given, output)
 
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
-
-
-def _numpy_state() -> tuple[Any, ...]:
-    """Kind, words, position and spare normal of numpy's global generator."""
-    return cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002 - users draw from it
-
-
-def random_states(device: torch.device) -> tuple[Any, ...]:
-    """The random states that `preserving_rng` restores, to compare."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    array = _numpy_state()
-    words = [state.numpy().tobytes() for state in states]
-    return (*words, array[1].tobytes(), array[2:], random.getstate())
-
-
-@contextmanager
-def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Restore the random states of torch, numpy and Python, where the block has changed them."""
-    cpu = torch.get_rng_state()
-    array, python = _numpy_state(), random.getstate()
-    cuda = (
-        torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
-    )
-    try:
-        yield
-    finally:
-        if not torch.equal(cpu, torch.get_rng_state()):
-            torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)  # type: ignore[arg-type]
-        if not np.array_equal(array[1], (now := _numpy_state())[1]) or array[2:] != now[2:]:
-            np.random.set_state(array)  # noqa: NPY002 - the global state is the point
-        if python != random.getstate():
-            random.setstate(python)
 
 
 def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
@@ -212,7 +217,7 @@ def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
     """
     if not (_rearranged(inputs) and any(isinstance(part, nn.Conv2d) for part in model.modules())):
         return
-    _CHANNELS_LAST[unwrap(model)] = True
+    _RUNS[unwrap(model)].channels_last = True
     try:
         rearranged = predict(model, inputs)
         scale = float(scores.abs().max())
@@ -225,12 +230,13 @@ def arrange(model: nn.Module, inputs: Tensor, scores: Tensor) -> None:
 
 def disarrange(model: nn.Module) -> None:
     """Undo `arrange`."""
-    _CHANNELS_LAST[unwrap(model)] = False
+    _RUNS[unwrap(model)].channels_last = False
 
 
 def arranged(model: nn.Module, inputs: Tensor) -> Tensor:
     """A copy of the inputs in the memory format that the model is run with."""
-    last = _rearranged(inputs) and _CHANNELS_LAST.get(unwrap(model), False)
+    run = _RUNS.get(unwrap(model))
+    last = _rearranged(inputs) and run is not None and run.channels_last
     return inputs.clone(memory_format=torch.channels_last if last else torch.preserve_format)
 
 
@@ -269,11 +275,11 @@ def _misshapen(scores: Tensor, count: int) -> ValueError:
 
 def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
     """What the model answers, a tensor of any shape; see `predict`."""
-    # With gradients the caller chooses the format: a weight's must not be channels_last, see `pad`.
-    given = inputs.clone() if torch.is_grad_enabled() else arranged(model, inputs)
+    safe_point()
+    run = next((found for part in _within(model) if (found := _RUNS.get(part))), None)
     try:
         with preserving_rng(inputs.device):
-            scores = model(given)
+            scores = _scores(model, inputs, run)
     except Exception as error:
         if hasattr(error, "add_note"):
             error.add_note(
@@ -281,9 +287,32 @@ def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
                 "the first dimension counts samples (add it to a single image with [None])"
             )
         raise
+    finally:
+        if run is not None:
+            run.lent.renew()
+    safe_point()
     if not isinstance(scores, Tensor):
         raise TypeError(f"model: {_hint(model, inputs)}")
     return scores
+
+
+def _within(model: nn.Module) -> Iterator[nn.Module]:
+    """The user's own module, also inside one that a call has put around it."""
+    yield (own := unwrap(model))
+    yield from own.children()
+
+
+def _scores(model: nn.Module, inputs: Tensor, run: _Run | None) -> Any:
+    """What the model answers, with gradients through all of it where they are wanted and possible."""
+    if not torch.is_grad_enabled():
+        return model(arranged(model, inputs))
+    # With gradients the caller chooses the format: a weight's must not be channels_last, see `pad`.
+    if run is not None and run.opened is None:
+        with preserving_rng(inputs.device):
+            run.opened = opens(model, inputs[:1])
+        run.lent.renew()
+    with Opened() if run is not None and run.opened else nullcontext():
+        return model(inputs.clone())
 
 
 def _hint(model: nn.Module, inputs: Tensor) -> str:

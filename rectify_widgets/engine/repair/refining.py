@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -34,7 +35,6 @@ from rectify_widgets.engine.model.running import (
     in_chunks,
     model_dtype,
     predict_all,
-    preserving_rng,
     working_dtype,
 )
 
