@@ -31,8 +31,8 @@ from rectify_widgets.engine.base.checks import (
 )  # fmt: skip
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.heads import to_explain
-from rectify_widgets.engine.model.layout import ToMaps, check_layout, first_tensor, to_maps
-from rectify_widgets.engine.model.opening import INPUTS, reached, rehearsing
+from rectify_widgets.engine.model.layout import ToMaps, check_layout, from_layer, to_maps
+from rectify_widgets.engine.model.opening import INPUTS, reached
 from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import (
     eval_mode,
@@ -169,31 +169,6 @@ class _Probe:
         self._passes += 1
         return _explained(self.model, predict(self.model, inputs.clone()))
 
-    def forward_from_layer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output and the scores, with the graph between them.
-
-        What follows the layer gets a copy, so that no in-place operation changes the output.
-        """
-        seen: list[Tensor] = []
-
-        def keep(_: nn.Module, __: object, output: Any) -> Any:
-            tensor = first_tensor(output)
-            if tensor is None or rehearsing():
-                return output
-            seen.append(tensor)
-            copy = tensor.clone()
-            if isinstance(output, Tensor):
-                return copy
-            rest = (copy, *output[1:])
-            return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
-
-        handle = self.layer.register_forward_hook(keep)
-        try:
-            scores = self.forward(inputs)
-        finally:
-            handle.remove()
-        return seen[0], scores
-
 
 def _explained(model: nn.Module, scores: Tensor) -> Tensor:
     """What is explained of the scores, ``N × classes`` or ``N × labels``: log-odds where there are two."""
@@ -293,7 +268,7 @@ def grad_cam(*, relu: bool = True, layout: str | ToMaps | None = None) -> Maps:
 
     def maps(probe: _Probe, inputs: Tensor, target: Tensor) -> Tensor:
         arrange, besides = to_maps(probe.model, probe.layer, inputs, layout)
-        output, scores = probe.forward_from_layer(inputs)
+        output, scores = from_layer(probe.layer, probe.forward, inputs)
         score = scores.gather(1, target.to(scores.device)[:, None]).sum()
         gradient = None
         if score.requires_grad and output.requires_grad:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rectify_widgets.engine.base.checks import check_choice
+from rectify_widgets.engine.model.opening import rehearsing
 from rectify_widgets.engine.model.running import predict
 
 LAYOUTS = ("channels-first", "channels-last")
@@ -325,3 +326,31 @@ def _squared(axes: Axes, tokens: int, inputs: Tensor) -> Axes:
         if rows and rows * rows * width == (tokens - before) * height:
             return replace(axes, grid=(rows, (tokens - before) // rows), before=before)
     return axes
+
+
+def from_layer(
+    layer: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The layer's output and the scores that ``run`` gives, with the graph between them.
+
+    What follows the layer gets a copy, so that no in-place operation changes the output.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Any) -> Any:
+        tensor = first_tensor(output)
+        if tensor is None or rehearsing():
+            return output
+        seen.append(tensor)
+        copy = tensor.clone()
+        if isinstance(output, Tensor):
+            return copy
+        rest = (copy, *output[1:])
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        scores = run(inputs)
+    finally:
+        handle.remove()
+    return seen[0], scores
