@@ -301,7 +301,9 @@ bad(LOCALIZE, "a model that answers a map", "model", ValueError, r"\(1, 4, 2\) f
 bad(LOCALIZE, "several columns as one decision", "task", ValueError, "want one column",
     _localize(), model=lambda: rw.adapt(models.Tiny(), task="binary"))
 bad(LOCALIZE, "logits as probabilities", "scores", ValueError, "say scores='logits'",
-    _localize(), model=lambda: rw.adapt(models.Tiny(), task="multiclass", scores="probabilities"))
+    _localize(), model=lambda: rw.adapt(
+        models.Answers(lambda y: 0 * y + 3), task="multiclass", scores="probabilities"
+    ))
 bad(LOCALIZE, "a model that loses the batch", "model", ValueError, r"\(4, 1\) for 1 inputs, want",
     _localize(), model=lambda: models.Answers(lambda y: y.T))
 bad(LOCALIZE, "progress that is no function", "progress", TypeError, "got int, want a function of",
