@@ -51,7 +51,8 @@ def cleanse(
             is ``"reference"`` where there are references and ``"texture"`` where there are none.
         model: says for ``"best"`` what each fill makes of the input; left as it was.
         reference: unlabelled inputs, at least eight, for ``"reference"`` and ``"best"``.
-        grow: pixels by which the masks are widened first, since borders are seldom exact.
+        grow: pixels by which the masks are widened first, since borders are seldom exact; 0 for
+            masks that are, since what is widened becomes a part of the corruption that pairs show.
         batch_size: inputs in one forward pass.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
