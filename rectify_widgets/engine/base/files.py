@@ -31,11 +31,21 @@ def write_tensors(
     beside = target.with_name(f".{target.name}.partial")
     try:
         save_file(held, beside, {"format": kind, **metadata})
+        beside.chmod(_mode_for(target))
         with beside.open("rb+") as written:
             os.fsync(written.fileno())
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _mode_for(target: Path) -> int:
+    """The permissions of the file that is replaced; of a new one, those that any new file gets."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def read_tensors(path: object, kind: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -66,11 +76,13 @@ def check_file(argument: str, path: object) -> Path:
     Raises:
         TypeError: it is not a path.
         FileNotFoundError: its folder does not exist.
-        ValueError: it is a folder itself.
+        ValueError: it is a folder itself, a device or the like.
     """
     file = _path(argument, path)
     if file.is_dir():
         raise ValueError(f"{argument}: {str(file)!r} is a folder, want the name of a file")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{argument}: {str(file)!r} is no regular file, want the name of a file")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{argument}: no folder {str(file.parent)!r}; make it first")
     return file
