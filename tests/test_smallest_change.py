@@ -37,6 +37,7 @@ def test_backdoor_comes_first_with_its_place_and_a_healthy_twin_is_not_accused()
     first = found[0]
     assert first.target == TARGET
     assert first.turned > 0.8
+    assert 40 < first.others <= 60  # of the half that nothing was searched on
     assert first.size == pytest.approx(float(first.change.mask.sum()))
     assert float(first.change.mask[CORNER].sum()) > 0.8 * first.size
     assert float(first.change.pattern[(0, *CORNER)].min()) > 0.9

@@ -45,6 +45,7 @@ class SmallestChange:
         index: distance of ``size`` to the median in deviations (median absolute deviation times
             1.4826), positive where it is smaller: the anomaly index of Neural Cleanse.
         turned: share of held-out references of other classes that it turns to ``target``.
+        others: how many those are.
         latent: length of the smallest shift of the last layer's inputs, in standard deviations.
         suspected: whether ``relative`` and ``turned`` are what healthy networks do not show.
         pairs: references with and without the change, of as many classes as there are, each of
@@ -57,6 +58,7 @@ class SmallestChange:
     relative: float
     index: float
     turned: float
+    others: int
     latent: float
     suspected: bool
     pairs: SamplePairs | None
@@ -142,7 +144,8 @@ def smallest_changes(
         turned = float(led.float().mean()) if len(led) else 0.0
         results.append(
             SmallestChange(
-                target, change, change.size, relative, index, turned, float(latent[target]),
+                target, change, change.size, relative, index, turned, len(led),
+                float(latent[target]),
                 suspected=relative <= SUSPECTED and turned >= TURNING,
                 pairs=_pairs(images, predicted, others[led], change),
             )
