@@ -62,6 +62,21 @@ def test_pairs_repair_the_backdoor_that_nobody_showed() -> None:
         assert right.float().mean() > 0.99
 
 
+def test_reveal_searches_without_carriers_too() -> None:
+    found = rw.reveal(Blobs(40.0), references(), search="changes")
+    (first,) = found.accused
+    assert first.target == TARGET
+    assert first.pairs is not None
+    assert first.kind == "change"
+    assert first.interval[0] < first.pull < first.interval[1]
+    assert first.inputs.shape == (0,)
+    assert first.healthy == 0.0
+    assert "change" in repr(found)
+    assert found.to_frame()["target"][0] == TARGET
+    with pytest.raises(ValueError, match="search: got 'region'"):
+        rw.reveal(Blobs(40.0), references(), search="region")
+
+
 def test_same_seed_gives_the_same_bits() -> None:
     one, two = (smallest_changes(Blobs(40.0), references(), steps=20, seed=5) for _ in range(2))
     assert [x.target for x in one] == [x.target for x in two]

@@ -1,6 +1,6 @@
 """What is wrong with this model?  Searches that need neither a pair nor a label.
 
-Imports the engine, `transplant`, `cleansing` and `suspicions`.
+Imports the engine, `transplant`, `cleansing`, `smallest_change` and `suspicions`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.base.checks import check_choice, check_int
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -23,9 +23,11 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, RESEMBLING, Square, TransplantTest
 
+REGIONS, CHANGES = "regions", "changes"
 FEWEST = 32
 """References that are needed."""
 MOST = 6
@@ -43,6 +45,8 @@ PAIRS = 12
 """Pairs of a suspicion, at most."""
 HEALTHY = (0.29, 0.07)
 """Lower end of the largest pull in healthy networks (MNIST and Fashion-MNIST, 400 references)."""
+HEALTHY_CHANGES = (0.69, 0.44)
+"""Smallest change over the median in healthy networks (a CNN on Fashion-MNIST, a residual one on MNIST)."""
 ACCUSING = 0.5
 """Lower end of the pull from which a suspicion is an accusation."""
 
@@ -51,6 +55,7 @@ def reveal(
     model: nn.Module,
     reference: Inputs,
     *,
+    search: str = REGIONS,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -64,10 +69,14 @@ def reveal(
     What fills the whole input or has another place and shape in every input is not found, nor
     what merely strengthens an answer that the object gives by itself.
 
+    With ``search="changes"`` no carrier is needed: `smallest_changes` looks for a class that an
+    unusually small change of clean references leads to.
+
     Args:
         model: the classifier; left as it was.
         reference: unlabelled inputs, ``N × C × H × W``, at least 32 of at least two predicted
             classes, some of which may carry what is looked for.
+        search: ``"regions"``, the transplant test, or ``"changes"``.
         seed: of the order in which references are drawn.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
@@ -87,6 +96,10 @@ def reveal(
     """
     generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     monitor = Monitor(progress, cancel)
+    if check_choice("search", search, (REGIONS, CHANGES)) == CHANGES:
+        images = gather("reference", reference)
+        changes = smallest_changes(model, images, seed=seed, progress=progress, cancel=cancel)
+        return Suspicions(tuple(map(_of_change, changes[:MOST])), len(images))
     images = gather("reference", reference)
     if images.ndim != 4:
         raise ValueError(f"reference: got shape {tuple(images.shape)}, want N × C × H × W")
@@ -183,6 +196,23 @@ def _copies(test: TransplantTest, square: Square, monitor: Monitor) -> Tensor:
     goals = torch.full((len(alike),), square.target, device=alike.device)
     pull = test.turned(alike, test.others(goals, FEW, ASKED), monitor, goals)
     return alike[(pull >= SHARE * square.pull) | (alike[:, 0] == square.row)]
+
+
+def _of_change(found: SmallestChange) -> Suspicion:
+    """A change that no reference carries, as a suspicion."""
+    carriers = torch.zeros(0, dtype=torch.long)
+    return Suspicion(
+        target=found.target,
+        pull=found.turned,
+        interval=wilson(round(found.turned * found.others), found.others),
+        others=found.others,
+        inputs=carriers,
+        mask=torch.zeros(0, *found.change.mask.shape, dtype=torch.bool),
+        kind="change",
+        healthy=sum(size <= found.relative for size in HEALTHY_CHANGES) / len(HEALTHY_CHANGES),
+        accused=found.suspected,
+        pairs=found.pairs if found.suspected else None,
+    )
 
 
 def _suspicion(model: nn.Module, images: Tensor, region: _Region, monitor: Monitor) -> Suspicion:

@@ -29,7 +29,8 @@ class Suspicion:
         others: how many references ``pull`` was measured on; none of them chose the suspicion.
         inputs: ``K`` row numbers of the references that carry it, ascending.
         mask: boolean ``K × H × W``, where each of them carries it.
-        kind: what was looked for; ``"region"`` for the transplant test.
+        kind: what was looked for; ``"region"`` for the transplant test, ``"change"`` where
+            clean references were changed and none carries it.
         healthy: share (0..1) of healthy networks, as far as measured, in which one as strong turns
             up.
         accused: whether it is stronger than what healthy networks show.
