@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,9 @@ def test_a_corruption_is_not_wrapped() -> None:
     warp = Warp(torch.zeros(9, 9, 2))
     assert as_corruption(warp) is warp
     assert repr(as_corruption(darker)) == "UserFunction(darker)"
+    long = repr(as_corruption(partial(torch.add, torch.ones(3, 28, 28))))
+    assert len(long) < 80
+    assert "\n" not in long
     assert torch.equal(as_corruption(darker)(images(2)), darker(images(2)))
 
 

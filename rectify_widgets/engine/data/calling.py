@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from textwrap import shorten
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,8 @@ from rectify_widgets.engine.base.randomness import preserving_rng
 
 InputFunction: TypeAlias = Callable[[Tensor], Tensor]
 """Maps ``M × C × H × W`` inputs to as many corrupted ones."""
+NAME_LENGTH = 60
+"""Characters of a function's name that are shown."""
 
 
 def check_function(corrupt: object) -> InputFunction:
@@ -27,8 +30,9 @@ def check_function(corrupt: object) -> InputFunction:
 
 
 def name_of(corrupt: InputFunction) -> str:
-    """Name of a function as a `repr` shows it."""
-    return str(getattr(corrupt, "__name__", None) or repr(corrupt))
+    """Name of a function as a `repr` shows it, in a short line."""
+    name = str(getattr(corrupt, "__name__", None) or repr(corrupt))
+    return shorten(name, NAME_LENGTH, placeholder=" …")
 
 
 def call_function(corrupt: InputFunction, inputs: Tensor, seed: int = 0) -> Tensor:
