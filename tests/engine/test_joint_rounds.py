@@ -32,7 +32,7 @@ from tests.engine.toy import Toy, samples, stamped
 def always(trojan: Toy) -> tuple[Rectification, Seen, float]:
     """The closed form always falls short, so that the first round refines."""
     before, began = bits(trojan.model), time.perf_counter()
-    result, seen = run(trojan, 1.0, refine_steps=20, max_degradation=0.02)
+    result, seen = run(trojan, 1.0, refine_steps=60, max_degradation=0.02)
     took = time.perf_counter() - began
     assert same(trojan.model, before)
     assert result.edits
@@ -42,7 +42,7 @@ def always(trojan: Toy) -> tuple[Rectification, Seen, float]:
 @pytest.fixture(scope="module")
 def later(trojan: Toy) -> tuple[Rectification, Seen]:
     """Closed forms first, and refined edits of many layers in the last of three rounds."""
-    return run(trojan, None, refine_steps=20)
+    return run(trojan, None, refine_steps=60)
 
 
 def measures(toy: Toy, result: Rectification) -> EditMeasure:
@@ -119,7 +119,7 @@ def test_what_is_refined_and_for_what(
     assert seen.starts[0].keys() == seen.found[0].keys() == layers
     assert all(float(left.abs().max()) == 0 for left, _ in seen.starts[0].values())
     (rest,) = seen.options
-    assert (rest["steps"], rest["seed"], rest["turn"]) == (20, 1, 0)
+    assert (rest["steps"], rest["seed"], rest["turn"]) == (60, 1, 0)
     # On the half that does not judge, and on that it is decided which edits are idle.
     judged, rehearsed = (one._inputs for one in (loop._judge, cast("Judge", loop._rehearsal)))
     unflagged = [i for i in range(len(trojan.reference)) if i not in result.flagged.tolist()]
@@ -186,7 +186,7 @@ def test_the_result_is_the_model_plus_the_edits(
 
 def test_in_half_precision(trojan: Toy) -> None:
     model = copy.deepcopy(trojan.model).bfloat16()
-    result, _ = run(trojan, 1.0, model=model, refine_steps=20, max_degradation=0.05)
+    result, _ = run(trojan, 1.0, model=model, refine_steps=60, max_degradation=0.05)
     assert result.stopped == REFINED
     again, edits = copy.deepcopy(model), Edits(result.edits)
     edits.apply(again)

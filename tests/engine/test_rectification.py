@@ -29,7 +29,7 @@ STOPPED = {"target", "no layer helps", "round limit", "cancelled", REFINED}
 def run(toy: Toy, which: int | slice = 0, **options: Any) -> Rectification:
     given: dict[str, Any] = {"reference": toy.reference, "max_rounds": 3, **options}
     if "strategy" not in options:
-        given.setdefault("refine_steps", 20)
+        given.setdefault("refine_steps", 60)
     return rectify(toy.model, toy.pairs[which], **given)
 
 
@@ -309,8 +309,9 @@ def test_table_frame_and_html(repaired: Rectification) -> None:
     assert repr(repaired).startswith(f"Rectification({len(repaired.edits)} edits in ")
 
 
-def test_an_empty_history_can_be_shown(trojan: Toy) -> None:
-    nothing = run(trojan, target_gap=1.0)
+def test_an_empty_history_can_be_shown(trojan: Toy, repaired: Rectification) -> None:
+    again = {"reference": trojan.reference, "target_gap": 1.0}
+    nothing = rectify(repaired.model, trojan.pairs[0], **again)
     assert "0 edits kept" in str(nothing)
     assert nothing.to_frame().empty
     assert "<table>" in nothing._repr_html_()

@@ -92,7 +92,7 @@ def test_falls_short(gap: float | None, target: float, short: bool) -> None:
 
 
 def test_only_rounds_whose_closed_form_falls_short_refine(trojan: Toy) -> None:
-    result, seen = run(trojan, None, refine_steps=20)
+    result, seen = run(trojan, None, refine_steps=60)
     refined = {rest["seed"] for rest in seen.options}
     for number in {step.round for step in result.steps}:
         steps = [step for step in result.steps if step.round == number]
@@ -271,7 +271,7 @@ def test_the_call_of_the_other_tests_refines() -> None:
 def test_cancelled_in_the_joint_stage(trojan: Toy, when: str) -> None:
     reported: list[tuple[float, str]] = []
     result, _ = run(
-        trojan, 1.0, max_rounds=2, refine_steps=20, max_degradation=0.02,
+        trojan, 1.0, max_rounds=2, refine_steps=60, max_degradation=0.02,
         progress=lambda *what: reported.append(what),
         cancel=lambda: bool(reported) and reported[-1][1].startswith(when),
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_cancelled_after_it(trojan: Toy) -> None:
     """What is kept by then stays: the whole set, with its figures."""
     texts = list[str]()
     result, _ = run(
-        trojan, 1.0, refine_steps=20, max_degradation=0.02,
+        trojan, 1.0, refine_steps=60, max_degradation=0.02,
         progress=lambda _, text: texts.append(text),
         cancel=lambda: bool(texts) and texts[-1].startswith("stopped"),
     )  # fmt: skip

@@ -318,9 +318,9 @@ def test_a_target_that_is_met_on_the_pairs_alone(trojan: Toy) -> None:
         trojan.model,
         strange_pairs(),
         reference=trojan.reference,
-        refine_steps=0,
-        target_gap=0.65,
-        max_degradation=0.05,
+        refine_steps=200,
+        target_gap=0.1,
+        max_degradation=0.1,
     )
     assert result.stopped == "target"
     assert any("carries over" in sentence for sentence in result.diagnosis)
