@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +311,7 @@ def test_table_frame_and_html(repaired: Rectification) -> None:
 
 
 def test_an_empty_history_can_be_shown(trojan: Toy, repaired: Rectification) -> None:
-    again = {"reference": trojan.reference, "target_gap": 1.0}
-    nothing = rectify(repaired.model, trojan.pairs[0], **again)
+    nothing = run(replace(trojan, model=repaired.model), target_gap=1.0)
     assert "0 edits kept" in str(nothing)
     assert nothing.to_frame().empty
     assert "<table>" in nothing._repr_html_()
