@@ -199,8 +199,28 @@ class Frozen(Plain):
         return scores
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradients_of_layers_that_run_without_them(trained: bool) -> None:
+    model, whole = make(Frozen).requires_grad_(trained), make(Plain)
+    layers, found = run(model, 2)
+    assert list(layers) == list(found) == ["first", "second", "hidden", "head"]
+    _, wanted = run(whole, 2)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name])
+
+
+class Elsewhere(Plain):
+    """Takes its features through numpy, which no gradient passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.relu(self.second(self.relu(self.first(x)))).mean(dim=(2, 3))
+        scores: Tensor = self.head(self.relu(self.hidden(torch.from_numpy(x.numpy()))))
+        return scores
+
+
 def test_layers_that_the_gradient_does_not_reach_are_left_out() -> None:
-    model, whole = make(Frozen), make(Plain)
+    model, whole = make(Elsewhere), make(Plain)
     layers, found = run(model, 2)
     assert list(layers) == ["first", "second", "hidden", "head"]
     assert list(found) == ["hidden", "head"]

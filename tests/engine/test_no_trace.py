@@ -186,7 +186,9 @@ def same_but_for_edits(result: rw.Rectification, model: nn.Module) -> None:
     places = {tensor.data_ptr() for tensor in (*original.parameters(), *original.buffers())}
     for tensor in (*repaired.parameters(), *repaired.buffers()):
         assert tensor.data_ptr() not in places
-    again = copy.deepcopy(original)
+    held = [value for part in original.modules() for value in vars(part).values()]
+    graphs = [one for one in held if isinstance(one, Tensor) and not one.is_leaf]
+    again = copy.deepcopy(original, {id(one): one.detach().clone() for one in graphs})
     rw.Edits(result.edits).apply(again)
     for name, tensor in repaired.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name

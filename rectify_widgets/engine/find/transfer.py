@@ -109,7 +109,9 @@ def estimate_corruption(
         if reference is not None:
             references = gather("reference", reference, TRIED).to(own.clean)
             check_inputs("reference", references, like=own.clean)
-        headed = with_head(module, own.clean, own.corrupted, references)
+        headed = module
+        if own.corrupt is None:  # otherwise nothing is measured
+            headed = with_head(module, own.clean, own.corrupted, references)
         return choose_corruption(headed, own, references, seed, monitor)
 
 

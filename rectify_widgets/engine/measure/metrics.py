@@ -165,8 +165,7 @@ def _answers(
     monitor: Monitor,
 ) -> Tensor:
     """Number, predictions and truth of every input of this rank, ``N × 3`` or ``N × (1 + 2 L)``."""
-    width = answers_of(predict_all(model, like[:1])).numel()
-    rows = [torch.empty(0, 1 + 2 * width, dtype=torch.long)]
+    rows: list[Tensor] = []
     total, done = count_inputs(data), 0
     stream = labelled(argument, data, batch_size, like=like, ranks=ranks)
     for number, (inputs, labels) in enumerate(stream):
@@ -181,6 +180,9 @@ def _answers(
         parts = order, answers_of(scores), labels.cpu()
         rows.append(torch.cat([part.reshape(len(labels), -1) for part in parts], dim=1))
         done += len(labels)
+    if not rows:  # the other ranks have all the inputs
+        width = answers_of(predict_all(model, like[:1])).numel()
+        rows.append(torch.empty(0, 1 + 2 * width, dtype=torch.long))
     return torch.cat(rows)
 
 

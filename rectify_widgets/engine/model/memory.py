@@ -123,7 +123,8 @@ def measure_sizes(
         )
 
     tensors = [*model.parameters(), *model.buffers()]
-    with capturing({name: layer.module for name, layer in layers.items()}, note):
+    modules = {name: layer.module for name, layer in layers.items()}
+    with capturing(modules, note), torch.enable_grad():  # it may rehearse, which is not measured
         predict(model, example)
     plain, whole = (_Live([*tensors, example]) for _ in range(2))
     with plain:
