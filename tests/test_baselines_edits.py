@@ -192,10 +192,21 @@ def test_the_retrained_layer_is_the_regression_on_standardised_features(build: t
     for name, value in model.state_dict().items():
         if not name.startswith("head"):
             assert torch.equal(value, result.model.state_dict()[name])
+    if build is Bare:
+        assert model.head.bias is None
+        assert not result.model.get_submodule("head").training
+
+
+def test_a_new_layer_trains_with_the_rest() -> None:
+    model, clean = Bare().train(), images(2)
+    pairs = SamplePairs(corrupted(clean), clean)
+    result = run("last_layer", model, pairs, reference=images(9), strength=0.5)
+    assert result.model.get_parameter("head.bias").shape == (4,)
+    assert all(part.training for part in result.model.modules())
 
 
 def test_scores_that_do_not_come_from_a_linear_layer_are_refused() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Softmax(dim=1)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Tanh()).eval()
     clean = images(2)
     with pytest.raises(ValueError, match="not the output of a linear layer"):
         run("last_layer", model, SamplePairs(corrupted(clean), clean), reference=images(9))

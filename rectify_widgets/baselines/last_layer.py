@@ -14,16 +14,18 @@ accelerated proximal gradient steps (Beck and Teboulle 2009, "FISTA", SIAM J. Im
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.baselines.latent import passes
+from rectify_widgets.baselines.latent import passes, substitute
 from rectify_widgets.baselines.method import Method, Option, Options, number
 from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.running import capturing, eval_mode, predict
+from rectify_widgets.engine.model.running import capturing, eval_mode, predict, unwrap
 
 STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 ITERATIONS = 3000
@@ -58,7 +60,7 @@ def _check_layer(task: Task, argument: str, given: object) -> str:
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
-    layer = model.get_submodule(options["layer"])
+    layer = unwrap(model).get_submodule(options["layer"])
     assert isinstance(layer, nn.Linear)  # noqa: S101 - `_scores_layer` has chosen it
     kinds = (task.clean(), task.corrupted())
     parts: list[Tensor] = []
@@ -86,8 +88,10 @@ def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -
         layer.weight.copy_(weight)
         if "bias" in dict(layer.named_parameters()):
             layer.bias.copy_(bias)
-        else:
+        else:  # in a new layer: after this call the old one gets back what it had, no bias
+            layer = copy.deepcopy(layer)
             layer.register_parameter("bias", nn.Parameter(bias.to(layer.weight)))
+            substitute(model, options["layer"], layer)
 
 
 def balance(labels: Tensor, carries: Tensor) -> Tensor:

@@ -23,7 +23,13 @@ from rectify_widgets.baselines.task import Task
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.find.problem import Problem
-from rectify_widgets.engine.model.running import capturing, eval_mode, predict, working_dtype
+from rectify_widgets.engine.model.running import (
+    capturing,
+    eval_mode,
+    predict,
+    unwrap,
+    working_dtype,
+)
 
 CHUNK = 128
 
@@ -37,7 +43,7 @@ def latent_layers(problem: Problem) -> list[str]:
     inner = [layer.name for layer in problem.catalog][:-1]
     blocks = [
         block
-        for block, part in model.named_modules()
+        for block, part in unwrap(model).named_modules()
         if block
         and next(part.children(), None) is not None
         and any(name.startswith(f"{block}.") for name in inner)
@@ -54,7 +60,7 @@ def latent_layers(problem: Problem) -> list[str]:
             order.append(name)
 
     with eval_mode(model) as module:
-        parts = dict(module.named_modules())
+        parts = dict(unwrap(module).named_modules())
         with capturing({name: parts[name] for name in (*blocks, *inner)}, watch):
             scores = predict(module, torch.cat([example, example]))
     latent = [
@@ -131,7 +137,7 @@ def passes(
 
 def activations(model: nn.Module, layer: str, inputs: Tensor) -> Iterator[Tensor]:
     """The layer's output on the inputs, a chunk at a time, as float32 or better."""
-    for _, output in passes(model, model.get_submodule(layer), inputs):
+    for _, output in passes(model, unwrap(model).get_submodule(layer), inputs):
         yield output.to(working_dtype(output.dtype))
 
 
@@ -263,11 +269,15 @@ class LayerWrapper(nn.Module):
 
 def insert(model: nn.Module, layer: str, then: nn.Module) -> None:
     """Put a module behind the layer, for good."""
+    substitute(model, layer, LayerWrapper(unwrap(model).get_submodule(layer), then))
+
+
+def substitute(model: nn.Module, layer: str, part: nn.Module) -> None:
+    """Put a module in the layer's place, for good."""
     parent, _, child = layer.rpartition(".")
-    wrapper = LayerWrapper(model.get_submodule(layer), then)
-    setattr(model.get_submodule(parent), child, wrapper)  # in its place, in a Sequential too
+    setattr(unwrap(model).get_submodule(parent), child, part)  # works in a Sequential too
 
 
 def appended(model: nn.Module, layer: str, then: nn.Module) -> RemovableHandle:
     """Put a module behind the layer for as long as a ``with`` block runs."""
-    return model.get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
+    return unwrap(model).get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))

@@ -33,6 +33,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import RankOneEdit
 from rectify_widgets.engine.model.keys import EditableLayer, pad
+from rectify_widgets.engine.model.running import unwrap
 from rectify_widgets.engine.repair.solving import solve_edit
 
 
@@ -65,7 +66,7 @@ def least_squares(model: nn.Module, pairs: SamplePairs, edit: RankOneEdit) -> tu
         The design, ``G × (N · P) × (kh · kw)``: the response ``⟨d, k̃⟩`` as the layer unfolds it.
         What is missing, ``G × (N · P) × O/G``: clean minus corrupted values.
     """
-    part = model.get_submodule(edit.layer)
+    part = unwrap(model).get_submodule(edit.layer)
     assert isinstance(part, nn.Conv2d | nn.Linear)  # noqa: S101 - `solve_edit` has checked it
     layer = EditableLayer(edit.layer, part)
     count = len(pairs)

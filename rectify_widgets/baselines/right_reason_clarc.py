@@ -30,7 +30,7 @@ from rectify_widgets.baselines.projective_clarc import project
 from rectify_widgets.baselines.task import Batch, Task
 from rectify_widgets.baselines.training import LINEAR, TRAINING_STEPS, train, weighted_cross_entropy
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.running import capturing, predict
+from rectify_widgets.engine.model.running import capturing, predict, unwrap
 
 
 def _attempt(model: nn.Module, task: Task, options: Options, monitor: Monitor) -> None:
@@ -55,7 +55,7 @@ def penalised(
             edges.append(get_gradient_edge(output))
             shapes.append(output.shape)
 
-        with capturing({concept.layer: model.get_submodule(concept.layer)}, watch):
+        with capturing({concept.layer: unwrap(model).get_submodule(concept.layer)}, watch):
             scores = predict(model, inputs)
         signs = torch.randint(0, 2, scores.shape, generator=draw).to(scores) * 2 - 1
         (gradient,) = torch.autograd.grad((scores * signs).sum(), edges, create_graph=True)

@@ -176,10 +176,12 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[Options]:
 def changed_copy(attempt: Attempt, task: Task, options: Options, monitor: Monitor) -> nn.Module:
     """A copy of the model, changed by one attempt."""
     model = copied(task.problem.model)
+    training = {name: part.training for name, part in model.named_modules()}
     with eval_mode(model) as module:
         attempt(module, task, options, monitor)
-    for part in model.modules():  # a module behind a layer has the layer's training flag
-        if isinstance(part, LayerWrapper):
+    for name, part in model.named_modules():
+        part.training = training.get(name, part.training)  # a new layer's: that of the old one
+        if isinstance(part, LayerWrapper):  # a module behind a layer has the layer's flag
             part.training = part.layer.training
             part.then.train(part.training)
     return model

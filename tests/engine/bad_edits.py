@@ -265,8 +265,6 @@ bad(RECTIFY, "validation labels past the last class", "validation[1]", ValueErro
     _validated, given=lambda s: (s.reference, s.labels + 4))
 bad(RECTIFY, "a model that holds a lock", "model", ValueError, "cannot be copied .*__deepcopy__",
     _rectify(), model=models.Locked)
-bad(RECTIFY, "a model that holds a graph", "model", ValueError, "cannot be copied .*detach",
-    _rectify(), model=models.Remembering)
 bad(RECTIFY, "a model that refuses to be copied", "model", ValueError, "cannot be copied .*only one",
     _rectify(), model=models.Unique)
 bad(RECTIFY, "a lazy model", "model", ValueError, "lazy layers .*run it once",

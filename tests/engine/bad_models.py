@@ -116,14 +116,6 @@ class Locked(Tiny):
         self.lock = threading.Lock()
 
 
-class Remembering(Tiny):
-    """Holds a tensor that is part of a graph, which cannot be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = self.head(torch.ones(1, 24))
-
-
 class Unique(Tiny):
     """Refuses to be copied in words of its own."""
 
