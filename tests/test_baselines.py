@@ -24,7 +24,6 @@ from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.measure.metrics import evaluate
-from rectify_widgets.engine.model.outputs import adapt
 from tests.engine.models import make
 from tests.engine.toy import Toy, samples
 from tests.engine.toy import train as train_toy
@@ -144,27 +143,6 @@ def test_a_method_changes_a_copy_alone_and_the_same_seed_gives_the_same(name: st
     held = [key for key, one in first.model.named_parameters() if not one.requires_grad]
     assert [key.replace(".layer", "") for key in held] == ["head.bias"]
     assert all(one.grad is None for one in first.model.parameters())
-
-
-class Probable(Tiny):
-    """Answers with probabilities."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x).softmax(dim=1)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_probabilities_are_changed_as_their_logits_are(name: str) -> None:
-    adapted = adapt(Probable(), task="multiclass", scores="probabilities")
-    found, plain = (
-        repair(name, model=model, validation=None, **QUICK[name]) for model in (adapted, Tiny())
-    )
-    assert found.options == plain.options
-    wanted = plain.model.state_dict()
-    state = {key.removeprefix("module."): one for key, one in found.model.state_dict().items()}
-    assert list(state) == list(wanted)
-    for key, value in wanted.items():
-        torch.testing.assert_close(state[key], value)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -280,4 +280,6 @@ def substitute(model: nn.Module, layer: str, part: nn.Module) -> None:
 
 def appended(model: nn.Module, layer: str, then: nn.Module) -> RemovableHandle:
     """Put a module behind the layer for as long as a ``with`` block runs."""
-    return unwrap(model).get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
+    return (
+        unwrap(model).get_submodule(layer).register_forward_hook(lambda _, __, output: then(output))
+    )
