@@ -19,6 +19,7 @@ from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
 from tests.benchmarks.records import read
 from tests.benchmarks.report import write
+from tests.benchmarks.reveal import measure_reveal
 from tests.benchmarks.scale import calculate
 from tests.benchmarks.several import measure_several
 from tests.benchmarks.sources import Source
@@ -66,6 +67,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
             measure_zoo),
     "carriers": (0, "backdoors that no picture shows, and healthy networks (--data for more of them)",
                  measure_carriers),
+    "reveal": (10, "unmarked carriers among references, and healthy networks (draws, not pairs; --data)",
+               measure_reveal),
     "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
                 lambda options, monitor: measure_widgets(options.pairs, monitor)),
     "speed": (3, "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
