@@ -12,7 +12,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 
 SLOW = (
     "03_spurious_correlation", "05_which_layer", "07_a_pretrained_imagenet_network",
-    "08_any_corruption",
+    "08_any_corruption", "10_what_is_wrong_with_this_model",
 )  # fmt: skip
 """Tutorials of more than half a minute."""
 

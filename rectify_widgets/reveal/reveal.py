@@ -47,7 +47,7 @@ HEALTHY = (0.266, 0.058)
 """Lower end of the largest pull in two healthy networks (MNIST, Fashion-MNIST; 400 references)."""
 HEALTHY_CHANGES = (0.69, 0.44)
 """Smallest change over the median in healthy networks (a CNN on Fashion-MNIST, a residual one on MNIST)."""
-ACCUSING = 0.5
+ACCUSING = 0.4
 """Lower end of the pull from which a suspicion is an accusation."""
 
 

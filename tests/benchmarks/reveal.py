@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import rectify_widgets as rw
+from rectify_widgets.cases.case import Case
 from rectify_widgets.cases.networks import small_network
 from rectify_widgets.cases.training import Schedule, fit, new_network
 from rectify_widgets.engine.base.progress import Monitor
@@ -42,7 +43,7 @@ def measure_reveal(options: Namespace, monitor: Monitor) -> list[Table]:
                     torch.randperm(len(case.reference), generator=generator)[:COUNT]
                 ]
                 carriers = round(share * COUNT)
-                images[:carriers] = case.trigger(images[:carriers])
+                images[:carriers] = _carriers(case, images[:carriers], generator)
                 rows.append(_draw(case.model, images, carriers, case.target, seed))
             first, rank, recall, false, pull, wrong, seconds = zip(*rows, strict=True)
             carried.add(
@@ -52,6 +53,15 @@ def measure_reveal(options: Namespace, monitor: Monitor) -> list[Table]:
                 seconds=spread(seconds, digits=1),
             )  # fmt: skip
     return [carried] if options.data is None else [carried, _healthy(options, monitor)]
+
+
+def _carriers(case: Case, images: Tensor, generator: torch.Generator) -> Tensor:
+    """References with the corruption; an artefact is on inputs of the class that it was learnt with."""
+    if case.behaviour == "trojan":
+        return case.trigger(images)
+    inputs, labels = case.corrupted
+    own = (labels.eq(case.target or 0)).nonzero().flatten()
+    return inputs[own[torch.randperm(len(own), generator=generator)[: len(images)]]]
 
 
 def _draw(
