@@ -80,7 +80,7 @@ def measure_rectify(options: SpeedOptions) -> Measurements:
 
 def measure_joint(options: SpeedOptions) -> Measurements:
     """Refining edits of all layers of the shipped blend, from one pair, against one such epoch."""
-    blend = cases.load("blend")
+    blend = cases.load("trojan-blend")
     images, labels = blend.clean
     data = (255 * images).round().byte(), labels
     references = len(blend.reference)
