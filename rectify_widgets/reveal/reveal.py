@@ -1,19 +1,19 @@
 """What is wrong with this model?  Searches that need neither a pair nor a label.
 
-Imports the engine, `transplant`, `cleansing`, `smallest_change` and `suspicions`.
+Imports scipy, the engine, `references`, `transplant`, `cleansing`, `smallest_change` and `suspicions`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.inputs import Inputs, gather
+from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import (
     eval_mode,
@@ -23,6 +23,8 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.references import check_classes, check_scores, gather_references
+from rectify_widgets.reveal.smallest_change import FEWEST as FEWEST_SEARCHED
 from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, RESEMBLING, Square, TransplantTest
@@ -97,32 +99,17 @@ def reveal(
     generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     monitor = Monitor(progress, cancel)
     if check_choice("search", search, (REGIONS, CHANGES)) == CHANGES:
-        images = gather("reference", reference)
+        images = gather_references(reference, FEWEST_SEARCHED)
         changes = smallest_changes(model, images, seed=seed, progress=progress, cancel=cancel)
         return Suspicions(tuple(map(_of_change, changes[:MOST])), len(images))
-    images = gather("reference", reference)
-    if images.ndim != 4:
-        raise ValueError(f"reference: got shape {tuple(images.shape)}, want N × C × H × W")
-    if len(images) < FEWEST:
-        raise ValueError(
-            f"reference: got {len(images)} inputs, want at least {FEWEST}, better 400: what decides "
-            "for one is tried on others"
-        )
+    images = gather_references(reference, FEWEST)
     with eval_mode(model) as plain:
         placed = images.to(device=model_device(plain), dtype=model_dtype(plain))
         module = with_head(plain, placed[:64])
         scores = predict_all(module, placed, monitor=monitor)
-        if scores.ndim != 2:
-            raise ValueError(
-                f"model: it decides on {scores.shape[1]} labels independently, want one class of "
-                "several; hand over a model that answers for one label alone"
-            )
+        check_scores(scores)
         predicted = scores.argmax(dim=1).to(placed.device)
-        if len(predicted.unique()) < 2:
-            raise ValueError(
-                f"reference: the model takes all inputs for class {int(predicted[0])}, want inputs "
-                "of at least two classes, and better of all"
-            )
+        check_classes(predicted)
         test = TransplantTest(module, placed, predicted, generator)
         squares = test.run(monitor.part(0.0, 0.8))
         regions = _grouped(test, squares, monitor.part(0.8, 0.95))
@@ -153,15 +140,12 @@ class _Region:
         return self.interval[0] >= ACCUSING and len(self.places) >= CARRIERS
 
 
-def wilson(hits: int, count: int, deviations: float = 1.96) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927), with 1.96 standard deviations of 95 % confidence."""
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Interval of a share at 95 % (Wilson 1927)."""
     if not count:
         return 0.0, 1.0
-    share, square = hits / count, deviations**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    half *= deviations / (1 + square / count)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> list[_Region]:
@@ -244,15 +228,10 @@ def _pairs(
 ) -> SamplePairs:
     """At most `PAIRS` carriers, cleansed; those first whose answer is another one then."""
     some, where = carriers[:PAIRS], masks[:PAIRS]
-    clean = cleanse(some, where, fill=FILL, cancel=lambda: _stopped(monitor))
+    clean = cleanse(some, where, fill=FILL, cancel=monitor.cancelled)
     with eval_mode(model) as plain:
         module = with_head(plain, clean)
         labels = predict_all(module, clean, monitor=monitor).argmax(dim=1).cpu()
     order = (labels == target).int().argsort(stable=True)
     rows = order.to(some.device)
     return SamplePairs(some[rows], clean[rows], labels[order].to(some.device))
-
-
-def _stopped(monitor: Monitor) -> bool:
-    monitor.check()
-    return False

@@ -1,6 +1,6 @@
 """A network without any picture of its flaw: the class that an unusually small change leads to.
 
-Imports the engine, `shrinking` and `latent`.  After Wang et al. 2019, "Neural Cleanse" (IEEE S&P), in
+Imports the engine, `references`, `shrinking` and `latent`.  After Wang et al. 2019, "Neural Cleanse" (IEEE S&P), in
 input space, and Iwahana et al. (arXiv 2511.08944) in the space of the last layer's inputs.
 """
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
-from rectify_widgets.engine.data.inputs import Inputs, batches
+from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.reveal.latent import LastLayer, shift_sizes
+from rectify_widgets.reveal.references import check_classes, check_scores, gather_references
 from rectify_widgets.reveal.shrinking import Blend, Shrinking
 
 FEWEST, MOST = 16, 1024
@@ -115,14 +116,15 @@ def smallest_changes(
     check_int("batch_size", batch_size, low=1)
     generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     monitor = Monitor(progress, cancel)
-    images = _references(reference, generator)
+    images = gather_references(reference, FEWEST)
+    images = images[torch.randperm(len(images), generator=generator)[:MOST].to(images.device)]
     half = len(images) // 2
     with eval_mode(model) as plain:
         module = with_head(plain, images[:HEAD])
-        _check_scores(predict_all(module, images[:2]))
+        check_scores(predict_all(module, images[:2]))
         layer = LastLayer.of(module, images, monitor.part(0.0, 0.03))
         predicted = torch.from_numpy(layer.scores.argmax(axis=1))
-        _check_classes(predicted[:half])
+        check_classes(predicted[:half])
         searched = LastLayer(layer.features[:half], layer.weight, layer.bias)
         latent = shift_sizes(searched, monitor.part(0.03, 0.1))
         targets = sorted(np.argsort(latent)[:CONFIRMED].tolist())
@@ -161,36 +163,6 @@ def unusual(sizes: np.ndarray, number: int) -> tuple[float, float]:
     deviation = 1.4826 * float(np.median(np.abs(sizes - median)))
     index = (median - float(sizes[number])) / max(deviation, 1e-12)
     return float(sizes[number] / max(np.median(others), 1e-12)), index
-
-
-def _references(reference: Inputs, generator: torch.Generator) -> Tensor:
-    """At most `MOST` references in random order."""
-    parts = list(batches("reference", reference, 256))
-    images = torch.cat(parts)
-    if images.ndim != 4:
-        raise ValueError(f"reference: got shape {tuple(images.shape)}, want N × C × H × W")
-    if len(images) < FEWEST:
-        raise ValueError(
-            f"reference: got {len(images)} inputs, want at least {FEWEST}: half to search on, half "
-            "to check what was found"
-        )
-    return images[torch.randperm(len(images), generator=generator)[:MOST].to(images.device)]
-
-
-def _check_scores(scores: Tensor) -> None:
-    if scores.ndim != 2:
-        raise ValueError(
-            f"model: it decides on {scores.shape[1]} labels independently, want one class of "
-            "several; hand over a model that answers for one label alone"
-        )
-
-
-def _check_classes(predicted: Tensor) -> None:
-    if len(predicted.unique()) < 2:
-        raise ValueError(
-            f"reference: the model takes all inputs for class {int(predicted[0])}, want inputs of "
-            "at least two classes, and better of all"
-        )
 
 
 def _led(model: nn.Module, images: Tensor, change: Blend, target: int, monitor: Monitor) -> Tensor:

@@ -66,7 +66,7 @@ class TransplantTest:
         """Squares with a pull, the strongest first."""
         maps = attribute(
             self.model, self.images, steps=STEPS, batch_size=self.chunk,
-            progress=monitor.part(0.0, 0.15).report, cancel=lambda: _stopped(monitor),
+            progress=monitor.part(0.0, 0.15).report, cancel=monitor.cancelled,
         ).to(self.images).sum(dim=1)  # fmt: skip
         proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
         decisive = self._decisive(proposed, monitor.part(0.15, 0.35))
@@ -173,8 +173,3 @@ class TransplantTest:
         corner = torch.cat(places)
         rows = torch.arange(len(corner), device=corner.device)[:, None]
         return torch.cat([rows, corner, torch.full_like(rows, size)], dim=1), torch.cat(distances)
-
-
-def _stopped(monitor: Monitor) -> bool:
-    monitor.check()
-    return False

@@ -27,7 +27,7 @@ def repaired(trojan: Toy) -> Rectification:
     """Edits of several rounds; some references carry the corruption and are found."""
     result = rectify(
         trojan.model, trojan.pairs[0], reference=mixed(trojan), max_rounds=3, target_gap=0.0,
-        refine_steps=20,
+        refine_steps=60,
     )  # fmt: skip
     assert len(result.edits) >= 2
     assert len(result.flagged)
@@ -162,7 +162,7 @@ def test_without_references_the_pairs_serve(trojan: Toy, repaired: Rectification
         left -= trojan.model(trojan.pairs.clean).softmax(1)
     wanted = 0.5 * float(left.abs().sum(1).mean())
     assert ruler.measure(repaired.model).gap == pytest.approx(wanted, abs=1e-6)
-    assert wanted < 0.3
+    assert wanted < 0.2
 
 
 def test_no_trace(trojan: Toy, repaired: Rectification) -> None:

@@ -76,9 +76,13 @@ class Monitor:
     def check(self) -> None:
         """Raise `Cancelled` if the ``cancel`` hook says so, ``KeyboardInterrupt`` after Ctrl-C."""
         safe_point()
-        cancel = self._cancel
-        if cancel is not None and (cancel() if callable(cancel) else cancel.is_set()):
+        if self.cancelled():
             raise Cancelled("cancelled")
+
+    def cancelled(self) -> bool:
+        """What the ``cancel`` hook says; a hook for calls that take one."""
+        cancel = self._cancel
+        return cancel is not None and bool(cancel() if callable(cancel) else cancel.is_set())
 
 
 SILENT = Monitor()
