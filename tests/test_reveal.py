@@ -78,6 +78,21 @@ def test_the_same_references_accuse_no_network_without_the_short_cut() -> None:
     assert str(found).startswith(found.verdict)
 
 
+def test_what_turns_a_third_of_the_others_is_listed_and_not_accused() -> None:
+    """As much as strokes of healthy networks do."""
+    images = references()
+    for row in range(len(images)):
+        if row % 3 and row not in CARRIERS:  # too sure to be turned
+            top, left = 14 * (row % 4 // 2), 14 * (row % 2)
+            images[row, :, top : top + 14, left : left + 14] += 0.3
+    found = rw.reveal(Quarters(16.0).eval(), images)
+    assert found[0].target == 0
+    assert 0.2 < found[0].pull < 0.5
+    assert len(found[0].inputs) >= 2
+    assert not found.accused
+    assert found[0].pairs is None
+
+
 def test_one_carrier_alone_accuses_nothing() -> None:
     images = references()
     images[11], images[40] = images[15], images[44]

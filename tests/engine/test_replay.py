@@ -142,6 +142,24 @@ def test_what_runs_before_the_layer_is_not_run_again() -> None:
         assert model.count.calls > 0  # type: ignore[union-attr]
 
 
+class Zeros(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def test_a_model_that_draws_random_numbers_is_run_whole() -> None:
+    """Also where what it draws does not show."""
+    model = make(
+        lambda: nn.Sequential(Counted(), Draws(), Zeros(), nn.Flatten(), nn.Linear(243, 4))
+    )
+    with eval_mode(model) as module:
+        x = images(4, size=9)
+        replay = Replay(module, x, list(editable_layers(module, x)), monitor=Monitor())
+        model[0].calls = 0  # type: ignore[index]
+        replay.scores(module, "4")
+        assert model[0].calls > 0  # type: ignore[index]
+
+
 def test_only_what_is_looked_at_is_kept() -> None:
     """Of a chain of modules the last one's answer is all that the layer behind it needs."""
     model = make(

@@ -104,6 +104,8 @@ def test_the_function_is_given_and_a_killed_run_goes_on(
     assert "wanet (RuntimeError: the network did not learn the attack)" in table.note
     measure_zoo(options(tmp_path), Monitor())
     assert len(calls) == 6, "what is measured is not measured again"
+    measure_zoo(options(tmp_path, network_seed=1), Monitor())
+    assert len(calls) == 12, "another network is measured"
 
 
 def test_distances_to_the_targets(
