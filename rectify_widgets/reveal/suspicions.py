@@ -165,7 +165,8 @@ class Suspicions(Sequence[Suspicion]):
             (
                 str(rank), self._name(one), f"{100 * one.pull:.0f} %",
                 f"{100 * one.interval[0]:.0f} to {100 * one.interval[1]:.0f}", str(one.others),
-                str(len(one.inputs)), f"{100 * one.healthy:.0f} %", one.kind,
+                str(len(one.inputs)) if one.accused and len(one.inputs) else "–",
+                f"{100 * one.healthy:.0f} %", one.kind,
                 "yes" if one.accused else "no",
             )
             for rank, one in enumerate(self.found, 1)
