@@ -1,4 +1,4 @@
-"""How pytest runs the tutorials: which of them are slow, and what follows a cell that failed.
+"""How pytest runs the tutorials: which are slow, which is compared, what follows a failed cell.
 
 Imports pytest and nbval's cells only.
 """
@@ -12,12 +12,26 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 
 SLOW = (
     "03_spurious_correlation", "05_which_layer", "07_a_pretrained_imagenet_network",
-    "08_any_corruption", "10_what_is_wrong_with_this_model",
+    "08_any_corruption", "10_what_is_wrong_with_this_model", "11_a_fault_nobody_planted",
 )  # fmt: skip
 """Tutorials of more than half a minute."""
 
+STRICT = "02_widget_gallery"
+"""Every output of this one must come out as it was committed, but for what sanitize.cfg names."""
+
 FAILED = pytest.StashKey[str]()
 """The first cell of a notebook that failed."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> list[pytest.Collector]:
+    """Have every output of the gallery compared."""
+    found: list[pytest.Collector] = yield
+    for file in found:
+        if isinstance(file, IPyNbFile) and file_path.stem == STRICT:
+            file.compare_outputs = True
+            file.get_sanitize_files = lambda: [file_path.with_name("sanitize.cfg")]
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,6 +16,7 @@ from rectify_widgets.engine.find.estimates import MemoryEstimate, estimate_memor
 from rectify_widgets.engine.find.localization import Localization, localize
 from rectify_widgets.engine.find.places import Places, find_places
 from rectify_widgets.engine.find.transfer import Transfer, estimate_corruption
+from rectify_widgets.engine.measure.groups import Group, GroupTable
 from rectify_widgets.engine.measure.metrics import Report, evaluate
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.outputs import adapt
@@ -24,26 +25,34 @@ from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.explain import attribute
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.dependence import Dependence, dependence
 from rectify_widgets.reveal.masks import SuggestedMasks, suggest_masks
 from rectify_widgets.reveal.reveal import reveal
 from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
+from rectify_widgets.widgets.audit.writing import write_report
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.editability.viewer import EditabilityViewer
 from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.painter.viewer import MaskPainter
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
+from rectify_widgets.widgets.suspicion.viewer import SuspicionViewer
 
 __version__ = "0.1.0"
+
+Rectification.writer = staticmethod(write_report)
 
 __all__ = [
     "AttributionViewer",
     "Cancelled",
     "CorruptedInputs",
     "Corruption",
+    "Dependence",
     "EditabilityViewer",
     "Edits",
+    "Group",
+    "GroupTable",
     "HistoryViewer",
     "KeyStatistics",
     "LayerCatalog",
@@ -63,6 +72,7 @@ __all__ = [
     "Step",
     "SuggestedMasks",
     "Suspicion",
+    "SuspicionViewer",
     "Suspicions",
     "ToneCurve",
     "Transfer",
@@ -72,6 +82,7 @@ __all__ = [
     "attribute",
     "cases",
     "cleanse",
+    "dependence",
     "editable_layers",
     "estimate_corruption",
     "estimate_memory",

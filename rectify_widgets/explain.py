@@ -32,9 +32,10 @@ from rectify_widgets.engine.base.checks import (
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.model.heads import to_explain
 from rectify_widgets.engine.model.layout import ToMaps, check_layout, from_layer, to_maps
-from rectify_widgets.engine.model.opening import INPUTS, reached
+from rectify_widgets.engine.model.opening import cut_off
 from rectify_widgets.engine.model.outputs import Adapted
 from rectify_widgets.engine.model.running import (
+    chunk_size,
     eval_mode,
     model_device,
     model_dtype,
@@ -42,6 +43,9 @@ from rectify_widgets.engine.model.running import (
     unwrap,
     with_head,
 )
+
+MOST = 32
+"""Inputs in one forward pass at most, where nobody says."""
 
 
 def attribute(
@@ -51,7 +55,7 @@ def attribute(
     method: str = "integrated-gradients",
     target: int | Tensor | None = None,
     layer: str | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -71,6 +75,7 @@ def attribute(
             labels, each by its log-odds.
         layer: dotted name of the layer that Grad-CAM explains; other methods take none.
         batch_size: most inputs in one forward pass; it changes memory and time, not the result.
+            None takes what suits their size, 32 at most.
         seed: of SmoothGrad's noise.
         progress, cancel: hooks, as everywhere; the latter is asked before every forward pass.
         **options: of the method; see the function of each in this module.
@@ -85,16 +90,20 @@ def attribute(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> maps = attribute(model, images, method="occlusion", window=5)
-        >>> maps.shape == images.shape
-        True
+        >>> maps = rw.attribute(model, x_bad[:4], method="occlusion", window=3)
+        >>> maps.shape
+        torch.Size([4, 1, 12, 12])
+        >>> maps[1, 0].argmax() // 12 >= 8  # the row of the largest value: on the square
+        tensor(True)
     """
     make_maps = _prepare(method, layer, options)
     images = check_images(inputs)
-    check_int("batch_size", batch_size, low=1)
+    if batch_size is not None:
+        check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     with eval_mode(model) as module:
+        batch_size = batch_size or min(chunk_size(images, model_device(module)), MOST)
         headed = with_head(module, images, columns=True)
         probe = _Probe(headed, monitor, batch_size, seed)
         if method == "grad-cam":
@@ -124,14 +133,11 @@ def _maps(probe: _Probe, make_maps: Maps, chunk: Tensor, classes: Tensor) -> Ten
         with torch.enable_grad():
             return make_maps(probe, chunk, classes)
     except RuntimeError as error:
-        reason = reached(
-            partial(predict, probe.model), dict(probe.model.named_modules()), chunk[:1]
-        )
-        if not reason[INPUTS]:
+        reason = cut_off(partial(predict, probe.model), probe.model, chunk)
+        if not reason:
             raise
         raise ValueError(
-            f"model: {reason[INPUTS].replace('to it', 'to the inputs')}; want one that can be "
-            "differentiated, or method='occlusion'"
+            f"model: {reason}; want one that can be differentiated, or method='occlusion'"
         ) from error
 
 

@@ -77,3 +77,18 @@ def press(box: ipw.HBox, what: str) -> None:
 def pictures(html: str) -> list[str]:
     """The data of all pictures."""
     return re.findall(r'src="(data:image/[^"]*)"', html)
+
+
+def first(one: Tensor) -> Tensor:
+    """Channels first already."""
+    return one
+
+
+def last(one: Tensor) -> Tensor:
+    """From channels last."""
+    return one.permute(0, 3, 1, 2)
+
+
+def tokens(before: int, rows: int) -> Callable[[Tensor], Tensor]:
+    """A square of tokens behind some that stand for no place."""
+    return lambda one: one[:, before:].transpose(1, 2).reshape(len(one), -1, rows, rows)

@@ -148,7 +148,7 @@ def test_a_tile_opens_its_sample(make: Make) -> None:
     fifth = tiles(viewer, "Clean")[4]
     viewer.canvas.act({"do": {"open_sample": fifth}})
     assert (viewer.page, viewer.index) == ("sample", fifth)
-    assert f"input, sample {viewer.index}" in view(viewer)
+    assert f"input, sample {viewer.index + 1}" in view(viewer)
     with pytest.raises(ValueError, match="0 to 29"):
         viewer.open_sample(30)
 
@@ -238,6 +238,7 @@ def test_scoring_can_be_stopped_and_gone_on_with(
     scores = viewer.concentration["Clean", "Map"]
     assert np.isfinite(scores).sum() == 16
     assert "saliency: 16 samples scored of 30, stopped" in view(viewer)
+    assert viewer.progress == pytest.approx(16 / 30), "the bar says as much"
     assert viewer.error is None
     assert not hidden(viewer._continue)
     assert not hidden(viewer._scoring)
@@ -298,7 +299,7 @@ def test_leaving_the_page_stops_the_scoring(monkeypatch: pytest.MonkeyPatch) -> 
     assert scoring is not None
     viewer.page = "sample"
     viewer.settle()
-    assert "sample 0" in viewer.status
+    assert "sample 1" in viewer.status
     with pytest.raises(Cancelled):
         scoring.wait(10)
     viewer.close()

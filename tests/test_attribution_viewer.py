@@ -14,7 +14,9 @@ import traitlets
 from torch import nn
 
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.explain import ATTRIBUTION_METHODS
 from rectify_widgets.widgets.attribution.data import Query
+from rectify_widgets.widgets.attribution.html import NO_MAP
 from rectify_widgets.widgets.attribution.viewer import AttributionViewer
 from tests.map_fakes import Make, count_calls, hidden, making, pictures, press, view
 from tests.widget_fakes import network, pairs, texts
@@ -42,6 +44,36 @@ def test_plain_inputs_have_one_column(make: Make) -> None:
     assert len(pictures(texts(viewer))) == 3, "the input, its map and the colour scale"
 
 
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
+def test_a_map_that_is_zero_everywhere_says_why(make: Make, method: str) -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen: torch.Tensor = self.conv(x).mean((2, 3))
+            return 0.0 * seen + torch.tensor([0.0, 1.0, 2.0])
+
+    viewer = make(Blind(), inputs=torch.rand(2, 1, 9, 9), method=method)
+    html = view(viewer)
+    assert html.count("all zero: ") == 1
+    assert NO_MAP[method] in html
+    assert "zero everywhere" in html
+    assert "strongest at" not in html
+
+
+def test_steps_without_an_edited_model_keep_the_room_of_its_maps(make: Make) -> None:
+    viewer = make()
+    assert view(viewer).count("<tr>") == 2
+    viewer.after = network()
+    assert view(viewer).count("<tr>") == 3
+    viewer.after = None
+    assert view(viewer).count("<tr>") == 3
+    assert view(viewer).count("without edits") == 2
+    assert "after:" not in view(viewer), "a picture without a map has no words of one"
+
+
 def test_both_columns_share_one_scale_and_one_range_of_greys(make: Make) -> None:
     clean = torch.zeros(1, 1, 9, 9)
     corrupted = clean.clone()
@@ -56,10 +88,10 @@ def test_both_columns_share_one_scale_and_one_range_of_greys(make: Make) -> None
 
 def test_what_can_be_stepped_through(make: Make) -> None:
     viewer = make()
-    assert viewer.samples.slider.max == 3
+    assert viewer.samples.slider.max == 4
     press(viewer.samples.box, "Next sample")
     assert viewer.index == 1
-    assert "sample 1" in view(viewer)
+    assert "sample 2" in view(viewer)
     press(viewer.methods.box, "Next method")
     assert viewer.method == "input-x-gradient"
     assert "input-x-gradient map" in view(viewer)
@@ -243,7 +275,7 @@ def test_settle_waits_for_what_is_in_view() -> None:
     assert "Scored: 20 samples." in viewer.still()
     viewer.open_sample(3)
     viewer.settle()
-    assert "clean input, sample 3" in viewer.still()
+    assert "clean input, sample 4" in viewer.still()
     viewer.close()
 
 

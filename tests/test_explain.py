@@ -194,6 +194,20 @@ def test_maps_do_not_depend_on_the_batch_size(method: str) -> None:
     assert whole.shape == (SAMPLES, 1 if method == "grad-cam" else 3, 9, 11)
 
 
+@pytest.mark.parametrize(("count", "side", "most"), [(40, 8, 32), (7, 224, 3)])
+def test_fewer_large_inputs_go_through_at_once(count: int, side: int, most: int) -> None:
+    seen: list[int] = []
+
+    class Counting(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    model = Counting(inplace=False, channels=3).eval()
+    attribute(model, torch.rand(count, 3, side, side), method="saliency", target=0)
+    assert max(seen) == most
+
+
 @pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_without_a_target_the_prediction_is_explained(method: str) -> None:
     model, plain = twins()

@@ -6,13 +6,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rectify_widgets.widgets.prediction.confusion import OTHERS, Ints
 from rectify_widgets.widgets.prediction.data import (
     KINDS,
-    OTHERS,
     SAME,
     UNKNOWN,
     Flips,
-    Ints,
     Predictions,
     find_flips,
     kinds_of,

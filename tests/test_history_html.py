@@ -65,7 +65,7 @@ def test_each_of_many_edits_says_what_is_left_without_it() -> None:
     assert "✓ 40 edits of 6 layers, most of all <code>layer&lt;0&gt;</code>" in page
     assert page.count("<details") == 2, "the layers and the other trials, under the first edit"
     (kept,) = [row for row in rows if row[-1].startswith("✓ kept")]
-    assert kept == ["6 layers", "joint", "2.0 %", "1.0 %", "✓ kept: 40 edits refined together"]
+    assert kept == ["6 layers", "joint", "2.0 %", "1.0 %", "–", "✓ kept: 40 edits refined together"]
     (back,) = [row for row in rows if row[-1].startswith("↺")]
     assert back[0] == "14 layers"
 

@@ -148,7 +148,7 @@ def test_notebook_is_complete_and_names_no_machine(name: str) -> None:
 def test_the_architecture_page_shows_every_room() -> None:
     picture = read("notebooks/images/architecture.svg")
     for room in (*house.MAY_IMPORT, *house.ENGINE_ROOMS):
-        assert room == "__init__" or f">{room}</text>" in picture, room
+        assert room.startswith("__") or f">{room}</text>" in picture, room
     assert "notebooks/images/architecture.svg" in read("ARCHITECTURE.md")
 
 

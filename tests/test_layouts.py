@@ -17,6 +17,7 @@ from torch.nn import functional
 from rectify_widgets.explain import attribute
 from tests.engine.building_blocks import BLOCKS, WIDTH, Encoder, Swin, VisionTransformer
 from tests.engine.models import make
+from tests.map_fakes import first, last, tokens
 
 TARGETS = torch.tensor([0, 3, 1])
 
@@ -36,18 +37,6 @@ def by_hand(model: nn.Module, layer: str, x: Tensor, to_maps: Callable[[Tensor],
     values, slopes = to_maps(output), to_maps(gradient)
     small = torch.einsum("ncyx,nc->nyx", values, slopes.mean((2, 3)))
     return functional.interpolate(small[:, None], x.shape[-2:], mode="bilinear")
-
-
-def first(one: Tensor) -> Tensor:
-    return one
-
-
-def last(one: Tensor) -> Tensor:
-    return one.permute(0, 3, 1, 2)
-
-
-def tokens(before: int, rows: int) -> Callable[[Tensor], Tensor]:
-    return lambda one: one[:, before:].transpose(1, 2).reshape(len(one), -1, rows, rows)
 
 
 def sequence_first(one: Tensor) -> Tensor:

@@ -206,16 +206,16 @@ def test_the_model_is_left_as_it_was(make: Make) -> None:
 
 def test_a_mask_that_leaves_nothing_is_said_in_place(make: Make) -> None:
     painter = make(masks=spot(0))
-    assert "Cleansed input 0" in painter.canvas.html
+    assert "Cleansed input 1" in painter.canvas.html
     paint(painter, torch.ones(SIDE, SIDE, dtype=torch.bool))
     assert "covers the whole input" in str(painter.error)
     assert "covers the whole input" in texts(painter)
-    assert "Cleansed input 0" not in painter.canvas.html
+    assert "Cleansed input 1" not in painter.canvas.html
     with pytest.raises(ValueError, match="covers the whole input"):
         _ = painter.clean
     paint(painter, spot(0)[0])
     assert painter.error is None
-    assert "Cleansed input 0" in painter.canvas.html
+    assert "Cleansed input 1" in painter.canvas.html
 
 
 def test_pairs_want_paint(make: Make) -> None:
@@ -228,9 +228,9 @@ def test_pairs_want_paint(make: Make) -> None:
 def test_the_snapshot_shows_the_painted_input(make: Make) -> None:
     painter = make(masks=spot(0), model=network())
     still = painter.still()
-    assert "Input 0, painted" in still
-    assert "Cleansed input 0, fill: best" in still
-    assert "Input 0, painted" not in painter.canvas.html, "the canvas shows it"
+    assert "Input 1, painted" in still
+    assert "Cleansed input 1, fill: best" in still
+    assert "Input 1, painted" not in painter.canvas.html, "the canvas shows it"
     assert repr(painter) == "MaskPainter(3 samples)"
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rectify_widgets.widgets.controls import Controls
 from rectify_widgets.widgets.dashboard.dashboard import RectificationDashboard
 from rectify_widgets.widgets.panel import Panel
-from rectify_widgets.widgets.session import Session
+from rectify_widgets.widgets.session import Job, Session
 from rectify_widgets.widgets.style import PAGE, SHEETS, element, read_sheets
 from rectify_widgets.widgets.view import View, grid, still, to_do, to_set
 from tests.widget_fakes import network, pairs
@@ -183,7 +183,8 @@ def press(box: ipw.HBox, what: str) -> None:
 def test_samples_are_stepped_through_around_both_ends(panel: Small) -> None:
     samples = Controls(panel).samples(3)
     press(samples.box, "Next sample")
-    assert panel.index == samples.slider.value == samples.play.value == 1
+    assert panel.index == samples.play.value == 1
+    assert samples.slider.value == 2, "the page counts from 1"
     press(samples.box, "Previous sample")
     press(samples.box, "Previous sample")
     assert panel.index == 2
@@ -283,10 +284,45 @@ def test_a_page_wants_a_file_in_a_folder(panel: Small, tmp_path: Path) -> None:
 
 def test_the_style_sheets_are_whole_and_small() -> None:
     folder = Path(__file__).parents[1] / "rectify_widgets" / "widgets" / "style"
-    assert {path.stem for path in folder.glob("*.css")} == {*SHEETS, "base", "page"}
-    for sheet in (*SHEETS, "base", "page"):
+    assert {path.stem for path in folder.glob("*.css")} == {*SHEETS, "base", "page", "audit"}
+    for sheet in (*SHEETS, "base", "page", "audit"):
         text = read_sheets(sheet)
         assert text.count("{") == text.count("}"), sheet
         assert "/*" not in text
         assert len(read_sheets(sheet)) < 6_000, "it travels with every widget"
     assert "http" not in element(*SHEETS) + PAGE
+
+
+def test_a_closed_panel_that_is_collected_leaves_the_others_alone() -> None:
+    session = Session(synchronous=True)
+    old, new = Small(session), Small(session)
+    shared = Controls(new).layout(width="77px")
+    old.close()
+    old.close()  # as the garbage collector does
+    assert shared.comm is not None
+    new.close()
+    assert shared.comm is None
+    session.close()
+
+
+# -- the bar --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_bar_is_full_after_work_that_came_to_its_end_alone(
+    panel: Small, *, stopped: bool
+) -> None:
+    """A rectification that is cancelled gives what it has; the bar must not say that it is done."""
+    bar = Controls(panel).bar()
+    seen: list[float] = []
+
+    def work(job: Job[str]) -> str:
+        job.progress(0.5, "halfway")
+        seen.append(bar.value)
+        if stopped:
+            job.cancel()
+        return "what there is"
+
+    job = panel.act(work, "Rectify", lambda _: None)
+    assert job.result() == "what there is"
+    assert (seen, bar.value, panel.busy) == ([0.5], 0.0 if stopped else 1.0, False)

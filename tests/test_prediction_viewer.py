@@ -88,9 +88,9 @@ def test_the_sample_in_view(make: Make) -> None:
     assert "ape ✗ → bee ✓" in html
     assert "↑ fixed" in html
     assert "cat ✗, before and after" in html
-    assert html.count('alt="Clean input 4"') == 1
+    assert html.count('alt="Clean input 5"') == 1
     assert '<tr title="bee: 4.33 % → 87.00 %">' in html, "the numbers of a row under the pointer"
-    viewer.samples.slider.value = 3
+    viewer.samples.slider.value = 4
     assert viewer.index == 3
     assert "&lt;dog&gt;" in viewer.canvas.html
     assert "<dog>" not in viewer.canvas.html
@@ -124,7 +124,7 @@ def test_figures_are_those_of_evaluate(make: Make) -> None:
     html = viewer.canvas.html
     for words in ("Attack success rate, to cat", "the floor", "75.0 %", "100.0 %"):
         assert words in html
-    assert "<title>Overall accuracy: before 75.0 %, from 50.0 to 100.0; after" in html
+    assert "<title>Overall accuracy: before 75.0 %, from 40.9 to 92.9; after" in html
     assert re.search('<img [^>]*alt="Overall accuracy: before 75.0 %', viewer.still())
     viewer.after = None
     assert len(viewer.reports) == 1
@@ -167,8 +167,8 @@ def test_flips_are_counted_and_listed(make: Make) -> None:
     assert viewer.flips.samples.tolist() == [1, 5, 0, 4]
     shown = re.findall('<div class="rw-flip"[^>]* title="([^"]*)"', viewer.canvas.html)
     assert len(shown) == 4
-    assert shown[0] == "Sample 1, clean: broken, bee to ape"
-    assert shown[1] == "Sample 5, clean: changed, bee to ape, label cat"
+    assert shown[0] == "Sample 2, clean: broken, bee to ape"
+    assert shown[1] == "Sample 6, clean: changed, bee to ape, label cat"
     assert viewer.status == "8 samples, 4 flips"
     with pytest.raises(traitlets.TraitError):
         viewer.counts = {}
@@ -179,7 +179,7 @@ def test_a_flip_reads_without_its_style(make: Make) -> None:
     viewer = make(after=Says(SWAP))
     viewer.page = "flips"
     lines = re.sub("<[^>]*>", "", viewer.still().replace("</div>", "\n")).splitlines()
-    start = lines.index("↓ broken 0, clean")
+    start = lines.index("↓ broken 1, clean")
     assert lines[start + 1 : start + 3] == ["✓ ape 87.0 %", "✗ bee 87.0 %"]
 
 
@@ -203,16 +203,16 @@ def test_choosing_a_flip(make: Make) -> None:
     viewer = make(after=Says(SWAP))
     viewer.page = "flips"
     before = viewer.canvas.html
-    click(viewer, 'alt="Clean input 4"')
+    click(viewer, 'alt="Clean input 5"')
     assert (viewer.index, viewer.page) == (4, "flips"), "beside other widgets the list stays"
     assert viewer.canvas.html == before
     assert viewer.canvas.marks["index"] == 4, "a mark, not another view"
-    assert chosen(viewer) == ["Sample 4, clean"]
+    assert chosen(viewer) == ["Sample 5, clean"]
     viewer.opens = True
     viewer.draw()
     viewer.canvas.act({"set": {"index": 0}})
     assert (viewer.index, viewer.page) == (0, "flips"), "an arrow key only chooses"
-    click(viewer, 'alt="Clean input 5"')
+    click(viewer, 'alt="Clean input 6"')
     assert (viewer.index, viewer.page) == (5, "sample")
     alone = PredictionViewer(Says(), Says(SWAP), samples())
     assert alone.opens
@@ -278,7 +278,7 @@ def test_thumbnails_undo_a_normalisation_and_are_small(make: Make) -> None:
     for width, height in ((32, 48), (48, 72)):
         tag = one._picture("Input", 0, height)
         assert tag == other._picture("Input", 0, height)
-        assert f'alt="Input input 0" width="{width}" height="{height}"' in tag
+        assert f'alt="Input input 1" width="{width}" height="{height}"' in tag
         assert len(tag) < 8_000
 
 
@@ -314,14 +314,14 @@ def test_a_cell_lists_its_flips(make: Make) -> None:
     assert viewer.confusion == ("clean", 2, 0)
     assert "<b>1 flip</b>" in re.sub(' class="[^"]*"', "", viewer.canvas.html)
     assert "True class cat, ape before or after, clean inputs" in viewer.canvas.html
-    assert re.findall('title="(Sample [^:]*)', viewer.canvas.html) == ["Sample 5, clean"]
+    assert re.findall('title="(Sample [^:]*)', viewer.canvas.html) == ["Sample 6, clean"]
     assert "data-chosen" in viewer.still()
     viewer.confusion = ("clean", 1, 0)
     assert re.findall('title="(Sample [^:]*)', viewer.canvas.html) == [
-        "Sample 1, clean", "Sample 4, clean",
+        "Sample 2, clean", "Sample 5, clean",
     ], "what comes and what goes, though the numbers add up to nothing"  # fmt: skip
     viewer.column = "corrupted"
-    assert "Sample 1" not in viewer.canvas.html, "its heat map is not in view"
+    assert "Sample 2" not in viewer.canvas.html, "its heat map is not in view"
     viewer.column = "all"
     click(viewer, "✕ Close")
     assert viewer.confusion is None
@@ -350,3 +350,27 @@ def test_static_views(make: Make, tmp_path: Path, page: str, after: nn.Module | 
     assert html.count("<div") == html.count("</div")
     written = viewer.to_html(tmp_path / "view.html").read_text("utf-8")
     assert wanted in written or after is None
+
+
+def test_the_groups_before_and_after(make: Make) -> None:
+    where = ["<tag>", "<tag>", "none", "none"] * 2
+    viewer = make(after=Says(SWAP), groups=where, labels=torch.tensor(CLEAN))
+    viewer.page = "classes"
+    table = viewer.reports[1].groups
+    assert table is not None
+    assert [(row.label, row.group, row.before, row.right) for row in table.rows] == [
+        (0, "<tag>", 2, 0), (1, "<tag>", 2, 0), (2, "none", 2, 2), (3, "none", 2, 2),
+    ]  # fmt: skip
+    for page in (viewer.canvas.html, viewer.still()):
+        assert "Loses 100.0 points: bee, group &lt;tag&gt; (2 → 0 of 2 right)." in page
+        assert "&lt;dog&gt;" in page
+        assert "<tag>" not in page
+    viewer.page = "flips"
+    assert "Loses" not in viewer.canvas.html
+
+
+def test_groups_need_labels_of_their_number() -> None:
+    with pytest.raises(ValueError, match=r"^groups: got 3 values, want 8"):
+        PredictionViewer(Says(), None, samples(), groups=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"^groups: got them without labels"):
+        PredictionViewer(Says(), None, saying(CLEAN), groups=[1] * 8)

@@ -1,4 +1,4 @@
-"""What the README prints is what a reader gets: its example runs, its links lead somewhere.
+"""What README and guide print is what a reader gets: examples run, links lead somewhere.
 
 The two commands are tried elsewhere: `.ci/run` takes the test command from the README itself.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -22,14 +23,20 @@ def readme(repository: Path) -> str:
     return (repository / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def guide(repository: Path) -> Callable[[str], str]:
+    pages = repository / "notebooks" / "guide"
+    return lambda name: (pages / f"{name}.md").read_text(encoding="utf-8")
+
+
 def blocks(readme: str, language: str) -> list[str]:
     found = re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
     return [textwrap.dedent(block) for block in found]
 
 
 def test_two_commands_set_up_everything(readme: str) -> None:
-    start, test, slow, several = blocks(readme, "bash")
-    assert several.startswith("torchrun "), "what starts several processes sets nothing up"
+    assert readme.count("\n") <= 100
+    start, test, slow = blocks(readme, "bash")
     assert slow == test.split(" && ")[-1].replace("-n 2", "-n 2 -m slow")
     commands = [start, test]
     for command in commands:
@@ -64,7 +71,7 @@ def test_example_is_short_and_runs(
 
 
 def test_a_corruption_is_shown_by_example_or_as_a_function(
-    readme: str, capsys: pytest.CaptureFixture[str]
+    guide: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import rectify_widgets as rw
 
@@ -73,7 +80,7 @@ def test_a_corruption_is_shown_by_example_or_as_a_function(
     def photo_filter(inputs: torch.Tensor) -> torch.Tensor:
         return case.trigger(inputs)
 
-    _, example, *_ = blocks(readme, "python")
+    (example,) = blocks(guide("any_corruption"), "python")
     quick = example.replace("rectify(model, pairs,", "rectify(model, pairs, max_rounds=1,")
     given = {
         "rw": rw,
@@ -91,11 +98,11 @@ def test_a_corruption_is_shown_by_example_or_as_a_function(
 
 
 def test_the_example_of_several_processes_runs_in_one(
-    readme: str, monkeypatch: pytest.MonkeyPatch, free_tcp_port: int
+    guide: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, free_tcp_port: int
 ) -> None:
     import rectify_widgets as rw
 
-    _, _, example, _ = blocks(readme, "python")
+    (example,) = blocks(guide("large_and_long"), "python")
     on_a_cpu = re.sub(r"torch\.cuda\.set_device\(.*\)\n", "", example)
     on_a_cpu = on_a_cpu.replace(".cuda()", "").replace('"nccl"', '"gloo"')
     assert on_a_cpu.count("distributed=True") == 3
@@ -133,10 +140,12 @@ network, training_images = case.model, case.reference[:128]
 
 
 @pytest.mark.slow
-def test_the_notebook_example_is_short_and_runs(readme: str, tmp_path: Path) -> None:
+def test_the_notebook_example_is_short_and_runs(
+    guide: Callable[[str], str], tmp_path: Path
+) -> None:
     import rectify_widgets as rw
 
-    *_, example = blocks(readme, "python")
+    (example,) = blocks(guide("widgets"), "python")
     statements = [line for line in example.splitlines() if line.strip()]
     assert len(statements) <= 13, "an import more than a dozen"
     (tmp_path / "my_project.py").write_text(PROJECT, encoding="utf-8")
@@ -163,6 +172,30 @@ def test_links_lead_somewhere(readme: str, repository: Path) -> None:
     assert local
     missing = [target for target in local if not (repository / target).exists()]
     assert not missing
+
+
+def test_the_first_picture_moves_and_has_a_still_for_those_who_want_none(
+    readme: str, repository: Path
+) -> None:
+    (first, *_) = re.findall(r"<picture>.*?</picture>", readme, re.DOTALL)
+    assert readme.count("![") == 0 or readme.index("![") > readme.index(first)
+    (alt,) = re.findall(r' alt="([^"]+)"', first)
+    assert len(alt) > 100
+    sources = dict(re.findall(r'media="([^"]+)" srcset="([^"]+)"', first))
+    stills = [path for media, path in sources.items() if "reduced-motion" in media]
+    moving = [path for media, path in sources.items() if "reduced-motion" not in media]
+    moving += re.findall(r' src="([^"]+)"', first)
+    assert len(stills) == len(moving) == 2, "in both themes"
+    for name in moving:
+        assert (repository / name).stat().st_size <= 1_500_000, name
+        with Image.open(repository / name) as picture:
+            assert 900 <= picture.width <= 1000, name
+            times = [int(f.copy().info["duration"]) for f in ImageSequence.Iterator(picture)]
+            assert len(times) >= 12, name
+            assert 15_000 <= sum(times) <= 25_000, name
+    for name in stills:
+        with Image.open(repository / name) as picture:
+            assert getattr(picture, "n_frames", 1) == 1, name
 
 
 def test_nothing_is_left_to_do(readme: str) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import rectify_widgets as rw
-from rectify_widgets.reveal.reveal import wilson
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 
 SIDE = 28
@@ -148,12 +147,6 @@ def test_progress_rises_to_one() -> None:
 def test_bad_references_are_named(reference: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         rw.reveal(Quarters(40.0), reference)
-
-
-def test_wilson_interval_is_that_of_the_textbook() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, and 0 of 20
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 def test_results_print_as_text_html_frame_and_figure() -> None:

@@ -29,6 +29,7 @@ from rectify_widgets.widgets.history.viewer import HistoryViewer
 from rectify_widgets.widgets.painter.viewer import MaskPainter
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction.viewer import PredictionViewer
+from rectify_widgets.widgets.suspicion.viewer import SuspicionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 
 COUNT = 100
@@ -56,11 +57,43 @@ WIDGETS: dict[str, Make] = {
     "EditabilityViewer": EditabilityViewer,
     "EditabilityViewer of scores": lambda model, given: EditabilityViewer(located()),
     "MaskPainter": lambda model, given: MaskPainter(given.clean, model=model),
+    "SuspicionViewer": lambda model, given: SuspicionViewer(model, given.clean),
     "HistoryViewer": lambda model, given: HistoryViewer(rectified(model, given)),
     "RectificationDashboard": lambda model, given: RectificationDashboard(
         model, given, attribution="saliency"
     ),
+    "RectificationDashboard of references": lambda model, given: RectificationDashboard(
+        model, reference=given.clean, attribution="saliency"
+    ),
+    "RectificationDashboard of odd inputs": lambda model, given: RectificationDashboard(
+        model, given.corrupted, attribution="saliency"
+    ),
 }
+
+
+def worked(model: nn.Module, given: SamplePairs) -> Panel:
+    """A dashboard that has scored, repaired and edited."""
+    made = RectificationDashboard(
+        model, given, reference=given.clean, examples=pairs(2), attribution="saliency",
+        validation=(given.clean, torch.arange(4) % 3), clean=(given.clean + 0, torch.arange(4) % 3),
+        max_rounds=1, refine_steps=0,
+    )  # fmt: skip
+    for work in (made.locate, made.rectify, made.edit):
+        work().wait()
+    return made
+
+
+def compared(model: nn.Module, given: SamplePairs) -> Panel:
+    made = AttributionViewer(model, given, after=network(), method="saliency")
+    made.page = "set"
+    return made
+
+
+def tensors() -> set[int]:
+    """Identities of all tensors that hold numbers; masks that were painted are a user's work."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    return {id(one) for one in found if one.numel() and one.dtype != torch.bool}
 
 
 def come_and_go(make: Make) -> tuple[weakref.ref[nn.Module], weakref.ref[torch.Tensor]]:
@@ -81,6 +114,23 @@ def state() -> dict[str, int]:
         "objects": len(gc.get_objects()),
         "bytes": int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0,
     }
+
+
+WITH_TENSORS = {**WIDGETS, "a worked dashboard": worked, "two models' maps": compared}
+del WITH_TENSORS["EditabilityViewer of scores"]
+
+
+@pytest.mark.parametrize("make", WITH_TENSORS.values(), ids=WITH_TENSORS)
+def test_a_closed_one_that_is_referred_to_holds_no_tensor(make: Make) -> None:
+    gone: Panel = make(network(), pairs())
+    gone.settle()
+    gone.close()
+    before = tensors()
+    panel = make(network(), pairs())
+    panel.settle()
+    assert tensors() - before
+    panel.close()
+    assert not tensors() - before, panel
 
 
 @pytest.mark.slow

@@ -8,6 +8,11 @@ defaults are and what differs.  One function runs them all:
 Options that are not given are tuned on the validation split by one tuner
 (`rectify_widgets.baselines.tuning`) or, without such a split, have their published default.  Nothing
 else in the package may use this room.
+
+Example:
+    >>> from rectify_widgets import baselines
+    >>> sorted(baselines.BASELINES)[:3]
+    ['a_clarc', 'another_explanation', 'fine_pruning']
 """
 
 from __future__ import annotations

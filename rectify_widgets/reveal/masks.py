@@ -33,6 +33,11 @@ class SuggestedMasks(Tensor):
         before: ``N`` log-odds of the answer with nothing covered.
         answers: ``N`` class numbers that the model gives the inputs.
         found: ``N`` booleans; where False the mask is empty, since nothing local carries the answer.
+
+    Example:
+        >>> masks = rw.suggest_masks(model, pairs.corrupted)
+        >>> masks.shape, masks.found
+        (torch.Size([6, 12, 12]), tensor([False,  True,  True, False,  True,  True]))
     """
 
     figures: Tensor
@@ -103,8 +108,10 @@ def suggest_masks(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> masks = rw.suggest_masks(model, odd)
-        >>> clean = rw.cleanse(odd[masks.found], masks[masks.found], model=model)
+        >>> masks = rw.suggest_masks(model, pairs.corrupted)
+        >>> masks
+        SuggestedMasks(4 of 6 inputs have a region that carries the answer; median area ...
+        >>> clean = rw.cleanse(pairs.corrupted[masks.found], masks[masks.found], model=model)
     """
     images = check_images(inputs)
     check_number("keep", keep, low=0.0, high=1.0)

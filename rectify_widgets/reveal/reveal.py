@@ -1,6 +1,7 @@
 """What is wrong with this model?  Searches that need neither a pair nor a label.
 
-Imports scipy, the engine, `references`, `transplant`, `cleansing`, `smallest_change` and `suspicions`.
+Imports the engine, and of this folder `references`, `transplant`, `clusters`, `carried`, `latent`,
+`cleansing`, `smallest_change` and `suspicions`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
+from rectify_widgets.engine.data.corruption import data_range
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.intervals import wilson
 from rectify_widgets.engine.model.running import (
     eval_mode,
     model_device,
@@ -22,14 +24,18 @@ from rectify_widgets.engine.model.running import (
     predict_all,
     with_head,
 )
+from rectify_widgets.reveal.carried import carried
 from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.clusters import Cluster, find_clusters
+from rectify_widgets.reveal.latent import LastLayer
 from rectify_widgets.reveal.references import check_classes, check_scores, gather_references
 from rectify_widgets.reveal.smallest_change import FEWEST as FEWEST_SEARCHED
 from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_changes
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, RESEMBLING, Square, TransplantTest
 
-REGIONS, CHANGES = "regions", "changes"
+CARRIERS, REGIONS, CLUSTERS, CHANGES = "carriers", "regions", "clusters", "changes"
+SEARCHES = (CARRIERS, REGIONS, CLUSTERS, CHANGES)
 FEWEST = 32
 """References that are needed."""
 MOST = 6
@@ -40,45 +46,59 @@ SHARE = 0.5
 """Pull of a carrier, relative to the strongest, from which it counts as one."""
 NEARLY = 0.9
 """Pull, relative to the same reference's strongest square, for which a smaller one is taken."""
-CARRIERS = 2
+FEWEST_CARRIERS = 2
 """Carriers without which nothing is accused: one odd picture may be an odd object."""
 FILL = "texture"
+HEAD = 64
+"""References from which the form of the model's answer is guessed."""
 PAIRS = 12
 """Pairs of a suspicion, at most."""
 HEALTHY = (0.412, 0.352, 0.285, 0.089, 0.065, 0.0)
 """Lower end of the largest pull in healthy networks, three of MNIST and three of Fashion-MNIST; 400 references."""
+HEALTHY_CLUSTERS = (
+    0.460, 0.439, 0.404, 0.258, 0.236, 0.178, 0.140, 0.125, 0.115, 0.097, 0.061, 0.055,
+)  # fmt: skip
+"""The same of the largest pull of a cluster; twelve networks, two architectures, 400 references."""
 HEALTHY_CHANGES = (0.69, 0.44)
 """Smallest change over the median in healthy networks (a CNN on Fashion-MNIST, a residual one on MNIST)."""
-ACCUSING = 0.45
-"""Lower end of the pull from which a suspicion is an accusation."""
+ACCUSING, ACCUSING_CLUSTER = 0.45, 0.5
+"""Lower end of the pull from which a region, and a cluster, is an accusation."""
 
 
 def reveal(
     model: nn.Module,
     reference: Inputs,
     *,
-    search: str = REGIONS,
+    search: str = CARRIERS,
     seed: int = 0,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Suspicions:
     """Find what decides on some references although it is no part of an object.
 
-    The transplant test: squares whose covering changes the model's answer are put onto references
-    of other classes.  A part of an object seldom makes other objects its class; a trigger or a
-    shortcut does.  The search needs carriers among the references: at least two, better 1 %.
+    ``"regions"``, the transplant test: squares whose covering changes the model's answer are put
+    onto references of other classes.  A part of an object seldom makes other objects its class; a
+    trigger or a shortcut does.  The search needs carriers among the references: at least two,
+    better 1 %.
 
-    What fills the whole input or has another place and shape in every input is not found, nor
-    what merely strengthens an answer that the object gives by itself.
+    ``"clusters"``: references that lie apart from the rest of their class in front of the last
+    layer, and look like references of other classes.  What they have beyond these look-alikes is
+    added to others there.  It finds what fills the whole input, such as a pattern, a warp or a
+    filter, and what has another place and shape in each input.  It needs at least eight carriers,
+    and references among which most have a look-alike, better 1,000 or more.
 
-    With ``search="changes"`` no carrier is needed: `smallest_changes` looks for a class that an
-    unusually small change of clean references leads to.
+    ``"carriers"``, the default, is the first and, where that accuses nothing, the second.
+
+    ``"changes"`` needs no carrier: `smallest_changes` looks for a class that an unusually small
+    change of clean references leads to.
+
+    What merely strengthens an answer that the object gives by itself is found by none.
 
     Args:
         model: the classifier; left as it was.
         reference: unlabelled inputs, ``N × C × H × W``, at least 32 of at least two predicted
             classes, some of which may carry what is looked for.
-        search: ``"regions"``, the transplant test, or ``"changes"``.
+        search: ``"carriers"``, ``"regions"``, ``"clusters"`` or ``"changes"``.
         seed: of the order in which references are drawn.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
@@ -92,34 +112,62 @@ def reveal(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> found = rw.reveal(model, reference)
-        >>> if found.accused:
-        ...     result = rw.rectify(model, found[0].pairs, reference=reference)
+        >>> found = rw.reveal(model, torch.cat([reference, pairs.corrupted]))
+        >>> found.verdict
+        '1 found on 102 references, stronger than in healthy networks.'
+        >>> repaired = rw.rectify(model, found[0].pairs, reference=reference)
     """
     generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
     monitor = Monitor(progress, cancel)
-    if check_choice("search", search, (REGIONS, CHANGES)) == CHANGES:
+    if check_choice("search", search, SEARCHES) == CHANGES:
         images = gather_references(reference, FEWEST_SEARCHED)
         changes = smallest_changes(model, images, seed=seed, progress=progress, cancel=cancel)
         return Suspicions(tuple(map(_of_change, changes[:MOST])), len(images))
     images = gather_references(reference, FEWEST)
-    with eval_mode(model) as plain:
+    found: list[Suspicion] = []
+    if search != CLUSTERS:
+        end = 0.95 if search == CARRIERS else 1.0
+        found += _regions(model, images, generator, monitor.part(0.0, end))
+    if search == CLUSTERS or (search == CARRIERS and not any(one.accused for one in found)):
+        start = 0.0 if search == CLUSTERS else 0.95
+        found += _clusters(model, images, monitor.part(start, 1.0))
+    monitor.report(1.0, f"searched {len(images)} references")
+    found.sort(key=lambda one: not one.accused)  # regions before clusters among the others
+    return Suspicions(tuple(found[:MOST]), len(images))
+
+
+def _regions(
+    model: nn.Module, images: Tensor, generator: torch.Generator, monitor: Monitor
+) -> list[Suspicion]:
+    """Squares that decide for other references too."""
+    with eval_mode(model, "reference") as plain:
         placed = images.to(device=model_device(plain), dtype=model_dtype(plain))
-        module = with_head(plain, placed[:64])
+        module = with_head(plain, placed[:HEAD])
         scores = predict_all(module, placed, monitor=monitor)
         check_scores(scores)
         predicted = scores.argmax(dim=1).to(placed.device)
         check_classes(predicted)
         test = TransplantTest(module, placed, predicted, generator)
-        squares = test.run(monitor.part(0.0, 0.8))
-        regions = _grouped(test, squares, monitor.part(0.8, 0.95))
+        squares = test.run(monitor.part(0.0, 0.58))
+        regions = _grouped(test, squares, monitor.part(0.58, 0.98))
     found = []
     for number, region in enumerate(regions):
-        monitor.report(0.95 + 0.05 * number / len(regions), "cleansing carriers")
+        monitor.report(0.98 + 0.02 * number / len(regions), "cleansing carriers")
         found.append(_suspicion(model, images, region, monitor.silent()))
-    monitor.report(1.0, f"searched {len(images)} references")
-    found.sort(key=lambda one: (not one.accused, -one.interval[0]))
-    return Suspicions(tuple(found), len(images))
+    return sorted(found, key=lambda one: (not one.accused, -one.interval[0]))
+
+
+def _clusters(model: nn.Module, images: Tensor, monitor: Monitor) -> list[Suspicion]:
+    """References that look like those of other classes."""
+    with eval_mode(model, "reference") as plain:
+        placed = images.to(device=model_device(plain), dtype=model_dtype(plain))
+        module = with_head(plain, placed[:HEAD])
+        check_scores(predict_all(module, placed[:2]))
+        layer = LastLayer.of(module, placed, monitor.part(0.0, 0.5))
+        predicted = torch.from_numpy(layer.scores.argmax(axis=1))
+        check_classes(predicted)
+        clusters = find_clusters(layer, images, monitor.part(0.5, 0.9))[:MOST]
+        return [_of_cluster(module, images, predicted, one, monitor.silent()) for one in clusters]
 
 
 @dataclass(frozen=True)
@@ -137,22 +185,17 @@ class _Region:
 
     @property
     def accused(self) -> bool:
-        return self.interval[0] >= ACCUSING and len(self.places) >= CARRIERS
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Interval of a share at 95 % (Wilson 1927)."""
-    if not count:
-        return 0.0, 1.0
-    interval = binomtest(hits, count).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+        return self.interval[0] >= ACCUSING and len(self.places) >= FEWEST_CARRIERS
 
 
 def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> list[_Region]:
     """The strongest square, its copies on all references; then the strongest of the others."""
     regions: list[_Region] = []
+    count = len(squares)
     while squares and len(regions) < MOST:
-        monitor.report(len(regions) / MOST, "looking for copies")
+        monitor.report(
+            0.5 * (len(regions) / MOST + 1.0 - len(squares) / count), "looking for copies"
+        )
         first = squares[0]
         own = [one for one in squares if (one.row, one.target) == (first.row, first.target)]
         best = min(
@@ -197,6 +240,49 @@ def _of_change(found: SmallestChange) -> Suspicion:
         accused=found.suspected,
         pairs=found.pairs if found.suspected else None,
     )
+
+
+def _of_cluster(
+    model: nn.Module, images: Tensor, predicted: Tensor, cluster: Cluster, monitor: Monitor
+) -> Suspicion:
+    """A cluster, whose members may carry something anywhere, as a suspicion."""
+    interval = wilson(cluster.turned, cluster.others)
+    accused = interval[0] >= ACCUSING_CLUSTER
+    rows = torch.from_numpy(cluster.rows)
+    return Suspicion(
+        target=cluster.target,
+        pull=cluster.pull,
+        interval=interval,
+        others=cluster.others,
+        inputs=rows,
+        mask=torch.zeros(0, *images.shape[-2:], dtype=torch.bool),
+        kind="cluster",
+        healthy=sum(one >= interval[0] for one in HEALTHY_CLUSTERS) / len(HEALTHY_CLUSTERS),
+        accused=accused,
+        pairs=_pairs_of_cluster(model, images, predicted, cluster, monitor) if accused else None,
+    )
+
+
+def _pairs_of_cluster(
+    model: nn.Module, images: Tensor, predicted: Tensor, cluster: Cluster, monitor: Monitor
+) -> SamplePairs:
+    """At most `PAIRS` look-alikes in other classes, without and with what the cluster carries.
+
+    Where no form of corruption accounts for that, the carriers themselves stand beside them.
+    """
+    rows, lookalikes = torch.from_numpy(cluster.rows), torch.from_numpy(cluster.lookalikes)
+    low, high, members, alike = (
+        values.to(model_device(model), model_dtype(model))
+        for values in (*data_range(images), images[rows], images[lookalikes])
+    )
+    operator = carried(model, members, alike, (low, high), monitor)
+    clean, labels = images[lookalikes], predicted[lookalikes]
+    corrupted = images[rows] if operator is None else operator(clean)
+    order = (labels == cluster.target).int().argsort(stable=True)
+    differ = (corrupted != clean).flatten(1).any(dim=1).cpu()
+    order = order[differ[order]][:PAIRS]
+    labels = labels[order].to(clean.device)
+    return SamplePairs(corrupted[order], clean[order], labels, operator)
 
 
 def _suspicion(model: nn.Module, images: Tensor, region: _Region, monitor: Monitor) -> Suspicion:

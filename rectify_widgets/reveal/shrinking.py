@@ -11,6 +11,7 @@ references are turned: what is left becomes sparse, and no weight has to be foun
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import Corruption, data_range
+from rectify_widgets.engine.model.opening import cut_off
 from rectify_widgets.engine.model.running import (
     chunk_size,
     model_device,
@@ -213,9 +215,18 @@ class Shrinking:
                 given = given.to(model_dtype(self.model)).requires_grad_()
                 scores = predict(self.model, given).to(values)
                 loss = functional.cross_entropy(scores, goals[part], reduction="sum")
-                (slope,) = torch.autograd.grad(loss / self.batch_size, given)
+                slope = self._slope(loss / self.batch_size, given)
             slope = slope.to(values)
             both = torch.stack([slope * (self._high - clean), -slope * (clean - self._low)], dim=1)
             gradient.index_add_(0, own.to(values.device), both)
             turned[part] = (scores.argmax(dim=1) == goals[part]).float().cpu()
         return gradient, turned.reshape(len(live), -1).mean(dim=1)
+
+    def _slope(self, loss: Tensor, given: Tensor) -> Tensor:
+        """Gradient of the loss; where the model keeps it back, the reason."""
+        try:
+            return torch.autograd.grad(loss, given)[0]
+        except RuntimeError as error:
+            if not (reason := cut_off(partial(predict, self.model), self.model, given)):
+                raise
+            raise ValueError(f"model: {reason}; want one that can be differentiated") from error

@@ -51,6 +51,11 @@ class SmallestChange:
         suspected: whether ``relative`` and ``turned`` are what healthy networks do not show.
         pairs: references with and without the change, of as many classes as there are, each of
             which it turns; None where it turns none.
+
+    Example:
+        >>> first = rw.smallest_changes(model, reference, steps=60)[0]
+        >>> first.target, first.relative < 0.5, first.pairs is None
+        (0, True, False)
     """
 
     target: int
@@ -108,9 +113,10 @@ def smallest_changes(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> first = smallest_changes(model, reference)[0]
-        >>> if first.suspected:
-        ...     result = rw.rectify(model, first.pairs, reference=reference)
+        >>> first, *others = rw.smallest_changes(model, reference, steps=60)
+        >>> first
+        SmallestChange(class 0: ... pixels, 0... of the median, turns ...%...)
+        >>> repaired = rw.rectify(model, first.pairs, reference=reference)
     """
     check_int("steps", steps, low=1)
     check_int("batch_size", batch_size, low=1)
@@ -119,7 +125,7 @@ def smallest_changes(
     images = gather_references(reference, FEWEST)
     images = images[torch.randperm(len(images), generator=generator)[:MOST].to(images.device)]
     half = len(images) // 2
-    with eval_mode(model) as plain:
+    with eval_mode(model, "reference") as plain:
         module = with_head(plain, images[:HEAD])
         check_scores(predict_all(module, images[:2]))
         layer = LastLayer.of(module, images, monitor.part(0.0, 0.03))

@@ -28,13 +28,22 @@ class Suspicion:
         interval: 95 % Wilson interval of ``pull``.
         others: how many references ``pull`` was measured on; none of them chose the suspicion.
         inputs: ``K`` row numbers of the references that carry it, ascending.
-        mask: boolean ``K × H × W``, where each of them carries it.
-        kind: what was looked for; ``"region"`` for the transplant test, ``"change"`` where
-            clean references were changed and none carries it.
+        mask: boolean ``K × H × W``, where each of them carries it; ``0 × H × W`` where no region
+            is known.
+        kind: what was looked for; ``"region"`` for the transplant test, ``"cluster"`` for
+            references that look like others, ``"change"`` where clean references were changed and
+            none carries it.
         healthy: share (0..1) of healthy networks, as far as measured, in which one as strong turns
             up.
         accused: whether it is stronger than what healthy networks show.
         pairs: carriers and their cleansed counterparts, for `rectify`; None where not accused.
+
+    Example:
+        >>> (suspicion,) = rw.reveal(model, torch.cat([reference, pairs.corrupted])).accused
+        >>> suspicion
+        Suspicion(class 0: region on 6 references turns 100% of 64 others, accused)
+        >>> suspicion.inputs
+        tensor([ 96,  97,  98,  99, 100, 101])
     """
 
     target: int
@@ -63,6 +72,11 @@ class Suspicions(Sequence[Suspicion]):
         found: all of them, those too weak to accuse a network included.
         searched: number of references.
         classes: class names by number, or empty.
+
+    Example:
+        >>> found = rw.reveal(model, torch.cat([reference, pairs.corrupted]))
+        >>> len(found.accused), found[0].target
+        (1, 0)
     """
 
     found: tuple[Suspicion, ...]
@@ -79,7 +93,7 @@ class Suspicions(Sequence[Suspicion]):
         """One sentence for people."""
         count = len(self.accused)
         if not count:
-            weaker = f"; {len(self.found)} weaker regions are listed" if self.found else ""
+            weaker = f"; {len(self.found)} weaker ones are listed" if self.found else ""
             return (
                 f"Nothing found on {self.searched} references that healthy networks do not show "
                 f"as well{weaker}."

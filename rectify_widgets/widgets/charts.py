@@ -1,6 +1,6 @@
 """Charts as HTML, the same on a live page and in a snapshot: curves, and tables of signed numbers.
 
-Pure functions.  Imports numpy, matplotlib's rule for round ticks, and the colours.  Curves are an
+Pure functions.  Imports numpy, matplotlib's rule for round ticks, words and colours.  Curves are an
 inline ``<svg>`` in a grey that reads on white and on black; `view.still` makes a picture of it.
 Handles (see `view`) come as attributes: the page marks what is chosen, so that a chart is not drawn
 again when something in it is picked.  Everything that comes from outside is escaped.
@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.render import AGAINST, FOR, INK, Pixels, colours
 
 LOOKS = {
@@ -42,6 +43,9 @@ STYLE = (
     "[data-chosen]>.rw-here{fill-opacity:.3}</style>"
 )
 """Part of each drawing, since a picture has no other style sheet."""
+
+NAME = 28
+"""Most letters of a name beside a table; of longer ones the middle gives way."""
 
 MANY, BRIGHT, EMPTY = 6, 140, "rgba(128,132,136,0.1)"
 """Of a table: columns beyond which their names stand upright, brightness beyond which the ink is
@@ -223,11 +227,12 @@ def heatmap(
     shades = colours((values / (np.abs(values).max(initial=0) or 1)).astype(np.float32))
     upright = "writing-mode:vertical-rl;transform:rotate(180deg)" if len(names) > MANY else ""
     head = "".join(
-        f'<th scope="col"><span style="{upright}">{escape(name)}</span></th>' for name in names
+        f'<th scope="col"><span style="{upright}"{markup.short(name, NAME)}</span></th>'
+        for name in names
     )
     body = ""
     for row, name in enumerate(names):
-        body += f'<tr><th scope="row">{escape(name)}</th>'
+        body += f'<tr><th scope="row"{markup.short(name, NAME)}</th>'
         for column, value in enumerate(values[row]):
             if text := signed(value):
                 title = escape(f"{name} → {names[column]}: {text}")

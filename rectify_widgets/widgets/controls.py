@@ -8,7 +8,8 @@ Tab and Enter go everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import ipywidgets as ipw
@@ -78,12 +79,16 @@ class Controls:
         button.on_click(lambda _: self._panel.press(press))
         return button
 
-    def choices(self, name: str, options: Mapping[str, str], label: str = "") -> ipw.ToggleButtons:
+    def choices(
+        self, name: str, options: Mapping[str, str], label: str = "", tip: str = ""
+    ) -> ipw.ToggleButtons:
         """A row of buttons for a trait; ``options`` are its values with what the buttons say."""
         buttons = ipw.ToggleButtons(
             options=[(text, value) for value, text in options.items()],
             value=getattr(self._panel, name),
             description=label,
+            tooltip=tip or label or name.capitalize(),
+            tooltips=[f"{tip or label or name.capitalize()}: {text}" for text in options.values()],
             layout=self.layout(width="auto", margin="0"),
             style=self.style(ipw.ToggleButtonsStyle, button_width="auto", description_width="auto"),
         )
@@ -93,7 +98,7 @@ class Controls:
 
     def pages(self, options: Mapping[str, str], title: str) -> ipw.ToggleButtons:
         """The heading of a card with the buttons of its pages at the other end of the line."""
-        buttons = self.choices("page", options, title)
+        buttons = self.choices("page", options, title, "What this card shows")
         buttons.add_class("rw-pages")
         return buttons
 
@@ -101,9 +106,11 @@ class Controls:
         """A list with ◀ ▶ for a trait."""
         return Choice(self, self._panel, name, options, label)
 
-    def samples(self, count: int, *, name: str = "index", label: str = "Sample") -> Samples:
-        """◀ slider ▶ and play for a trait that is a place among ``count``."""
-        return Samples(self, self._panel, count, name, label)
+    def samples(
+        self, count: int, *, name: str = "index", label: str = "Sample", first: int = 1
+    ) -> Samples:
+        """◀ slider ▶ and play for a trait, a place among ``count``; the page counts from ``first``."""
+        return Samples(self, self._panel, count, name, label, first)
 
     def field(
         self,
@@ -144,6 +151,7 @@ class Controls:
         bar = ipw.FloatProgress(
             min=0.0,
             max=1.0,
+            tooltip="How far the work is",
             layout=self.layout(flex="1 1 140px", min_width="80px", width="auto", height="28px"),
             style=self.described(ipw.FloatProgress),
         )
@@ -157,6 +165,7 @@ class Controls:
         """A piece of HTML among the controls."""
         return ipw.HTML(
             html,
+            tooltip="",
             layout=self.layout(width="auto", margin="0"),
             style=self.described(ipw.HTML),
         )
@@ -199,15 +208,23 @@ def show(widget: ipw.Widget, *, visible: bool) -> None:
 
 
 class Samples:
-    """◀ slider ▶ and play; `box` is hidden where there is one place."""
+    """◀ slider ▶ and play; `box` is hidden where there is one place.
 
-    def __init__(self, controls: Controls, panel: Panel, count: int, name: str, label: str) -> None:
+    The slider shows numbers from ``first`` on; the trait is a place, from 0.
+    """
+
+    def __init__(
+        self, controls: Controls, panel: Panel, count: int, name: str, label: str, first: int
+    ) -> None:
+        self._first, self._count, self._marked = first, count, dict[int, str]()
         self.slider = ipw.IntSlider(
-            min=0,
-            max=max(count - 1, 0),
+            value=first,
+            min=first,
+            max=first + max(count - 1, 0),
             description=label,
+            tooltip=f"{label} in view",
             continuous_update=False,
-            layout=controls.layout(flex="1 1 220px", width="auto", min_width="220px"),
+            layout=controls.layout(flex="1 1 290px", width="auto", min_width="290px"),
             style=controls.described(ipw.IntSlider),
         )
         self.play = ipw.Play(
@@ -215,26 +232,42 @@ class Samples:
             max=max(count - 1, 0),
             interval=INTERVAL,
             show_repeat=False,
+            tooltip=f"Play: one {label.lower()} after the other",
             layout=controls.layout(width="auto", flex="0 0 auto", margin="0"),
             style=controls.described(ipw.Play),
         )
         self._panel, self._name = panel, name
         back = controls.arrow("chevron-left", f"Previous {label.lower()}", lambda: self._step(-1))
         on = controls.arrow("chevron-right", f"Next {label.lower()}", lambda: self._step(1))
-        self.box = controls.unit(self.slider, back, on, self.play, grow="1 1 360px")
+        self.note = controls.text()
+        self.box = controls.unit(self.slider, back, on, self.play, self.note, grow="1 1 430px")
         self.box.add_class("rw-stepper")
         self.resize(count)
-        panel.link(name, self.slider, "value")
+        panel.link(name, self.slider, "value", (lambda at: at + first, lambda at: at - first))
         panel.link(name, self.play, "value")
+        panel.listen(panel, lambda _: self._tell(), name)
 
     def resize(self, count: int) -> None:
         """Make room for another number of places."""
-        self.slider.max = self.play.max = max(count - 1, 0)
+        self._count = count
+        self.slider.max = self._first + max(count - 1, 0)
+        self.play.max = max(count - 1, 0)
         show(self.box, visible=count > 1)
+        self._tell()
+
+    def mark(self, places: Iterable[int], words: str) -> None:
+        """Say something of these places whenever one of them is in view; it is escaped."""
+        self._marked |= dict.fromkeys(places, words)
+        self._tell()
+
+    def _tell(self) -> None:
+        words = self._marked.get(getattr(self._panel, self._name), "")
+        said = f"of {self._count}{' · ' if words else ''}{escape(words)}" if self._first else ""
+        self.note.value = f'<span class="rw-num rw-of">{said}</span>' if said else ""
 
     def _step(self, by: int) -> None:
         place = getattr(self._panel, self._name) + by
-        setattr(self._panel, self._name, place % (self.slider.max + 1))
+        setattr(self._panel, self._name, place % self._count)
 
 
 class Choice:
@@ -251,6 +284,7 @@ class Choice:
             options=_pairs(options),
             value=_plain(getattr(panel, name)),
             description=label,
+            tooltip=label,
             layout=controls.layout(flex="1 1 160px", width="auto", min_width="160px"),
             style=controls.described(ipw.Dropdown),
         )

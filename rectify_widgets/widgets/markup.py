@@ -57,6 +57,12 @@ def shorten(name: str, width: int) -> str:
     return f"{name[:head]}…{name[head + 1 - width :]}"
 
 
+def short(name: str, width: int) -> str:
+    """The end of a tag that holds a name of at most ``width`` characters; the pointer shows it all."""
+    title = f' title="{escape(name)}"' if len(name) > width else ""
+    return f"{title}>{escape(shorten(name, width))}"
+
+
 def outcome(result: Rectification) -> str:
     """How a rectification ended: one sentence and, where it fell short, why; not escaped."""
     return " ".join([_ending(result), *result.diagnosis])
@@ -73,9 +79,10 @@ def _ending(result: Rectification) -> str:
         "cancelled": "Cancelled after {}",
     }
     edits = some(len(result.edits), "edit")
+    took = f" ({sum(result.seconds.values()):.1f} s)" if result.seconds else ""
     return (
-        f"{starts.get(result.stopped, result.stopped + ', {}').format(edits)} "
-        f"({sum(result.seconds.values()):.1f} s): gap {percent(result.gap_before)} → "
+        f"{starts.get(result.stopped, result.stopped.capitalize() + ', {}').format(edits)}"
+        f"{took}: gap {percent(result.gap_before)} → "
         f"{percent(result.gap_after)}, degradation {percent(result.degradation)}."
     )
 

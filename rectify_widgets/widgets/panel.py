@@ -6,6 +6,7 @@ one `View`; panels that are part of a larger one share its session.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html import escape
@@ -17,7 +18,7 @@ import ipywidgets as ipw
 import traitlets
 from IPython.display import display
 
-from rectify_widgets.widgets import markup
+from rectify_widgets.widgets import markup, reruns
 from rectify_widgets.widgets.checks import check_path
 from rectify_widgets.widgets.session import Job, Session
 from rectify_widgets.widgets.style import PAGE, SHEETS, element
@@ -92,6 +93,7 @@ class Panel(ipw.VBox):
     about = ""
     """What it shows in a few words that stay true, such as "8 samples"; for its `repr`."""
 
+    _closed = False
     _action: Job[Any] | None = None
     _label = ""
 
@@ -101,7 +103,7 @@ class Panel(ipw.VBox):
         super().__init__()
         self.children: tuple[ipw.Widget, ...] = ()
         self.session = session if session is not None else Session()
-        self._owns_session = session is None
+        self.owns_session = session is None
         self._job: Job[Any] | None = None
         self._undo_links: list[Callable[[], None]] = []
         self.looks = Looks.of(self.session)
@@ -110,6 +112,11 @@ class Panel(ipw.VBox):
         self.add_class("rw-panel")
         if self.marks:
             self.listen(self, lambda _: self._mark(), list(self.marks))
+        reruns.note(self)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        reruns.note(self)
+        return super()._repr_mimebundle_(**options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.about})"
@@ -194,7 +201,8 @@ class Panel(ipw.VBox):
     def job(self) -> Job[Any] | None:
         """The work begun last, by a button or by looking at something else.
 
-        ``await widget.job`` and ``widget.job.wait()`` give its result or raise what it raised.
+        ``widget.job.wait()`` and ``await widget.job`` give its result or raise what it raised.
+        In a cell below a widget that is displayed, `wait` (see `Job`).
         """
         return self.session.latest
 
@@ -238,7 +246,7 @@ class Panel(ipw.VBox):
         self.set_trait("status", f"{label}: starting …")
 
         def finish(job: Job[T]) -> None:
-            self.set_trait("progress", 1.0)
+            self.set_trait("progress", 0.0 if job.stopping else 1.0)
             self.set_trait("busy", False)
             show(job)
 
@@ -284,6 +292,26 @@ class Panel(ipw.VBox):
         self.set_trait("busy", False)
         self.set_trait("progress", 0.0)
 
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take values from the page; one that is refused is shown as an error and taken back there.
+
+        Values of a panel come from links that a user has made in the page (``jslink``), and from
+        other pages; within ``set_state`` a check that raises would leave them unchecked.
+        """
+        good = dict(sync_data)
+        own = {*self.class_traits(sync=True)} - {*ipw.VBox.class_traits()}
+        for name in own & {*sync_data}:
+            value = sync_data[name]
+            try:
+                with self._lock_property(**{name: value}):  # the page has it already
+                    setattr(self, name, value)
+            except (TypeError, ValueError, traitlets.TraitError) as error:
+                self.set_trait("error", error)
+                self.send_state(name)
+                self.draw()
+                del good[name]
+        super().set_state(good)
+
     def press(self, method: Callable[[], object]) -> None:
         """What a click does: the method; what it raises is shown, since no cell would."""
         try:
@@ -316,10 +344,12 @@ class Panel(ipw.VBox):
 
     def close(self) -> None:
         """Cancel what is under way, and free the worker, the comms, the pictures and the models."""
-        if "session" not in self.__dict__:  # refused before it was made
+        if "session" not in self.__dict__ or self._closed:  # refused before it was made, or done
             super().close()
             return
-        if self._owns_session:
+        self._closed = True
+        if self.owns_session:
+            reruns.forget(self.session)
             self.session.close()
         for undo in self._undo_links:
             undo()
@@ -331,8 +361,17 @@ class Panel(ipw.VBox):
             close_tree(child)
         _close_parts(self)
         self.looks.release()
+        self._job = self._action = None  # their results are models
         self.forget()
         super().close()
+
+    def __del__(self) -> None:
+        """Close what nobody refers to, but not while the interpreter is taken down.
+
+        Tensors that are let go of then, for a second time, make torch abort the process.
+        """
+        if not sys.is_finalizing():
+            super().__del__()
 
     def forget(self) -> None:
         """Let go of models, inputs and pictures; called once, on closing."""

@@ -26,11 +26,12 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.base.progress import UNKNOWN, Cancelled
+from rectify_widgets.widgets import workers
 
 T = TypeVar("T")
 
@@ -39,9 +40,6 @@ PROGRESS_INTERVAL = 0.08
 
 POLL = 0.2
 """Seconds after which a blocking wait looks up, so that it can be interrupted everywhere."""
-
-Jobs: TypeAlias = "queue.SimpleQueue[Job[Any] | None]"
-"""Jobs to do; None ends the worker."""
 
 
 class Mailbox:
@@ -111,6 +109,11 @@ class Mailbox:
 
 class Job(Generic[T]):
     """A piece of work under way; wait for it with ``job.wait()`` or ``await job``.
+
+    In a notebook that shows controls, ``wait`` is the better one: a slider, list or row of buttons
+    that is touched while a cell awaits anything at all is dead from then on with ipykernel 7.4.  It
+    handles the message at once and never tells the page that it has, and ipywidgets' page holds
+    back whatever that control says next until it is told.  While a cell waits, messages queue.
 
     The work is called with the job itself, and takes from it `progress` and `cancelled` as hooks
     for the engine's long calls.
@@ -227,9 +230,14 @@ class Job(Generic[T]):
 
         Whenever the work asks, short jobs that came up meanwhile are done first.
         """
-        if self._between is not None and not self._stop.is_set():
+        if self._between is not None and not self.stopping:
             self._between()
-        return self._stop.is_set()
+        return self.stopping
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the work was asked to stop, perhaps after what it could give by then."""
+        return self._stop.is_set() or workers.ending.is_set()
 
     def check(self) -> None:
         """Raise `Cancelled` if the work is to stop."""
@@ -269,7 +277,7 @@ class Job(Generic[T]):
     def seconds_left(self) -> float | None:
         """Estimate of the time left, from the share that is done; None while that is too small."""
         spent = time.monotonic() - self._started
-        if self.done or self.fraction < 0.05 or spent < 0.5:
+        if self.done or self.fraction <= UNKNOWN or spent < 0.5:
             return None
         return spent * (1.0 - self.fraction) / self.fraction
 
@@ -311,7 +319,8 @@ class Session:
         name: of the thread.
 
     The thread is started by the first job and ended by `close`, or with the last reference to the
-    session.  It is a daemon, so that a notebook's kernel can always end.
+    session.  When the interpreter ends, all jobs are cancelled, and it waits for the threads; they are
+    daemons, so that a job that does not stop holds it up for a minute at most.
 
     Attributes:
         closed: whether the session takes no more work.
@@ -322,8 +331,8 @@ class Session:
         self._synchronous = synchronous
         self._name = name
         self._mailbox = Mailbox()
-        self._queue: Jobs = queue.SimpleQueue()
-        self._short: Jobs = queue.SimpleQueue()
+        self._queue: workers.Jobs = queue.SimpleQueue()
+        self._short: workers.Jobs = queue.SimpleQueue()
         self._under_way: list[Job[Any]] = []
         self._thread: threading.Thread | None = None
         self.closed = False
@@ -364,7 +373,7 @@ class Session:
         self._mailbox.find_loop()
         job = Job(
             self._mailbox, work, label=label, lane=lane, on_progress=on_progress, on_done=on_done,
-            between=None if short else partial(_run_all, self._short),
+            between=None if short else partial(workers.run_all, self._short),
         )  # fmt: skip
         self.latest = job
         for earlier in self._under_way:
@@ -378,11 +387,8 @@ class Session:
         if short:
             self._short.put(job)
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=_work, args=(self._queue, self._short), name=self._name, daemon=True
-            )
+            self._thread = workers.start(self._queue, self._short, self._name)
             self._mailbox.worker = self._thread
-            self._thread.start()
         self._queue.put(job)
         return job
 
@@ -405,26 +411,3 @@ class Session:
         self._mailbox.clear()
         self._under_way.clear()
         self.latest = None
-
-
-def _work(jobs: Jobs, short: Jobs) -> None:
-    """The worker thread; between jobs it holds no reference to any, nor to the session.
-
-    Short jobs are in both queues; a job runs once, whichever is read first.
-    """
-    while True:
-        job = jobs.get()
-        if job is None:
-            return
-        _run_all(short)
-        job.run()
-        del job
-
-
-def _run_all(jobs: Jobs) -> None:
-    """Run the jobs that are waiting."""
-    with suppress(queue.Empty):
-        while True:
-            job = jobs.get_nowait()
-            if job is not None:
-                job.run()

@@ -13,13 +13,17 @@ from rectify_widgets.engine.base.checks import check_int
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import runner
 from tests.benchmarks.carriers import measure_carriers
+from tests.benchmarks.carton import measure_carton
 from tests.benchmarks.cleanse import measure_cleanse
 from tests.benchmarks.failures import measure_failures
+from tests.benchmarks.first_edit import measure_first_edit
 from tests.benchmarks.memory import measure_memory
+from tests.benchmarks.pace import measure_pace
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
 from tests.benchmarks.records import read
 from tests.benchmarks.report import write
 from tests.benchmarks.reveal import measure_reveal
+from tests.benchmarks.reveal_peers import measure_reveal_peers
 from tests.benchmarks.scale import calculate
 from tests.benchmarks.several import measure_several
 from tests.benchmarks.sources import Source
@@ -63,17 +67,24 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                  measure_failures),
     "cleanse": (SEEDS, "repairs from true and suggested masks instead of pairs (--seeds, --cases)",
                 measure_cleanse),
+    "carton": (10, "a shortcut of an ImageNet network, taken out from one photograph (--methods)",
+               measure_carton),
     "zoo": (0, "eleven attacks, patches and others, on three networks (needs --data; --seeds)",
             measure_zoo),
     "carriers": (0, "backdoors that no picture shows, and healthy networks (--data for more of them)",
                  measure_carriers),
     "reveal": (10, "unmarked carriers among references, and healthy networks (draws, not pairs; --data)",
                measure_reveal),
+    "reveal-peers": (3, "the same beside what others use (needs --data; draws, not pairs; --networks)",
+                     measure_reveal_peers),
     "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
                 lambda options, monitor: measure_widgets(options.pairs, monitor)),
+    "pace": (1, "times that progress bars promise, over those that it took (--cases)", measure_pace),
     "speed": (3, "ratios side by side, distance to the physical limit, profiles (repeats, not pairs)",
               measure_speed),
     "memory": (1, "peaks of memory against the estimated ones", measure_memory),
+    "first-edit": (1, "time and memory of the first edit at 224 × 224 pixels (needs torchvision)",
+                   measure_first_edit),
     "scale": (1, "what ImageNet and a large transformer should cost on eight GPUs, calculated",
               lambda *_: calculate()),
 }  # fmt: skip
@@ -189,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--colour", action="store_true", help="on tinted images")
     group = parser.add_argument_group("networks")
     group.add_argument("--only", nargs="+", metavar="NAME", help="one pair, such as 'vit blend'; "
-        f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls")  # fmt: skip
+        f"for speed, some of {', '.join(NAMES)}; for memory, networks or calls; for first-edit, networks")  # fmt: skip
     group.add_argument("--budget", type=float, default=0.01, help="max_degradation")
     add = parser.add_argument_group("speed and memory").add_argument
     add("--repeats", type=int, metavar="N", help="runs of each task, in turns (default: 3)")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from rectify_widgets.cases import pretrained
 from rectify_widgets.engine.base.checks import check_choice
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -36,9 +37,11 @@ from tests.benchmarks.tables import Cell, Row, Table
 MEGA, GIGA = 1e6, 1e9
 VISION = ("resnet50", "efficientnet_b4", "vit_b_16")
 """Networks of torchvision, with 224×224 pixels."""
+LITE = "efficientnet_lite0"
+"""The one whose weights a package brings, with 224×224 pixels."""
 OWN = {"resnet18-cifar": 18, "resnet50-cifar": 50}
 """Networks of this folder, with 32×32 pixels."""
-NETWORKS = (*VISION, *OWN)
+NETWORKS = (*VISION, *OWN, LITE)
 TOLERANCE = 0.25
 """How far the estimated peak may be from the real one."""
 WITHIN = f"within {100 * TOLERANCE:.0f} %"
@@ -60,6 +63,7 @@ class Job:
         device, threads: where, and with how many threads.
         most_memory: bytes that the process may take; None for as many as there are.
         share: of the estimated peak that the call gets as its ``memory_limit``; None for no limit.
+        refine_steps: of a rectification.
     """
 
     network: str
@@ -70,6 +74,7 @@ class Job:
     threads: int = 2
     most_memory: int | None = None
     share: float | None = None
+    refine_steps: int | None = None
 
     @property
     def side(self) -> int:
@@ -107,11 +112,14 @@ class DrawnImages(Dataset[Tensor]):
 
 
 def build(name: str) -> nn.Module:
-    """An untrained network by name, in evaluation mode.
+    """A network by name, in evaluation mode, all but one untrained.
 
     Raises:
+        ImportError: the package with its weights is not installed.
         ValueError: it needs torchvision, which is not installed.
     """
+    if name == LITE:
+        return pretrained.network("lite0")
     if name in OWN:
         return resnet(OWN[name])
     try:
@@ -177,7 +185,13 @@ def perform(job: Job) -> Spent:
         "collect": lambda: KeyStatistics.collect(model, reference, memory_limit=limit),
         "localize": lambda: localize(model, pairs, reference=reference, memory_limit=limit),
         "rectify": lambda: rectify(
-            model, pairs, reference=reference, target_gap=0.0, max_rounds=1, memory_limit=limit
+            model,
+            pairs,
+            reference=reference,
+            target_gap=0.0,
+            max_rounds=1,
+            memory_limit=limit,
+            refine_steps=job.refine_steps,
         ),
     }
     with peak_memory(device) as peak:

@@ -54,7 +54,7 @@ def measure_all(
     source.check(names)
     pool = Parallel(
         workers, backend="loky", return_as="generator_unordered", pre_dispatch="n_jobs",
-        batch_size=1, initializer=_begin,
+        batch_size=1, initializer=_begin, initargs=(os.getpid(),),
     )  # fmt: skip
     with opened(folder) as kept, pool as parallel:
         others = {record["source"] for record in kept.records} - {source.title}
@@ -116,10 +116,10 @@ def _loaded(source: Source, name: str) -> Case:
     return source.load(name)
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     """Set up a process: deaf to Ctrl-C, which its parent hears, and no life after its parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
-from tests.benchmarks import memory
+from tests.benchmarks import first_edit, memory
 from tests.benchmarks.memory import DrawnImages, Job, Spent
 from tests.benchmarks.speed_fakes import SPAN, capped
 from tests.benchmarks.tables import Table
@@ -111,6 +111,25 @@ def test_rows_are_kept_as_soon_as_they_are_measured(tmp_path: Path) -> None:
     table = memory.measure_memory(again, Monitor(), lambda _: Spent(SPAN, 1, 2))
     assert [row["call"] for row in table.rows] == ["collect", "localize"]
     assert [row["estimate of real"] for row in table.rows] == ["2.00", "1.00"]
+
+
+def test_the_first_edit_is_made_in_closed_form_by_defaults() -> None:
+    made: list[Job] = []
+
+    def run(job: Job) -> Spent:
+        made.append(job)
+        return Spent(SPAN, 27 * 10**8, 1)
+
+    given = options(only=[memory.LITE, "vit_b_16"])
+    table = first_edit.measure_first_edit(given, Monitor(), run)
+    assert [row["GB"] for row in table.rows] == ["2.7", "2.7"]
+    assert [row["at most GB"] for row in table.rows] == [2.6, 3.5]
+    assert [(job.network, job.share, job.refine_steps) for job in made] == [
+        (memory.LITE, None, 0),
+        ("vit_b_16", None, 0),
+    ]
+    with pytest.raises(ValueError, match="only: got 'resnet18-cifar'"):
+        first_edit.measure_first_edit(options(), Monitor(), run)
 
 
 def jobs(*only: str) -> list[tuple[str, str]]:

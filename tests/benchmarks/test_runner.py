@@ -306,7 +306,6 @@ def soon(happens: Callable[[], bool], seconds: float) -> bool:
     return happens()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at processes as Linux does")
 @pytest.mark.slow
 def test_killed_and_gone_on_with_on_several_processes(tmp_path: Path, repository: Path) -> None:

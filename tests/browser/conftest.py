@@ -62,6 +62,20 @@ painter""",
 )
 """A painter of three small pictures."""
 
+WAY = (
+    """import torch
+import rectify_widgets as rw
+torch.set_num_threads(1)
+case = rw.cases.load("trojan")
+inputs, labels = case.corrupted
+images = torch.cat([case.reference[:92], inputs[labels != case.target][:8]])""",
+    """dashboard = rw.RectificationDashboard(
+    case.model, reference=images, classes=case.classes, attribution="saliency",
+    max_rounds=1, refine_steps=0)
+dashboard""",
+)
+"""The dashboard with references alone, of which the last eight carry the trigger."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the front ends of each test."""
@@ -92,6 +106,7 @@ def server(
         write_notebook(folder / name, OWN)
     write_notebook(folder / "viewers.ipynb", VIEWERS)
     write_notebook(folder / "painter.ipynb", PAINTER)
+    write_notebook(folder / "way.ipynb", WAY)
     shutil.copy(TUTORIAL, folder / TUTORIAL.name)
     with kind(folder, tmp_path_factory.mktemp("home")) as running:
         yield running

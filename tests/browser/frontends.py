@@ -7,10 +7,10 @@ library and, when a kernel is asked, jupyter_client.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -22,7 +22,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking.client import BlockingKernelClient
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +76,8 @@ class Server:
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.host}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._client: BlockingKernelClient | None = None
+        self._asking = ThreadPoolExecutor(1)  # Playwright's own loop runs on the tests' thread
 
     @classmethod
     def missing(cls) -> str:
@@ -124,6 +129,8 @@ class Server:
         raise RuntimeError(f"{self.name} did not start: {(self.home / 'server.log').read_text()}")
 
     def __exit__(self, *_: object) -> None:
+        self._asking.submit(self._hang_up).result()
+        self._asking.shutdown()
         if self._process is None:
             return
         for number in (self.stop, signal.SIGTERM, signal.SIGKILL):
@@ -169,8 +176,42 @@ class Server:
         """
         connections = sorted(self.home.rglob("kernel-*.json"), key=lambda p: p.stat().st_mtime)
         assert connections, "no kernel is running"
-        with ThreadPoolExecutor(1) as pool:  # Playwright's own loop runs on this thread
-            return pool.submit(asyncio.run, _ask(connections[-1], code, seconds)).result()
+        return self._asking.submit(self._ask, connections[-1], code, seconds).result()
+
+    def _ask(self, connection: Path, code: str, seconds: float) -> str:
+        """The same through the client of the last question, unless there is a newer kernel."""
+        from jupyter_client.blocking.client import BlockingKernelClient
+
+        if self._client is None or self._client.connection_file != str(connection):
+            self._hang_up()
+            self._client = BlockingKernelClient(connection_file=str(connection))
+            self._client.load_connection_file()
+            self._client.start_channels(stdin=False, hb=False)
+            self._client.wait_for_ready(timeout=seconds)
+        with suppress(queue.Empty):
+            while True:  # what the kernel has said to others since
+                self._client.get_iopub_msg(timeout=0)
+        printed: list[str] = []
+
+        def note(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                printed.append(message["content"]["text"])
+
+        reply = self._client.execute_interactive(
+            code, output_hook=note, timeout=seconds, allow_stdin=False
+        )
+        content = reply["content"]
+        if content["status"] != "ok":
+            raise AssertionError("\n".join(content.get("traceback", [str(content)])))
+        return "".join(printed).strip()
+
+    def _hang_up(self) -> None:
+        from jupyter_core.utils import ensure_event_loop
+
+        if self._client is not None:
+            self._client.stop_channels()
+            self._client = None
+            ensure_event_loop().close()  # this thread's, which the client made
 
 
 class Lab(Server):
@@ -287,28 +328,3 @@ def _no_news(settings: Path) -> None:
     (folder / "notification.jupyterlab-settings").write_text(
         json.dumps({"fetchNews": "false", "checkForUpdates": False}), "utf-8"
     )
-
-
-async def _ask(connection: Path, code: str, seconds: float) -> str:
-    from jupyter_client.asynchronous.client import AsyncKernelClient
-
-    client = AsyncKernelClient(connection_file=str(connection))
-    client.load_connection_file()
-    client.start_channels(stdin=False, hb=False)
-    printed: list[str] = []
-
-    def note(message: dict[str, Any]) -> None:
-        if message["msg_type"] == "stream":
-            printed.append(message["content"]["text"])
-
-    try:
-        await client.wait_for_ready(timeout=seconds)
-        reply = await client.execute_interactive(
-            code, output_hook=note, timeout=seconds, allow_stdin=False
-        )
-    finally:
-        client.stop_channels()
-    content = reply["content"]
-    if content["status"] != "ok":
-        raise AssertionError("\n".join(content.get("traceback", [str(content)])))
-    return "".join(printed).strip()

@@ -106,7 +106,8 @@ class Watched:
         ]
 
     def ask(self, code: str) -> str:
-        """Run code in the page's kernel, beside the page; give what it prints."""
+        """Run code in the page's kernel, once it may have heard of the last click; give what it prints."""
+        self.page.wait_for_timeout(400)
         return self.server.ask(code)
 
     def run_cell(self, code: str, seconds: float = 60) -> str:
@@ -158,12 +159,19 @@ class Watched:
         return text
 
     def undo_all(self) -> None:
-        """Press Undo as long as it can be pressed."""
-        while self.page.locator(parts.UNDO).is_enabled():
-            step = self.ask("print(dashboard.history.step)")
+        """Press Undo until no edit is left."""
+        for step in range(int(self.ask("print(dashboard.history.step)")), 0, -1):
             self.page.click(parts.UNDO)
+            self.wait_for_step(step - 1)
             self.wait_for_status("Took an edit back")
-            assert int(self.ask("print(dashboard.history.step)")) == int(step) - 1
+        self.page.wait_for_selector(f"{parts.UNDO}:disabled")
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the dashboard in Python is at this step of the history."""
+        end = time.monotonic() + 30.0
+        while self.ask("print(dashboard.history.step)") != str(step):
+            assert time.monotonic() < end, f"want step {step}"
+            self.page.wait_for_timeout(100)
 
     def picture(self, name: str, selector: str | None = None) -> Path:
         """Screenshot of the page or of one element, kept in the ignored folder."""

@@ -54,6 +54,22 @@ STATIC = ".rw-static"
 CHOICE = '.rw-choices button:has-text("{}")'
 """A button of a row of choices, by its text."""
 
+WAY_TAB = '.rw-way-tab[data-key="{}"]'
+"""The tab of a step of the dashboard, by the step's name."""
+
+ON = ".rw-go-on"
+SHOW_CODE = ".rw-toggle-code"
+CODE = ".rw-code"
+REVEAL = ".rw-reveal"
+SAVE = ":nth-match(.rw-save, 1)"
+REPORT = ".rw-write-report"
+REPORT_FILE = ".rw-row:has(> * > .rw-write-report) input"
+CLOUD = ".rw-cloud"
+"""The map of the references."""
+
+SUSPICION = ".rw-sus tr[data-key]"
+"""A row of the list of suspicions."""
+
 SET_TILE = ".rw-tiles img"
 SET_OPEN = ".rw-tiles td"
 """A picture of the whole set, and the tile around it, which opens its sample."""

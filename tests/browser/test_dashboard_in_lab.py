@@ -29,6 +29,27 @@ for module in [m for name, m in sys.modules.items() if name.startswith("rectify_
 """
 
 
+KEEP = """tags => {
+    const { sharedModel } = window.jupyterapp.shell.currentWidget.model;
+    const unwanted = ({ cell_type, metadata }) =>
+        cell_type === 'code' && !tags.some(tag => (metadata.tags ?? []).includes(tag));
+    for (let place = sharedModel.cells.length - 1; place >= 0; place--) {
+        if (unwanted(sharedModel.getCell(place).toJSON())) sharedModel.deleteCell(place);
+    }
+}"""
+"""Leaves those cells of code that have one of the tags; the others are run elsewhere."""
+
+
+ROOM = """() => {
+    const steps = document.querySelector('.rw-history-card .rw-steps');
+    steps.querySelectorAll('details').forEach(trials => { trials.open = true; });
+    const tables = [...steps.querySelectorAll('details table')];
+    const end = steps.getBoundingClientRect().right;
+    return Math.min(...tables.map(table => end - table.getBoundingClientRect().right));
+}"""
+"""Opens the trials of all rounds; the room that is left beside the widest table, in pixels."""
+
+
 def sample(page: Any) -> str:
     """Which sample the maps in view are of."""
     return str(page.locator(parts.MAP).first.get_attribute("alt"))
@@ -67,7 +88,7 @@ def test_the_page_answers_while_a_rectification_runs(own: pages.Watched) -> None
     for place in (1, 2, 3):
         page.locator(parts.SAMPLE).first.focus()
         page.keyboard.press("ArrowRight")
-        measured(page, "another sample during a rectification", shows(f"sample {place}"))
+        measured(page, "another sample during a rectification", shows(f"sample {place + 1}"))
     start = time.monotonic()
     assert own.run_cell("print(dashboard.index, dashboard.busy)") == "3 True"
     print(f"a cell during a rectification: {time.monotonic() - start:.2f} s")
@@ -81,10 +102,38 @@ def test_the_page_answers_while_a_rectification_runs(own: pages.Watched) -> None
     own.assert_quiet()
 
 
+def test_a_cell_that_is_run_again_leaves_one_dashboard(own: pages.Watched) -> None:
+    page = own.page
+    count = "import ipywidgets; dashboard.settle(); print(len(ipywidgets.widget._instances))"
+    once = own.ask(count)
+    for _ in range(3):
+        prompt = own.prompts()[1]
+        page.locator(pages.CELL).nth(1).locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        limit = time.monotonic() + 60
+        while "*" in own.prompts()[1] or own.prompts()[1] == prompt:
+            assert time.monotonic() < limit
+            page.wait_for_timeout(50)
+        page.wait_for_selector(parts.MAP)
+    assert own.ask(count) == once
+    page.click(parts.LOCATE)
+    own.wait_for_status("scores best")
+    page.click(parts.WAY_TAB.format("evaluate"))
+    page.wait_for_timeout(300)
+    assert own.ask("print(dashboard.stage)") == "evaluate"
+    own.picture("14-run-again")
+    own.assert_quiet()
+
+
 def test_both_themes_and_widths(own: pages.Watched) -> None:
     page = own.page
     own.rectify()
     own.picture("5-light")
+    for width in (1500, 1250, 1000):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_timeout(300)
+        assert page.evaluate(ROOM) >= 0, f"a round's trials are wider than the history at {width}"
+    page.set_viewport_size({"width": 1280, "height": 1400})
     own.theme("JupyterLab Dark")
     own.picture("6-dark")
     page.set_viewport_size({"width": 800, "height": 2600})
@@ -96,7 +145,7 @@ def test_both_themes_and_widths(own: pages.Watched) -> None:
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.locator(parts.SAMPLE).first.focus()
     page.keyboard.press("ArrowRight")
-    measured(page, "another sample, before and after", shows("sample 1"))
+    measured(page, "another sample, before and after", shows("sample 2"))
     page.locator(parts.STEP).first.click()
     none = "() => document.querySelector('img[alt*=\"corrupted input, after\"]') === null"
     measured(page, "back to the first step", none)
@@ -140,7 +189,7 @@ def test_methods_and_errors_in_place(own: pages.Watched) -> None:
     for name in ("grad-cam", "occlusion", "smoothgrad", "integrated-gradients", "input-x-gradient"):
         methods.select_option(name)
         measured(page, name, f"() => document.querySelector('img[alt^=\"{name} map\"]') !== null")
-        assert "sample 0" in sample(page)
+        assert "sample 1" in sample(page)
     own.picture("10-method", parts.CARDS)
     own.ask(BREAK)
     page.click(parts.LOCATE)
@@ -175,8 +224,10 @@ def test_a_snapshot_outlives_the_kernel(server: Server) -> None:
 
 def test_the_first_tutorial_runs_and_its_dashboard_answers(server: Server) -> None:
     with pages.open_page(server, TUTORIAL.name) as watched:
-        watched.run_all(seconds=240)
         page = watched.page
+        page.wait_for_selector(parts.STATIC)  # as it was committed
+        page.evaluate(KEEP, ["setup", "dashboard"])
+        watched.run_all(seconds=240)
         page.locator(parts.RECTIFY).scroll_into_view_if_needed()
         watched.picture("13-tutorial")
         assert page.locator(parts.MAP).count() > 0

@@ -61,6 +61,7 @@ def test_the_dashboard_from_first_view_to_undo(own: pages.Watched) -> None:
     assert own.ask("print(dashboard.history.step, len(dashboard.edits))") == "1 1"
     own.picture("4-scrubbed")
     page.locator(parts.STEP).nth(last).click()
+    own.wait_for_step(last)
 
     own.undo_all()
     assert own.ask("print(dashboard.edits, dashboard.error)") == "[] None"

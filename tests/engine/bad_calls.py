@@ -416,3 +416,22 @@ bad(EVALUATE, "a seed that is a word", "seed", TypeError, "got 'x', want a whole
     _evaluate(confidence=0.9, seed="x"))
 bad(EVALUATE, "a model that is a class", "model", TypeError, "got type, want a torch",
     _evaluate(), model=lambda: nn.Linear)
+bad(EVALUATE, "too few groups", "groups", ValueError, "got 3 values, want 16, one for each clean",
+    _evaluate(groups=["a", "b", "a"]))
+bad(EVALUATE, "groups that are a word", "groups", TypeError, "got str, want a value for each input",
+    _evaluate(groups="abcdefghijklmnop"))
+bad(EVALUATE, "a group that is NaN", "groups", ValueError, "got nan at 15, want a group",
+    _evaluate(groups=[0.0] * 15 + [float("nan")]))
+bad(EVALUATE, "a group that is a list", "groups['sex']", TypeError, "got list at 0, want hashable",
+    _evaluate(groups={"sex": [[]] * 16}))
+bad(EVALUATE, "groups in two dimensions", "groups", ValueError, r"got shape \(4, 4\), want",
+    _evaluate(groups=torch.zeros(4, 4)))
+bad(EVALUATE, "no attribute", "groups", ValueError, "got no attribute",
+    _evaluate(groups={}))
+bad(EVALUATE, "figures of before as a number", "before", TypeError, "got float, want a Report",
+    _evaluate(groups=[1] * 16, before=0.9))
+bad(EVALUATE, "before without groups", "before", ValueError, "this call has no groups",
+    lambda s: rw.evaluate(
+        s.model, (s.reference, s.labels),
+        before=rw.evaluate(s.model, (s.reference, s.labels), groups=[1] * 16),
+    ))

@@ -1,6 +1,6 @@
 """What a bad input to the engine is: the stage on which it is tried, and the list of all cases.
 
-Imports the engine.  `bad` adds a case; the files ``bad_calls`` and ``bad_edits`` do so on import.
+Imports the engine.  `bad` adds a case; the files ``bad_calls``, ``bad_edits`` and ``bad_fits`` do so on import.
 """
 
 from __future__ import annotations

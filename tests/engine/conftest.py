@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from rectify_widgets.engine.base import progress
 from tests.engine.toy import Toy, train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unhurried() -> Iterator[None]:
+    """No report is repeated after a second of silence: tests count them, on machines of any speed."""
+    before, progress.PULSE = progress.PULSE, math.inf
+    yield
+    progress.PULSE = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Every bad input gives an error that says what was wrong, and leaves no trace in model or inputs.
 
-The cases are in ``bad_calls.py`` and ``bad_edits.py``.  Their messages make the table in
+The cases are in ``bad_calls.py``, ``bad_edits.py`` and ``bad_fits.py``.  Their messages make the table in
 ``bad_inputs.md``; after a change, write it anew with
 
     RECTIFY_WRITE_TABLES=1 python -m pytest tests/engine/test_bad_inputs.py
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import bad_calls, bad_edits  # noqa: F401 - they add the cases
+from tests.engine import bad_calls, bad_edits, bad_fits  # noqa: F401 - they add the cases
 from tests.engine.bad_inputs import CASES, Case
 from tests.engine.traces import changes, record
 
@@ -26,6 +26,7 @@ FOREIGN = (
     # What other packages say changes with their versions, so the table leaves it out.
     (r"(is not a safetensors file) \(.*\)", r"\1 (…)"),
     (r"(cannot be copied|holds damaged [a-z ]+) \(.*\);", r"\1 (…);"),
+    (r" \(RuntimeError: .*\)$", " (…)"),
 )
 
 

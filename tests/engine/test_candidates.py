@@ -16,7 +16,6 @@ from rectify_widgets.engine.find import candidates as looking
 from rectify_widgets.engine.find.candidates import (
     Candidate,
     Probe,
-    candidates,
     different,
     effect,
     keys_and_scores,
@@ -24,6 +23,7 @@ from rectify_widgets.engine.find.candidates import (
     sweep_probe,
     trying,
 )
+from rectify_widgets.engine.find.drafts import Predictions, chunks, draft_edits
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.heads import runner_up
@@ -33,6 +33,7 @@ from tests.engine import oracles
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.test_layer_catalog import LAYERS
+from tests.kinds.architectures import Scaled, Standardised
 
 GRID = [(direction, ridge) for direction in ("contrast", "key") for ridge in (0.01, 1.0)]
 
@@ -46,15 +47,14 @@ def grid_of(model: nn.Module, count: int = 6) -> dict[str, list[Candidate]]:
         answers = module(reference.clean).argmax(dim=1)
         probe = Probe(reference.corrupted, reference.clean, answers)
         seen = sweep_probe(module, catalog.editable, probe, steps=4, monitor=Monitor())
-        dirty = layer_keys(module, catalog.editable, pairs.corrupted)
-        clean = layer_keys(module, catalog.editable, pairs.clean)
-        return {
-            name: candidates(
-                layer, DenseSolver(name, statistics[name].moment), (dirty[name], clean[name]), seen,
-                directions=("contrast", "key"), ridges=(0.01, 1.0),
-            )
-            for name, layer in catalog.editable.items()
-        }  # fmt: skip
+        drafts = draft_edits(
+            module, catalog.editable, lambda name: DenseSolver(name, statistics[name].moment),
+            [(pairs.corrupted, pairs.clean)], directions=("contrast", "key"), ridges=(0.01, 1.0),
+            most=64, monitor=Monitor(),
+        )  # fmt: skip
+        predictions = Predictions(drafts)
+        predictions.add(seen)
+        return predictions.options()
 
 
 @pytest.mark.parametrize("network", ["residual", "padded", "transformer"])
@@ -226,3 +226,49 @@ def test_only_different_edits_are_tried() -> None:
     assert 1 <= len(kept) <= 3
     for i, one in enumerate(kept):
         assert all(one.likeness(other) < 0.95 for other in kept[:i])
+
+
+def standardised_or(network: str) -> nn.Module:
+    """A network of `make`, or one with layers that compute their weight."""
+    if network != "standardised":
+        return make(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, last = Standardised(3, 8, 3), nn.Linear(8, 4)
+        parts = first, nn.GroupNorm(2, 8), nn.ReLU(), Scaled(8, 8, 3)
+        pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*parts, *pool, last).eval()
+
+
+@pytest.mark.parametrize("network", ["residual", "padded", "transformer", "standardised"])
+def test_edits_made_from_a_few_samples_at_a_time_are_the_same(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rectify_widgets.engine.find.drafts.WHOLE", 20_000)
+    model, pairs = standardised_or(network).double(), patched(5, seed=11)
+    statistics = KeyStatistics.collect(model, images(8).double())
+    with eval_mode(model) as module:
+        layers = editable_layers(module, pairs.clean).editable
+        probe = Probe(pairs.corrupted, pairs.clean, module(pairs.clean).argmax(dim=1))
+        found = {}
+        for most in (64, 2):
+            drafts = draft_edits(
+                module, layers, lambda name: DenseSolver(name, statistics[name].moment),
+                [(pairs.corrupted, pairs.clean)], directions=("contrast", "key"),
+                ridges=(0.01, 1.0), most=most, monitor=Monitor(),
+            )  # fmt: skip
+            predictions = Predictions(drafts)
+            for rows in chunks(len(probe), most):
+                one = probe.only(rows)
+                predictions.add(sweep_probe(module, layers, one, steps=2, monitor=Monitor()))
+            found[most] = predictions.options(), predictions.errors()
+    (whole, errors), (some, others) = found[64], found[2]
+    assert list(whole) == list(some) == list(layers)
+    for name, options in whole.items():
+        assert options
+        for edit, other in zip(options, some[name], strict=True):
+            assert (edit.direction, edit.ridge) == (other.direction, other.ridge)
+            torch.testing.assert_close(edit.left, other.left)
+            torch.testing.assert_close(edit.right, other.right)
+            assert edit.score == pytest.approx(other.score)
+    torch.testing.assert_close(others, errors)

@@ -62,6 +62,12 @@ def long(trojan: Toy) -> Rectification:
     return run(trojan, max_rounds=8, refine_steps=0)
 
 
+def test_refining_is_named_where_it_was_off(trojan: Toy, short: Rectification) -> None:
+    off = run(trojan, max_rounds=1, refine_steps=0)
+    assert "refine_steps=300" in said(off, "Refining was off (refine_steps=0)")
+    assert silent(short, "Refining was off")
+
+
 # --- nothing to say ------------------------------------------------------------------------------
 
 

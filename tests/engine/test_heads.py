@@ -139,6 +139,21 @@ def test_a_guess_is_told_and_what_is_declared_is_not(trojan: Toy) -> None:
         rw.localize(Behind(trojan.model, softmax), trojan.pairs, reference=trojan.reference)
 
 
+def test_probabilities_of_labels_are_not_taken_for_logits_in_silence(trojan: Toy) -> None:
+    says = r"do not add up to one, so they are taken as logits .*task='multilabel', scores='prob"
+    model = Behind(trojan.model, lambda y: y.sigmoid())
+    with pytest.warns(UserWarning, match=says):
+        rw.evaluate(model, (trojan.x, trojan.y))
+    with pytest.warns(UserWarning, match=says):
+        rw.localize(model, trojan.pairs, reference=trojan.reference)
+    hot = torch.nn.functional.one_hot(trojan.y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rw.evaluate(rw.adapt(model, task="multilabel", scores="probabilities"), (trojan.x, hot))
+        rw.evaluate(rw.adapt(model, task="multiclass", scores="logits"), (trojan.x, trojan.y))
+        rw.evaluate(trojan.model, (trojan.x, trojan.y))
+
+
 def sigmoid(y: Tensor) -> Tensor:
     return y.sigmoid().squeeze(1) if y.shape[1] == 1 else y.sigmoid()
 

@@ -16,8 +16,9 @@ from torch.ao import quantization
 from torch.nn.utils import prune
 
 import rectify_widgets as rw
+from rectify_widgets.engine.model.running import eval_mode, predict
 from tests.engine.calls import CALLS, PAIRS, REFERENCE
-from tests.engine.traces import Tiny, corrupted, images, untouched
+from tests.engine.traces import Experts, Tiny, corrupted, images, untouched
 
 METHODS = ("edit-attribution", "projection", "trial")
 
@@ -31,6 +32,8 @@ class Probe(nn.Module):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
         self.head = nn.Linear(8, 4)
+        with torch.no_grad():
+            self.head.bias[0] -= 4  # a score below 0, so that they are not taken for probabilities
 
     def features(self, x: Tensor) -> Tensor:
         found: Tensor = self.second(self.first(x).relu()).relu().amax((2, 3))
@@ -262,28 +265,6 @@ def test_a_model_on_meta_is_refused(name: str) -> None:
 # --- data-dependent flow -------------------------------------------------------------------------
 
 
-class Experts(nn.Module):
-    """Each sample goes to the expert that its first value names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.stem = nn.Conv2d(3, 4, 3)
-            self.experts = nn.ModuleList(nn.Linear(144, 6) for _ in range(2))
-            self.head = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.stem(x).flatten(1)
-        mixed, which = z.new_zeros(len(z), 6), (x[:, 0, 7, 7] > 0.5).long()
-        for number, expert in enumerate(self.experts):
-            rows = which == number
-            if bool(rows.any()):
-                mixed[rows] = expert(z[rows])
-        scores: Tensor = self.head(mixed.relu())
-        return scores
-
-
 def routed(values: list[float]) -> rw.SamplePairs:
     clean = images(len(values), seed=5)
     clean[:, 0, 7, 7] = torch.tensor(values)
@@ -361,5 +342,8 @@ def test_quantisation_aware_models_keep_their_observers() -> None:
         with pytest.raises(ValueError, match="1: its output is not W k"):
             rw.localize(model, pairs, reference=reference)
     assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+    with eval_mode(model) as module:  # every pass starts from the same observers
+        scores = [predict(module, reference[:count]) for count in (8, 3, 8)]
+        assert torch.equal(scores[0], scores[2])
     model.eval()(reference)  # what has been guarded against
     assert not all(torch.equal(one, state[name]) for name, one in model.state_dict().items())

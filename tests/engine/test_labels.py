@@ -159,7 +159,7 @@ def test_a_label_is_explained_by_its_log_odds(trojan: Toy) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["trojan", "leakage"])
 def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> None:
-    """Within 0.2 points; no label loses more than that by more than two of 1,000 test images."""
+    """On the whole test set no label loses more than 0.2 points."""
     case: Case = rw.cases.load(name)
     shown = [c for c in range(len(case.classes)) if c != case.target]
     model = rw.adapt(
@@ -168,14 +168,13 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
     pairs, reference = replace(case.pairs, labels=None), case.reference[:192]
     twin = rw.rectify(case.model, pairs, reference=reference)
     result = rw.rectify(model, pairs, reference=reference)
-    x, y = case.clean[0][:1000], case.clean[1][:1000]
-    bad = case.corrupted[0][:1000]
+    (x, y), bad = case.clean, case.corrupted[0]
     truth = one_hot(y, len(case.classes))[:, shown]
 
     def right(one: nn.Module, inputs: Tensor) -> float:
         """Share of the images of these classes whose class scores highest."""
         with torch.no_grad():
-            scores = one(inputs)
+            scores = torch.cat([one(some) for some in inputs.split(250)])
         best = scores[..., 1].argmax(dim=1) if scores.ndim > 2 else scores[:, shown].argmax(dim=1)
         some = truth.any(dim=1)
         return float((best == truth.argmax(dim=1))[some].double().mean())
@@ -183,7 +182,7 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
     for inputs in (x, bad):
         assert right(result.model, inputs) == pytest.approx(right(twin.model, inputs), abs=0.0075)
     before, after = (rw.evaluate(one, (x, truth)).labels for one in (model, result.model))
-    assert max(a - b for a, b in zip(before, after, strict=True)) <= 0.004
+    assert max(a - b for a, b in zip(before, after, strict=True)) <= 0.002
 
 
 def test_baselines_learn_labels(trojan: Toy) -> None:

@@ -71,6 +71,8 @@ def test_convolution_keys(case: tuple[nn.Conv2d, Tensor], count: int) -> None:
     close(keys.respond(vectors), answers)
     weights = torch.randn(answers.shape, generator=generator).double()
     close(keys.gather(weights), np.einsum("ngdp,ngkp->gdk", weights.numpy(), wanted))
+    apart = np.einsum("ngdp,ngkp->ngdk", weights.numpy(), wanted)
+    close(keys.gather(weights, each=True), apart)
 
 
 @given(convolutions())
@@ -133,6 +135,8 @@ def test_linear_keys(shape: tuple[int, ...], samples: int, positions: int, count
     close(keys.respond(vectors), answers)
     weights = torch.randn(answers.shape, generator=generator).double()
     close(keys.gather(weights), np.einsum("ngdp,ngkp->gdk", weights.numpy(), wanted))
+    apart = np.einsum("ngdp,ngkp->ngdk", weights.numpy(), wanted)
+    close(keys.gather(weights, each=True), apart)
     with torch.no_grad():
         bare = layer.positions(linear(inputs) - linear.bias, samples)
     torch.testing.assert_close(keys.values(), bare, rtol=1e-10, atol=1e-10)

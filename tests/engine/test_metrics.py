@@ -1,4 +1,4 @@
-"""The test-set figures against a recount in numpy, and their bootstrap intervals."""
+"""The test-set figures against a recount in numpy, and their intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.engine.measure.metrics import Report, bootstrap, evaluate, evaluate_predictions
+from rectify_widgets.engine.measure.intervals import interval
+from rectify_widgets.engine.measure.metrics import Report, evaluate, evaluate_predictions
 from tests.engine.bad_inputs import Samples
 from tests.engine.models import images, make
 
@@ -118,18 +119,29 @@ def test_intervals() -> None:
     # The normal approximation: 0.8 ± 1.96 √(0.8 · 0.2 / 400).
     assert low == pytest.approx(0.8 - 0.0392, abs=0.004)
     assert high == pytest.approx(0.8 + 0.0392, abs=0.004)
-    again = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95)
-    assert again.intervals == report.intervals
-    other = evaluate(Echo(), clean, corrupted, target=3, confidence=0.95, seed=1)
-    assert other.intervals != report.intervals
     narrow = evaluate(Echo(), clean, corrupted, target=3, confidence=0.5)
     assert narrow.intervals["overall_accuracy"][0] > low
     assert not evaluate(Echo(), clean).intervals
 
 
-def test_bootstrap_of_values_that_are_alike() -> None:
-    ones = torch.ones(10).double()
-    assert bootstrap(ones, confidence=0.9, seed=0) == (1.0, 1.0)
+def test_intervals_where_all_samples_agree() -> None:
+    ones = torch.ones(8).double()
+    # Of 8 right ones of 8: 8 / (8 + 1.96²), as the textbook has it.
+    low, high = interval(ones, confidence=0.95, seed=0)
+    assert low == pytest.approx(8 / (8 + 1.959964**2), abs=1e-6)
+    assert high == 1
+
+
+def test_intervals_of_inputs_with_several_labels() -> None:
+    shares = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
+    low, high = interval(shares, confidence=0.95, seed=0)
+    reach = 1.96 * float(shares.std()) / 200**0.5
+    assert low == pytest.approx(float(shares.mean()) - reach, abs=0.006)
+    assert high == pytest.approx(float(shares.mean()) + reach, abs=0.006)
+    assert interval(shares, confidence=0.95, seed=0) == (low, high)
+    assert interval(shares, confidence=0.95, seed=1) != (low, high)
+    ones = torch.full((10,), 0.5).double()
+    assert interval(ones, confidence=0.9, seed=0) == (0.5, 0.5)
 
 
 def test_table_in_per_cent() -> None:

@@ -13,6 +13,8 @@ import torch
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, load_edits
 from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.find.proposals import Proposals, propose_edits
+from rectify_widgets.engine.model import gradients
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.repair import rounds
 from rectify_widgets.engine.repair.rectification import rectify
@@ -271,8 +273,9 @@ def test_static_takes_the_last_convolution_by_default(trojan: Toy) -> None:
 def test_other_methods(trojan: Toy, method: str) -> None:
     result = run(trojan, method=method, max_rounds=1, reference=trojan.reference[:64])
     assert len(result.steps) <= 10
-    scores = [step.score for step in result.steps]
-    assert scores == sorted(scores, reverse=True)
+    first = {step.layer: step.score for step in result.steps}
+    assert [step.layer for step in result.steps[: len(first)]] == list(first)
+    assert list(first.values()) == sorted(first.values(), reverse=True)
     check_history(result)
 
 
@@ -328,6 +331,22 @@ def test_labels_may_be_given(trojan: Toy) -> None:
     assert same(one.model, bits(other.model))
 
 
+@pytest.mark.parametrize(("large", "wanted"), [(2**16, 8), (10, 4)])
+def test_large_inputs_are_swept_in_half_of_the_steps(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch, large: int, wanted: int
+) -> None:
+    steps: list[int] = []
+
+    def spied(*given: Any, **options: Any) -> Proposals:
+        steps.append(options["steps"])
+        return propose_edits(*given, **options)
+
+    monkeypatch.setattr(gradients, "LARGE", large)
+    monkeypatch.setattr(rounds, "propose_edits", spied)
+    run(trojan, max_rounds=1, refine_steps=0)
+    assert set(steps) == {wanted}
+
+
 def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
     real = DenseSolver._factorise
@@ -351,7 +370,7 @@ def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.M
     limited = run(trojan, target_gap=0.0, max_rounds=2, memory_limit=2**33)
     assert len(limited.edits) == len(some.edits)
     assert len(made) == one + ridges * len(catalog.editable)  # a limit leaves no room for them
-    monkeypatch.setattr(rounds, "FACTOR_ROOM", 0)
+    monkeypatch.setattr("rectify_widgets.engine.model.memory.MOST_KEPT", 0)
     made.clear()
     whole = run(trojan, target_gap=0.0, max_rounds=2)
     assert len(made) == one + ridges * len(catalog.editable)

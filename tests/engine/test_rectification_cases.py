@@ -16,6 +16,7 @@ from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
+from rectify_widgets.engine.repair.rounds import WHEN_CANCELLED
 from tests.engine.models import images, make
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_editing import patched
@@ -233,19 +234,30 @@ def test_progress_ends_at_1_when_it_is_over_early(trojan: Toy) -> None:
 def test_cancel_at_many_points_keeps_what_is_done(trojan: Toy) -> None:
     reference, before = trojan.reference[:40], bits(trojan.model)
     whole, reported = cut(trojan, 10_000, reference)
-    counts = []
-    for limit in range(1, len(reported) - 1, 11):  # cancelled at once, there is nothing to give
+    counts, shortened = [], 0
+    for limit in (0, 1, 2):  # before the first round there is nothing to give
+        with pytest.raises(Cancelled):
+            cut(trojan, limit, reference)
+    for limit in range(3, len(reported) - 2, 11):  # the last two tell that it has ended
         result, seen = cut(trojan, limit, reference)
         assert len(seen) == limit
         assert result.stopped == "cancelled"
         check_history_of_cancelled(result)
         counts.append(len(result.edits))
         wanted = copy.deepcopy(trojan.model)
-        for edit in whole.edits[: counts[-1]]:
+        # The last one may be the best of a round that did not come to its end.
+        cut_short = [step for step in result.steps if WHEN_CANCELLED in step.reason]
+        ended = whole.edits[: counts[-1] - len(cut_short)]
+        for edit in [*ended, *result.edits[len(ended) :]]:
             edit.apply(wanted)
         assert same(result.model, bits(wanted))
+        for step in cut_short:
+            assert step.accepted
+            assert step.degradation_after is not None
+            assert step.degradation_after <= 0.01
+        shortened += bool(cut_short)
     assert same(trojan.model, before)
-    assert counts == sorted(counts)
+    assert shortened > 0
     assert counts[0] == 0
     assert counts[-1] > 0
 
@@ -263,7 +275,7 @@ def test_an_event_cancels_too(trojan: Toy) -> None:
     few = trojan.reference[:20]
     result = rectify(
         trojan.model, trojan.pairs[0], reference=few, cancel=event,
-        progress=lambda fraction, message: event.set(),
+        progress=lambda _, message: event.set() if message.startswith("round 1") else None,
     )  # fmt: skip
     assert result.stopped == "cancelled"
     assert not result.edits

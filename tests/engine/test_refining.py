@@ -266,9 +266,10 @@ def test_cancelled_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage("padded")
     monkeypatch.setattr(running, "CHUNK", 12 * stage.clean[0].numel())
     drawing(stage.model)
-    # Once before the first step, then before each of three steps and of its two passes.
-    assert asked_when(stage, 0) == 10
-    for at in (1, 2, 5, 10):
+    # Three times before the first step, for the answers that the model gives to references and to
+    # their mixtures, then before each of three steps and of its two passes.
+    assert asked_when(stage, 0) == 12
+    for at in (1, 2, 3, 5, 12):
         assert asked_when(stage, at) == at
 
 

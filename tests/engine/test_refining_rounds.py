@@ -22,10 +22,17 @@ from rectify_widgets.engine.repair.joint import together
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.refining import REFINE_STEPS, Goal, refine, update
-from rectify_widgets.engine.repair.rounds import REFINED, REPEATS, STAGES, TURNS, WEAKER, Rounds
+from rectify_widgets.engine.repair.rounds import (
+    REFINED,
+    REPEATS,
+    STAGES,
+    TURNS,
+    WEAKER,
+    WHEN_CANCELLED,
+    Rounds,
+)
 from tests.engine.calls import LONG
 from tests.engine.refining_spy import Refined, Seen, run
-from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_no_trace import same_but_for_edits
 from tests.engine.toy import Toy, samples
 from tests.engine.traces import Tiny
@@ -276,10 +283,12 @@ def test_cancelled_in_the_joint_stage(trojan: Toy, when: str) -> None:
         cancel=lambda: bool(reported) and reported[-1][1].startswith(when),
     )  # fmt: skip
     assert result.stopped == "cancelled"
-    assert not result.edits
-    assert not any(step.accepted for step in result.steps)
-    assert same(result.model, bits(trojan.model))
-    assert result.gap_after == result.gap_before
+    kept = [step for step in result.steps if step.accepted]
+    assert [step.layer for step in kept] == [edit.layer for edit in result.edits]
+    assert kept
+    assert all(step.reason.endswith(WHEN_CANCELLED) for step in kept)
+    assert kept[-1].gap_after == result.gap_after < result.gap_before
+    assert result.degradation <= 0.02
     same_but_for_edits(result, trojan.model)
     fractions = [fraction for fraction, _ in reported]
     assert fractions == sorted(fractions)

@@ -25,10 +25,13 @@ from torch.utils.data import (
 )
 
 import rectify_widgets as rw
+from rectify_widgets.engine.base.randomness import random_states, with_own_numbers
 from rectify_widgets.engine.base.ranks import Ranks
 from rectify_widgets.engine.data.inputs import batches, gather, labelled
 from rectify_widgets.engine.find.problem import MAX_REFERENCES
+from tests.engine.bad_inputs import Samples
 from tests.engine.toy import Toy, samples
+from tests.engine.traces import Tiny, images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")
 
@@ -287,3 +290,36 @@ def test_workers_of_a_share_read_the_share_alone() -> None:
     whole = torch.cat([part for part, _ in labelled("clean", loader, 9)])
     assert torch.equal(found[0], torch.cat(whole.split(4)[0::2]))
     assert torch.equal(found[1], torch.cat(whole.split(4)[1::2]))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_error_in_the_middle_leaves_the_random_numbers(shuffle: bool) -> None:
+    """The traceback keeps a stream that was not read to its end, so that nothing cleans up after it."""
+
+    class Noisy(Samples):
+        def __getitem__(self, index: int) -> Any:
+            noise = torch.rand(1) + float(np.random.rand()) + random.random()  # noqa: NPY002
+            return super().__getitem__(index)[0] + 0 * noise, 9
+
+    loader = DataLoader(Noisy([(image, 9) for image in images(8)]), 4, shuffle=shuffle)
+    before = random_states(torch.device("cpu"))
+    with pytest.raises(ValueError, match="want 0 to 3") as raised:
+        rw.evaluate(Tiny(), loader)
+    assert random_states(torch.device("cpu")) == before
+    assert raised.tb is not None
+
+
+def test_a_stream_draws_as_if_nothing_came_between() -> None:
+    def drawn(times: int) -> list[float]:
+        torch.manual_seed(3)
+        found = []
+        for value in with_own_numbers(float(torch.rand(1)) for _ in range(4)):
+            found.append(value)
+            torch.rand(times)
+        return [*found, float(torch.rand(1))]
+
+    torch.manual_seed(3)
+    alone = [float(torch.rand(1)) for _ in range(4)]
+    torch.manual_seed(3)
+    assert drawn(0) == [*alone, alone[0]]
+    assert drawn(5)[:4] == alone

@@ -50,6 +50,28 @@ class Tiny(nn.Module):
         return self.head(self.pool(self.activation(self.third(x))).flatten(1))  # type: ignore[no-any-return]
 
 
+class Experts(nn.Module):
+    """Each sample goes to the expert that its first value names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.experts = nn.ModuleList(nn.Linear(144, 6) for _ in range(2))
+            self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.stem(x).flatten(1)
+        mixed, which = z.new_zeros(len(z), 6), (x[:, 0, 7, 7] > 0.5).long()
+        for number, expert in enumerate(self.experts):
+            rows = which == number
+            if bool(rows.any()):
+                mixed[rows] = expert(z[rows])
+        scores: Tensor = self.head(mixed.relu())
+        return scores
+
+
 def images(count: int, seed: int = 1) -> Tensor:
     """Random images ``count × 3 × 8 × 8`` in 0..1."""
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))

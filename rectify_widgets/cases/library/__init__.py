@@ -1,4 +1,9 @@
-"""The cases that ship, one file a kind.  Every file here is imported and registers its cases."""
+"""The cases that ship, one file a kind.  Every file here is imported and registers its cases.
+
+Example:
+    >>> rw.cases.load("spurious-mild").behaviour
+    'spurious'
+"""
 
 from __future__ import annotations
 

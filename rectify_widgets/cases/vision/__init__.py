@@ -14,6 +14,10 @@ own and are skipped elsewhere::
     venv/bin/python -m pytest tests/test_vision*.py
 
 It was tested on small files of the same layouts; nothing here has been run on the real data sets.
+
+Example:
+    >>> rw.cases.vision.names()
+    ('cifar10-trojan', ..., 'isic-spurious')
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ def check_labels(
             value = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
-                f"{argument}: got {type(value).__name__}, want a tensor of {count} class numbers"
+                f"{argument}: got {type(value).__name__}, want a tensor of {count} class numbers; "
+                "of names, names.index(name) is the number"
             ) from None
     if hot and value.ndim == 2:
         return check_hot(argument, value, count=count)

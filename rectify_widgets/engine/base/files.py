@@ -6,7 +6,7 @@ Nothing in such a file can be executed; a file of another kind is refused before
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,20 +17,25 @@ from torch import Tensor
 def write_tensors(
     path: object, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write ``tensors`` as a file of that ``kind``.
-
-    The file is written under a temporary name and then moved, so that an interruption leaves the
-    old one or the new one, never half of it.
+    """Write ``tensors`` as a file of that ``kind``, see `write_whole`.
 
     Raises:
-        TypeError, FileNotFoundError, ValueError: see `check_file`.
+        TypeError, FileNotFoundError, PermissionError, ValueError: see `check_file`.
     """
     file = check_file("path", path)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, lambda beside: save_file(held, beside, {"format": kind, **metadata}))
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file under a temporary name and then move it to ``file``.
+
+    An interruption leaves the old file or the new one, never half of it.
+    """
     target = Path(os.path.realpath(file))  # a link stays one
     beside = target.with_name(f".{target.name}.partial")
     try:
-        save_file(held, beside, {"format": kind, **metadata})
+        write(beside)
         beside.chmod(_mode_for(target))
         with beside.open("rb+") as written:
             os.fsync(written.fileno())
@@ -76,6 +81,7 @@ def check_file(argument: str, path: object) -> Path:
     Raises:
         TypeError: it is not a path.
         FileNotFoundError: its folder does not exist.
+        PermissionError: nothing can be written into that folder.
         ValueError: it is a folder itself, a device or the like.
     """
     file = _path(argument, path)
@@ -85,6 +91,11 @@ def check_file(argument: str, path: object) -> Path:
         raise ValueError(f"{argument}: {str(file)!r} is no regular file, want the name of a file")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{argument}: no folder {str(file.parent)!r}; make it first")
+    folder = Path(os.path.realpath(file)).parent  # a link may point into another one
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"{argument}: cannot write into the folder {str(folder)!r}; choose another one"
+        )
     return file
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
 
 
 def _numpy_state() -> tuple[Any, ...]:
@@ -45,3 +47,37 @@ def preserving_rng(device: torch.device | None = None) -> Iterator[None]:
             np.random.set_state(array)  # noqa: NPY002 - the global state is the point
         if python != random.getstate():
             random.setstate(python)
+
+
+def with_own_numbers(items: Iterator[T], *generators: torch.Generator) -> Iterator[T]:
+    """The items of an iterator whose random numbers run on by themselves.
+
+    Between two items the random states of torch, numpy and Python, and of ``generators``, are the
+    caller's, also where the rest is never asked for.
+    """
+    theirs: list[Any] | None = None
+    while True:
+        ours = _states(generators)
+        if theirs is not None:
+            _put_back(theirs, generators)
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            theirs = _states(generators)
+            _put_back(ours, generators)
+        yield item
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[Any]:
+    own = [one.get_state() for one in generators]
+    return [torch.get_rng_state(), _numpy_state(), random.getstate(), *own]
+
+
+def _put_back(states: Sequence[Any], generators: Sequence[torch.Generator]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002 - the global state is the point
+    random.setstate(states[2])
+    for one, state in zip(generators, states[3:], strict=True):
+        one.set_state(state)

@@ -35,7 +35,18 @@ HIDES = 0.05
 
 
 class Corruption(ABC):
-    """What makes corrupted inputs of clean ones.  Its `repr` says in one line what it is."""
+    """What makes corrupted inputs of clean ones.  Its `repr` says in one line what it is.
+
+    Example:
+        >>> class Fog(rw.Corruption):
+        ...     def __call__(self, inputs):
+        ...         return 0.5 + 0.5 * inputs
+        ...
+        ...     def __repr__(self):
+        ...         return "Fog()"
+        >>> rw.SamplePairs.made(Fog(), x[:3])
+        SamplePairs(3 of 1 × 12 × 12, labels from the model, corrupt=Fog())
+    """
 
     @abstractmethod
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -166,6 +177,13 @@ class Transplant(Corruption):
     Raises:
         TypeError, ValueError: no pairs, an opacity outside 0..1, or (when called) inputs of another
             shape.
+
+    Example:
+        >>> transplant = rw.Transplant(pairs, opacity=1.0)
+        >>> transplant
+        Transplant(6 pairs, opacity 1.00)
+        >>> model(transplant(reference)).argmax(dim=1).unique()
+        tensor([0])
     """
 
     pairs: SamplePairs

@@ -42,6 +42,14 @@ class Pattern(Corruption):
         pattern: ``C × H × W`` (any sample shape).
         low, high: least and greatest value of the data, shaped to broadcast over a sample.
         frequencies: number of sinusoids that the pattern consists of; 0 where it has no such form.
+
+    Example:
+        >>> wave = 0.2 * torch.sin(torch.arange(12.0)).expand(1, 12, 12)
+        >>> pattern = rw.Pattern(wave, low=torch.tensor(0.0), high=torch.tensor(1.0))
+        >>> pattern
+        Pattern(amplitude 0.200)
+        >>> pattern(x[:5]).shape
+        torch.Size([5, 1, 12, 12])
     """
 
     pattern: Tensor
@@ -70,6 +78,15 @@ class ToneCurve(Corruption):
         levels: ``C × L``, what ``L`` evenly spaced values from ``low`` to ``high`` become; values
             between them are interpolated linearly.
         low, high: least and greatest value of each channel, ``C × 1 × 1``.
+
+    Example:
+        >>> negative = rw.ToneCurve(
+        ...     torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        ... )
+        >>> negative
+        ToneCurve(0.00 to 1.00, 1 channel)
+        >>> torch.allclose(negative(x), 1 - x)
+        True
     """
 
     levels: Tensor
@@ -139,6 +156,13 @@ class Warp(Corruption):
         field: ``H × W × 2``, displacement along rows and columns in pixels.
         outside: what lies around an image, ``C × 1 × 1``; None continues its edge.
         controls: control points along each side that the field was made from; 0 if it is affine.
+
+    Example:
+        >>> shift = rw.Warp(torch.tensor([0.0, -1.0]).expand(12, 12, 2))
+        >>> shift
+        Warp(up to 1.0 pixels)
+        >>> torch.allclose(shift(x)[..., 1:], x[..., :-1], atol=1e-5)
+        True
     """
 
     field: Tensor
@@ -170,6 +194,14 @@ class PlacedPatches(Corruption):
         opacity: ``a``, above 0 and up to 1.
         low, high: least and greatest value of the data, shaped to broadcast over a sample.
         seed: the places of input number i depend on the seed and on i.
+
+    Example:
+        >>> patch, low, high = torch.ones(1, 3, 3), torch.tensor(0.0), torch.tensor(1.0)
+        >>> patches = rw.PlacedPatches((patch,), (patch > 0,), 1.0, low, high)
+        >>> patches
+        PlacedPatches(3 × 3 pixels, opacity 1.00)
+        >>> (patches(x[:4]) == 1).sum(dim=(1, 2, 3))
+        tensor([9, 9, 9, 9])
     """
 
     patches: tuple[Tensor, ...]

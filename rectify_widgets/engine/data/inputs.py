@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_type
-from rectify_widgets.engine.base.randomness import preserving_rng
+from rectify_widgets.engine.base.randomness import with_own_numbers
 from rectify_widgets.engine.base.ranks import ALONE, Ranks
 
 Inputs: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any]
@@ -159,19 +159,16 @@ def _stream(
     # set may augment its samples with them.
     generators = [loader.generator, getattr(loader.sampler, "generator", None)]
     own = [one for one in generators if isinstance(one, torch.Generator)]
-    states = [one.get_state() for one in own]
+
+    def read() -> Iterator[object]:
+        if ranks.several:  # one order on all ranks
+            for one in (torch.default_generator, *own):
+                one.manual_seed(0)
+        yield from _shared(loader, ALONE if whole else ranks) if ranks.several else loader
+
     count = 0
-    try:
-        with preserving_rng():
-            if ranks.several:  # one order on all ranks
-                for one in (torch.default_generator, *own):
-                    one.manual_seed(0)
-            shared = _shared(loader, ALONE if whole else ranks) if ranks.several else loader
-            for count, batch in enumerate(shared, start=1):  # noqa: B007 - counted below
-                yield batch
-    finally:
-        for one, state in zip(own, states, strict=True):
-            one.set_state(state)
+    for count, batch in enumerate(with_own_numbers(read(), *own), start=1):  # noqa: B007 - counted below
+        yield batch
     if not count and (whole or not ranks.several):
         raise empty
 

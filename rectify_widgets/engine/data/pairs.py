@@ -35,6 +35,13 @@ class SamplePairs:
         TypeError: not floating-point tensors, labels that are not whole numbers, or a ``corrupt``
             that cannot be called.
         ValueError: shapes that differ, no samples, NaN, or a pair whose two inputs are identical.
+
+    Example:
+        >>> four = rw.SamplePairs(corrupted=x_bad[:4], clean=x[:4], labels=y[:4])
+        >>> four
+        SamplePairs(4 of 1 × 12 × 12, labels given)
+        >>> len(four[:1])
+        1
     """
 
     corrupted: Tensor

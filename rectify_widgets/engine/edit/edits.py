@@ -45,6 +45,13 @@ class RankOneEdit:
         shape: of the weight.
         direction, ridge, key_space, refined: how it was solved, and whether gradient steps followed.
         solved_for: digest of the weight that it was solved for.
+
+    Example:
+        >>> edit = rw.solve_edit(model, pairs, layer="classifier", reference=reference)
+        >>> edit.apply(model)  # in place, on your own network
+        >>> edit.is_applied(model)
+        True
+        >>> edit.revert(model)  # to the bit
     """
 
     layer: str
@@ -182,7 +189,17 @@ def digest(weight: Tensor) -> str:
 
 
 class Edits(Sequence[RankOneEdit]):
-    """Edits in the order in which they are applied."""
+    """Edits in the order in which they are applied.
+
+    Example:
+        >>> edits = rw.Edits(result.edits)
+        >>> edits.apply(model)
+        >>> model(x_bad[:6]).argmax(dim=1)
+        tensor([0, 1, 2, 0, 1, 2])
+        >>> edits.revert(model)
+        >>> model(x_bad[:6]).argmax(dim=1)
+        tensor([0, 0, 0, 0, 0, 0])
+    """
 
     def __init__(self, edits: Sequence[RankOneEdit] = ()) -> None:
         self._edits = tuple(_check_edits(edits))
@@ -230,6 +247,11 @@ def save_edits(edits: Sequence[RankOneEdit], path: str | Path) -> None:
 
     Raises:
         TypeError, FileNotFoundError: an item that is no edit, no path, or no such folder.
+
+    Example:
+        >>> rw.save_edits(result.edits, "fix.safetensors")
+        >>> len(rw.load_edits("fix.safetensors")) == len(result.edits)
+        True
     """
     tensors, about = pack_edits(edits)
     write_tensors(path, FORMAT, tensors, {"edits": about})
@@ -258,6 +280,11 @@ def load_edits(path: str | Path) -> Edits:
     Raises:
         TypeError, FileNotFoundError: not a path, or no such file.
         ValueError: the file holds no edits, or damaged ones.
+
+    Example:
+        >>> result.save("fix.safetensors")
+        >>> rw.load_edits("fix.safetensors")
+        Edits([RankOneEdit('classifier', weight 3 × 288, ...)])
     """
     return unpack_edits(str(path), *read_tensors(path, FORMAT, "edits"))
 

@@ -28,6 +28,7 @@ from rectify_widgets.engine.model.keys import KEY_SPACES, SOME_ONLY, EditableLay
 from rectify_widgets.engine.model.memory import check_limit, collect_chunk, measure_sizes
 from rectify_widgets.engine.model.running import (
     capturing,
+    chunk_size,
     eval_mode,
     model_device,
     model_dtype,
@@ -73,7 +74,15 @@ class LayerStatistics:
 
 
 class KeyStatistics(Mapping[str, LayerStatistics]):
-    """`LayerStatistics` by layer name, in network order."""
+    """`LayerStatistics` by layer name, in network order.
+
+    Example:
+        >>> statistics = rw.KeyStatistics.collect(model, reference)
+        >>> statistics
+        KeyStatistics(3 layers, 96 references, patch keys)
+        >>> rw.localize(model, pairs, statistics=statistics).best
+        'classifier'
+    """
 
     def __init__(
         self, layers: Mapping[str, LayerStatistics], *, key_space: str, references: int
@@ -144,7 +153,7 @@ class KeyStatistics(Mapping[str, LayerStatistics]):
         ranks = check_distributed(distributed)
         with ExitStack() as stack:
             with ranks.together():
-                module = stack.enter_context(eval_mode(model))
+                module = stack.enter_context(eval_mode(model, "reference"))
                 example = next(batches("reference", reference, batch_size))
                 catalog = editable_layers(module, example)
                 chosen = catalog.select("layers", layers)
@@ -285,7 +294,7 @@ def collect(
             sums[name] = MomentSum(layer, key_space, positions, expected, seed)
         device, dtype = model_device(module), model_dtype(module)
         for batch in batches("reference", reference, batch_size, ranks=ranks):
-            for piece in batch.split(chunk or len(batch)):
+            for piece in batch.split(chunk or chunk_size(batch, device)):
                 share = done * ranks.size / total_inputs if total_inputs else 0.0
                 monitor.report(share, "collecting keys")
                 samples = len(piece)

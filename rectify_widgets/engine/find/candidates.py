@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
-from rectify_widgets.engine.edit.closed_form import DIRECTIONS, Unreached, closed_form, key_sums
 from rectify_widgets.engine.edit.edits import RankOneEdit, digest
-from rectify_widgets.engine.edit.solver import Solver
+from rectify_widgets.engine.model.computed import moved
 from rectify_widgets.engine.model.gradients import margin, sweep
 from rectify_widgets.engine.model.heads import label_weights, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer, Keys
@@ -63,10 +62,12 @@ class Candidate:
     def likeness(self, other: Candidate) -> float:
         """Cosine of two updates of one layer, times the lesser of their lengths over the greater."""
         own, theirs = self._gram(self), other._gram(other)
-        return float(self._gram(other) / own.maximum(theirs).clamp_min(1e-30))
+        return float(self._gram(other) / own.maximum(theirs).clamp_min(1e-300))
 
     def _gram(self, other: Candidate) -> Tensor:
-        return ((self.left * other.left).sum(dim=1) * (self.right * other.right).sum(dim=1)).sum()
+        lefts = self.left.double() * other.left.double()  # in float32 small edits vanish
+        rights = self.right.double() * other.right.double()
+        return (lefts.sum(dim=1) * rights.sum(dim=1)).sum()
 
     @property
     def weight(self) -> Tensor:
@@ -197,7 +198,7 @@ def sweep_probe(
     steps: int,
     monitor: Monitor,
 ) -> ProbeSweep:
-    """One sweep along the path of the probe and one at its clean end."""
+    """One sweep along the path of the probe and one at its clean end; all of it is held at once."""
     labels = probe.labels
     corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
     clean, after = keys_and_scores(model, layers, probe.clean, monitor)
@@ -219,43 +220,13 @@ def sweep_probe(
     )  # fmt: skip
 
 
-def candidates(
-    layer: EditableLayer,
-    solver: Solver,
-    solve: tuple[Keys, Keys],
-    probed: ProbeSweep,
-    *,
-    directions: Sequence[str] = DIRECTIONS,
-    ridges: Sequence[float] = RIDGES,
-) -> list[Candidate]:
-    """All candidate edits of one layer; none where the corruption does not reach it.
-
-    ``solve`` are the layer's corrupted and clean keys on the samples to solve with.
-    """
-    name = layer.name
-    try:
-        sums = key_sums(layer, *solve)
-    except Unreached:
-        return []
-    kinds = [kind for kind in dict.fromkeys(directions) if kind in sums]
-    if not kinds or name not in probed.path_gradients:
-        return []
-    grid = [(kind, ridge) for kind in kinds for ridge in ridges]
-    right = torch.stack([sums[kind] for kind in kinds], dim=1)
-    solved = {ridge: solver.solve(right, ridge) for ridge in ridges}
-    rights = torch.stack([solved[ridge][:, kinds.index(kind)] for kind, ridge in grid], dim=1)
-    lefts = closed_form(rights, *solve)
-    moved = effect(lefts, rights, probed.path_gradients[name], probed.corrupted[name])
-    lost = -effect(lefts, rights, probed.clean_gradients[name], probed.clean[name])
-    shares = (moved / probed.gap.clamp_min(1e-6).unsqueeze(1)).clamp(-1.0, 1.2).mean(dim=0)
-    costs = (lost / probed.clean_margin.clamp_min(1e-6).unsqueeze(1)).clamp(0.0, 1.0).mean(dim=0)
-    return [
-        Candidate(layer, kind, ridge, lefts[:, i], rights[:, i], float(shares[i]), float(costs[i]))
-        for i, (kind, ridge) in enumerate(grid)
-    ]
-
-
 def effect(lefts: Tensor, rights: Tensor, gradients: Tensor, keys: Keys) -> Tensor:
     """First-order change of the margin, ``Σ_p Ḡ_p · Λ (dᵀ k_p)``, ``N × D`` for ``D`` edits."""
+    if keys.layer.computed:
+        edits = zip(lefts.unbind(dim=1), rights.unbind(dim=1), strict=True)
+        changes = [keys.respond(moved(keys.layer.module, *edit)) for edit in edits]
+        return torch.stack([(one * gradients).sum(dim=(1, 2, 3)) for one in changes], dim=1)
+    if keys.layer.groups > 1:  # few weights a group, so that their gradients come cheaper
+        return torch.einsum("gdo,ngok,gdk->nd", lefts, keys.gather(gradients, each=True), rights)
     slopes = torch.einsum("gdo,ngop->ngdp", lefts, gradients)
     return (slopes * keys.respond(rights)).sum(dim=(1, 3))

@@ -7,6 +7,7 @@ is 0 and its corrupted one 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ class CorruptedInputs:
         scores: median response, 0 like the pairs' clean inputs and 1 like their corrupted ones.
         flagged: whether the score is above the threshold.
         threshold: as it was used.
+
+    Example:
+        >>> found = rw.find_corrupted(model, pairs, torch.cat([reference, x_bad[60:90]]))
+        >>> found.threshold, found.flagged[96:].all()
+        (0.5, tensor(True))
     """
 
     scores: Tensor
@@ -80,6 +86,11 @@ def find_corrupted(
     Raises:
         TypeError, ValueError: bad input, or a corruption that reaches no layer.
         Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> mixed = torch.cat([reference, x_bad[60:90]])
+        >>> rw.find_corrupted(model, pairs, mixed)
+        CorruptedInputs(30 of 126 inputs carry the corruption)
     """
     check_int("batch_size", batch_size, low=1)
     check_int("seed", seed, low=0)
@@ -88,7 +99,7 @@ def find_corrupted(
     threshold = check_number("threshold", threshold, low=0.0, high=1.0)
     monitor = Monitor(progress, cancel)
     reference = inputs if reference is None else reference
-    with eval_mode(model) as module:
+    with eval_mode(model, "pairs") as module:
         problem = pose_problem(
             module, pairs, reference, statistics=statistics, seed=seed, monitor=monitor
         )
@@ -108,6 +119,11 @@ def find_corrupted(
             done += len(batch)
         monitor.report(1.0, "searched all inputs")
     joined = torch.cat(scores)
+    if bool(joined.isnan().any()):
+        raise ValueError(
+            "pairs: no layer responds to their corrupted inputs more than to the clean ones, so that "
+            "nothing can be told by it"
+        )
     return CorruptedInputs(joined, joined > threshold, threshold)
 
 
@@ -125,7 +141,7 @@ def corruption_scores(
     inputs: Tensor,
     monitor: Monitor,
 ) -> Tensor:
-    """Median response of each input, ``N``, on the scale of the pairs."""
+    """Median response of each input, ``N``, on the scale of the pairs; NaN where no layer tells."""
     if not len(inputs):
         return torch.empty(0)
     chosen = {candidate.layer.name: candidate.layer for candidate in voters}
@@ -135,7 +151,10 @@ def corruption_scores(
         for samples in (pairs.clean, pairs.corrupted, inputs)
     )
     start, stop = low.mean(dim=0), high.mean(dim=0)
-    scaled = (response - start) / (stop - start).clamp_min(1e-12)
+    tell = stop > start  # a corruption may also hide what a key responds to most
+    if not bool(tell.any()):
+        return torch.full((len(inputs),), math.nan)
+    scaled = (response - start)[:, tell] / (stop - start)[tell]
     return scaled.median(dim=1).values.cpu()
 
 

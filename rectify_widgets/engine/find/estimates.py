@@ -31,6 +31,11 @@ class MemoryEstimate:
         phases: the most of each phase.
         passes: parts into which the layers are divided, one after the other.
         largest: the layers that take most, with what they take.
+
+    Example:
+        >>> estimate = rw.estimate_memory(model, (1, 12, 12), references=96)
+        >>> estimate.passes, list(estimate.phases)
+        (1, ['statistics', 'sweep and solving', 'trying edits'])
     """
 
     peak: int
@@ -75,6 +80,11 @@ def estimate_memory(
 
     Raises:
         TypeError, ValueError: bad input; a limit below what a single layer takes.
+
+    Example:
+        >>> estimate = rw.estimate_memory(model, (1, 12, 12), call="localize")
+        >>> estimate.peak < 100 * 2**20
+        True
     """
     check_choice("call", call, CALLS)
     check_int("pairs", pairs, low=1)
@@ -86,15 +96,23 @@ def estimate_memory(
     shape = [check_int("input_shape", side, low=1) for side in input_shape]
     if len(shape) != 3:
         raise ValueError(f"input_shape: got {tuple(shape)}, want {want}")
-    with eval_mode(model) as module:
+    with eval_mode(model, "input_shape") as module:
         example = torch.zeros(1, *shape, device=model_device(module), dtype=model_dtype(module))
         catalog = editable_layers(module, example)
         layers = catalog.select("layers", None)
         sizes = memory.measure_sizes(module, layers, example, copied=call == "rectify")
     counts = counts_of(pairs, references, example)
     names = list(sizes.layers)
-    groups = [names] if call == "collect" else memory.parts(sizes, counts, names, limit)
+    budget = memory.budget(example.device)
+    if call == "collect":
+        groups = [names]
+    elif limit is None:
+        groups = memory.by_moments(layers, budget // 2)
+    else:
+        groups = memory.parts(sizes, counts, names, limit)
     batch = max(min(BATCH, references), 1)
+    if limit is None:
+        batch = min(batch, counts.chunk)
     chunks = [memory.collect_chunk(sizes, group, batch, limit) for group in groups]
     peaks = [memory.collect_peak(sizes, *one) for one in zip(groups, chunks, strict=True)]
     phases = {"statistics": max(peaks)}
@@ -108,10 +126,10 @@ def estimate_memory(
             2 * counts.references * sizes.sample
             + counts.chunk * sizes.forward
             + sizes.copy
-            + (2 * min(ROOM, shared) + moments if limit is None else 0)
+            + (2 * min(ROOM, budget // 4, shared) + moments if limit is None else 0)
         )
     if call == "rectify" and limit is None:
-        kept = min(memory.FACTOR_ROOM, len(RIDGES) * moments)
+        kept = min(budget // 4, len(RIDGES) * moments)
         phases = {name: size + kept for name, size in phases.items()}
     taken = {
         name: memory.held(size, counts) if call != "collect" else size.moment

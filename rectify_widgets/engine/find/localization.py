@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rectify_widgets.engine.base.checks import check_choice, check_int, check_number, nearest
+from rectify_widgets.engine.base.pace import Pace
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import check_distributed
 from rectify_widgets.engine.base.tables import frame, html_table
@@ -54,6 +55,13 @@ class Localization:
         order: scored layers in network order.
         kinds: what each layer is, for display.
         edits: for each layer the edit that was scored, see `edit`.
+
+    Example:
+        >>> found = rw.localize(model, pairs, reference=reference)
+        >>> found
+        Localization('edit-attribution', 3 layers, best 'classifier' with 0.9...)
+        >>> found.edit("conv2")
+        RankOneEdit('conv2', weight 8 × 8 × 3 × 3, ...)
     """
 
     scores: Mapping[str, float]
@@ -219,6 +227,13 @@ def localize(
         TypeError, ValueError: bad input; stale statistics; a corruption that reaches no layer; a
             limit that a single layer exceeds.
         Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> print(rw.localize(model, pairs, reference=reference))
+        rank  layer           score  direction  ridge  completeness error
+           1  classifier      0.9...
+           2  conv...
+           3  conv...
     """
     check_choice("method", method, RANKING_METHODS)
     grid = check_grid(directions, ridges)
@@ -226,10 +241,12 @@ def localize(
     check_int("trials", trials, low=0)
     check_int("seed", seed, low=0)
     ranks = check_distributed(distributed)
-    monitor = Monitor(progress, cancel)
+    pace = Pace(Monitor(progress, cancel))
+    monitor = pace.stage("reading", lambda _: None)
+    monitor.report(0.0, "looking at the pairs")
     with ExitStack() as stack:
         with ranks.together():
-            module = stack.enter_context(eval_mode(model))
+            module = stack.enter_context(eval_mode(model, "pairs"))
             problem = pose_problem(
                 module, pairs, reference, statistics=statistics, layers=layers,
                 memory_limit=memory_limit, seed=seed, monitor=monitor, ranks=ranks,
@@ -237,7 +254,7 @@ def localize(
             collector = StatisticsSource(problem, reference, statistics, seed)
         return rank_layers(
             problem, collector, method=method, directions=grid[0], ridges=grid[1], steps=steps,
-            trials=trials, seed=seed, monitor=monitor,
+            trials=trials, seed=seed, monitor=pace.stage("scoring", lambda _: 0.0),
         )  # fmt: skip
 
 
@@ -258,13 +275,13 @@ def rank_layers(
         probe, sources = problem.probe(problem.model, seed, monitor), problem.sources(seed)
     ranking = RANKING_METHODS[method]
     proposals = propose_edits(
-        problem, collector, probe, sources, monitor.part(0.0, 0.8),
+        problem, collector, probe, sources, monitor.part(0.0, 0.9),
         directions=directions, ridges=ridges, steps=steps, measure=ranking.measure,
     )  # fmt: skip
     options = proposals.options
     if not any(options.values()):
         raise Unreached("pairs: the corruption reaches none of the layers, so no edit can help")
-    scores = ranking.score(problem, proposals, trials, monitor.part(0.8, 1.0))
+    scores = ranking.score(problem, proposals, trials, monitor.part(0.9, 1.0))
     monitor.report(1.0, "scored all layers")
     order = tuple(problem.layers)
     ranked = dict(sorted(scores.items(), key=lambda item: (-item[1], order.index(item[0]))))

@@ -51,6 +51,11 @@ class Places:
         own: row and column of the patch in the first pair.
         found: rows and columns of the places that work, the most effective first.
         pairs: the pairs as given, then the same clean inputs with the patch in each place found.
+
+    Example:
+        >>> places = rw.find_places(model, pairs, reference=reference)
+        >>> places.own, places.shares.shape
+        ((9, 9), torch.Size([10, 10]))
     """
 
     shares: Tensor
@@ -118,15 +123,16 @@ def find_places(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> places = rw.find_places(model, pair, reference=reference)
-        >>> result = rw.rectify(model, places.pairs, reference=reference)
+        >>> places = rw.find_places(model, pairs, reference=reference)
+        >>> repaired = rw.rectify(model, places.pairs, reference=reference)
 
-        What is left after a repair shows in fewer references, so look closely, and rectify that too:
+        What is left after a repair shows in fewer references, so look closely; what is found can be
+        rectified too:
 
         >>> closely = {"least": 0.1, "samples": 64}
-        >>> left = rw.find_places(result.model, pair, reference=reference, **closely)
-        >>> if left.found:
-        ...     result = rw.rectify(result.model, left.pairs, reference=reference)
+        >>> left = rw.find_places(repaired.model, pairs, reference=reference, **closely)
+        >>> left.pairs
+        SamplePairs(... of 1 × 12 × 12, labels given)
     """
     check_module("model", model)
     height, width = _largest(check_pairs(pairs))
@@ -135,7 +141,7 @@ def find_places(
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
     images = pairs.clean if reference is None else reference
-    with eval_mode(model) as module:
+    with eval_mode(model, "pairs") as module:
         problem = pose_problem(
             module, pairs, images, limit=samples, transferred=False, seed=seed, monitor=monitor
         )

@@ -48,8 +48,11 @@ MAX_REFERENCES = 768
 """References that are used individually; statistics may stream more."""
 SPARE = 1280
 """Further references that refining may learn from ..."""
-SPARE_ROOM = 2**28
+SPARE_ROOM = 2**26
 """... in so many bytes at most."""
+ROOM = 2**28
+"""Bytes of the references used individually, at most; fewer are used where they are large, `SPLIT` at
+least."""
 
 
 NO_TRANSFER = Transfer(None, "")
@@ -80,6 +83,8 @@ class Problem:
     """How the pairs' corruption comes onto other inputs."""
     limit: int | None = None
     """Bytes to keep to."""
+    budget: int = memory.MOST_KEPT
+    """Bytes to keep from one step to the next where there is no limit."""
     sizes: memory.Sizes | None = None
     """What the model's passes take; known where there is a limit."""
     ranks: Ranks = ALONE
@@ -102,13 +107,31 @@ class Problem:
         return self.pairs.labels
 
     def parts(self) -> list[dict[str, EditableLayer]]:
-        """The layers, as many at a time as the limit allows; all where there is none."""
+        """The layers whose second moments are held at one time: as many as the limit allows.
+
+        Where there is none, their second moments may take half of the budget.
+        """
         if self.sizes is None:
-            return [dict(self.layers)]
+            some_at_a_time = memory.by_moments(self.layers, self.budget // 2)
+            return [{name: self.layers[name] for name in some} for some in some_at_a_time]
         given = len(self.references) if self.given else 0
         counts = counts_of(len(self.pairs), given, self.references)
         names = memory.parts(self.sizes, counts, list(self.layers), self.limit)
         return [{name: self.layers[name] for name in some} for some in names]
+
+    def sweeps(self) -> list[dict[str, EditableLayer]]:
+        """The layers, as many as one sweep may go through at a time; all where there is no limit."""
+        return self.parts() if self.limit is not None else [dict(self.layers)]
+
+    @property
+    def room(self) -> int:
+        """Bytes that each kind of what only saves time may take; none under a limit."""
+        return 0 if self.limit is not None else self.budget // 4
+
+    @property
+    def chunk(self) -> int:
+        """Samples whose keys and gradients are held at one time."""
+        return chunk_size(self.references, self.references.device)
 
     def hand_back(self) -> None:
         """Between two steps of the work: keep to the limit by returning freed memory."""
@@ -212,7 +235,9 @@ def pose_problem(
             stacklevel=3,
         )
     if reference is not None:
-        more = min(SPARE, SPARE_ROOM // max(pairs.clean[0].nbytes, 1)) if spare else 0
+        size = max(pairs.clean[0].nbytes, 1)
+        limit = min(limit, most_references(size))
+        more = min(SPARE, SPARE_ROOM // size) if spare else 0
         taken = _take(reference, limit + more, seed, ranks).to(pairs.clean)
         references, further = taken[:limit], taken[limit:]
         if references.shape[1:] == pairs.clean.shape:
@@ -262,6 +287,7 @@ def pose_problem(
         given=reference is not None,
         transfer=transfer,
         limit=memory_limit,
+        budget=memory.budget(references.device),
         ranks=ranks,
         sizes=sizes,
     )
@@ -275,15 +301,23 @@ def differentiable(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> 
     return catalog.without({name: found[name] for name in catalog.editable if found.get(name)})
 
 
+def most_references(size: int) -> int:
+    """References that are used individually at most, of so many bytes each."""
+    return min(MAX_REFERENCES, max(ROOM // max(size, 1), SPLIT))
+
+
 def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:
     """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``."""
-    taken = min(references, MAX_REFERENCES)
-    more = PROBE if taken >= SPLIT // 2 else 0
+    taken = min(references, most_references(inputs[0].nbytes))
+    chunk = chunk_size(inputs, inputs.device)
+    sources = [pairs, pairs + PROBE] if taken >= SPLIT // 2 else [pairs]
+    # Of more samples than go through at once, keys are made twice and not kept.
+    kept, passing = (sum(n for n in sources if n <= chunk), chunk * (max(sources) > chunk))
     return memory.Counts(
         references=taken,
         probe=min(PROBE, taken) if taken else pairs,
-        sources=pairs + (pairs + more if more else 0),
-        chunk=chunk_size(inputs, inputs.device),
+        sources=kept + passing,
+        chunk=chunk,
     )
 
 

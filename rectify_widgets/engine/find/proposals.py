@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rectify_widgets.engine.base.pace import Pace
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.base.ranks import Ranks
-from rectify_widgets.engine.data.inputs import Inputs
+from rectify_widgets.engine.data.inputs import Inputs, count_inputs
 from rectify_widgets.engine.edit.closed_form import DIRECTIONS
 from rectify_widgets.engine.edit.solver import DenseSolver, Solver
 from rectify_widgets.engine.edit.statistics import BATCH, KeyStatistics, collect
@@ -23,12 +25,10 @@ from rectify_widgets.engine.find.candidates import (
     RIDGES,
     Candidate,
     Probe,
-    ProbeSweep,
-    candidates,
-    layer_keys,
     sweep_probe,
 )
-from rectify_widgets.engine.find.problem import Problem
+from rectify_widgets.engine.find.drafts import Draft, Predictions, chunks, draft_edits
+from rectify_widgets.engine.find.problem import MAX_REFERENCES, Problem
 from rectify_widgets.engine.model.gradients import PATH_STEPS
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.memory import collect_chunk
@@ -40,6 +40,11 @@ Measure: TypeAlias = Callable[
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """Times a stage of the work while its block runs."""
+
+
+COLLECTING, FOLLOWING, SOLVING = 2, 3, 600
+"""Time to collect the keys of a sample, to follow a gradient, and to solve for all layers, in units of a
+prediction, for the progress bar alone: between what small networks and an EfficientNet take."""
 
 
 class StatisticsSource:
@@ -78,6 +83,15 @@ class StatisticsSource:
         self._room = room
         self._factors: dict[str, dict[float, Tensor]] = {}
         self._reserved: dict[str, int] = {}
+        self.took: dict[str, float] = {}
+        """Seconds of the stages of `propose_edits` in the round before."""
+
+    @property
+    def samples(self) -> int:
+        """How many have to be gone through for all layers, about."""
+        if self._given is not None or not self._stale:
+            return 0
+        return count_inputs(self._source) or MAX_REFERENCES
 
     def of(self, layers: Mapping[str, EditableLayer], monitor: Monitor) -> KeyStatistics:
         """Statistics of these layers at least."""
@@ -88,7 +102,7 @@ class StatisticsSource:
         wanted = {name: layers[name] for name in layers if name in self._stale or not keep}
         if wanted:
             chunk = None
-            if problem.sizes is not None:
+            if problem.sizes is not None and problem.limit is not None:
                 chunk = collect_chunk(problem.sizes, wanted, BATCH, problem.limit)
             newer = collect(
                 problem.model, self._source, problem.catalog, wanted, chunk=chunk, seed=self._seed,
@@ -168,67 +182,61 @@ def propose_edits(
     ranks = problem.ranks
     rows, counted = ranks.rows(len(probe))
     probe = probe.only(rows)
+    drafts: dict[str, list[Draft]] = {}
     parts = problem.parts()
+    pace, took = Pace(monitor, took=collector.took), collector.took
+    collecting, sweeping = COLLECTING * collector.samples, FOLLOWING * steps * len(probe)
     for number, layers in enumerate(parts):
-        share = monitor.part(number / len(parts), (number + 1) / len(parts))
+        others = len(parts) - 1 - number
+
+        def after_collecting(cost: float, others: int = others) -> float:
+            unit = cost / max(collecting, 1)
+            solving = took.get("solving", unit * SOLVING)
+            return others * (cost + solving) + solving + took.get("sweeping", unit * sweeping)
+
+        def after_solving(cost: float, others: int = others) -> float:
+            collected = took.get("collecting", 0.0)
+            unit = collected / collecting if collecting else cost / SOLVING
+            return others * (cost + collected) + took.get("sweeping", unit * sweeping)
+
         problem.hand_back()
         with clock("statistics"):
-            statistics = collector.of(layers, share.part(0.0, 0.5))
+            statistics = collector.of(layers, pace.stage("collecting", after_collecting))
+        share = pace.stage("solving", after_solving)
+        share.report(0.0, "solving all layers")
         with ranks.together():
             problem.hand_back()
-            with clock("sweep"):
-                probed = sweep_probe(
-                    problem.model, layers, probe, steps=steps, monitor=share.part(0.5, 0.8)
-                )
-                measured = {}
-                if measure is not None:
+            measured = {}
+            if measure is not None:
+                with clock("sweep"):
                     measured = measure(problem, layers, statistics, steps, share.silent())
-            problem.hand_back()
             with clock("solving"):
-                options = _solve(
-                    problem.model, layers, statistics, collector, probed, sources,
-                    share.part(0.8, 1.0), directions, ridges,
+                drafts |= draft_edits(
+                    problem.model, layers,
+                    partial(collector.solver, statistics=statistics, ridges=ridges), sources,
+                    directions=directions, ridges=ridges, most=problem.chunk,
+                    monitor=share,
                 )  # fmt: skip
-        proposals.completeness |= completeness(probed, ranks, counted)
         proposals.measured |= _agreed(measured, ranks)
+        del statistics  # before the next part
+    groups = problem.sweeps()
+    sweep = pace.stage("sweeping", lambda _: 0.0)
+    for number, layers in enumerate(groups):
+        share = sweep.part(number / len(groups), (number + 1) / len(groups))
+        problem.hand_back()
+        with ranks.together(), clock("sweep"):
+            predictions = Predictions({name: drafts[name] for name in layers})
+            for some in chunks(len(probe), problem.chunk):
+                part = share.part(some.start / len(probe), some.stop / len(probe))
+                predictions.add(
+                    sweep_probe(problem.model, layers, probe.only(some), steps=steps, monitor=part)
+                )
+            options = predictions.options()
+        proposals.completeness |= completeness(predictions, ranks, counted)
         proposals.options |= _ranked(options, ranks, counted)
-        del probed, statistics, options, measured  # before the next part
     problem.hand_back()
+    pace.end()
     return proposals
-
-
-def _solve(
-    model: nn.Module,
-    layers: Mapping[str, EditableLayer],
-    statistics: KeyStatistics,
-    collector: StatisticsSource,
-    probed: ProbeSweep,
-    sources: Sequence[tuple[Tensor, Tensor]],
-    monitor: Monitor,
-    directions: Sequence[str],
-    ridges: Sequence[float],
-) -> dict[str, list[Candidate]]:
-    keys = [
-        (layer_keys(model, layers, corrupted), layer_keys(model, layers, clean))
-        for corrupted, clean in sources
-    ]
-    options: dict[str, list[Candidate]] = {}
-    for number, (name, layer) in enumerate(layers.items()):
-        monitor.report(number / len(layers), f"solving {name}")
-        try:
-            solver = collector.solver(name, statistics, ridges)
-        except ValueError:  # a layer whose inputs are zero on all references
-            options[name] = []
-            continue
-        options[name] = [
-            candidate
-            for corrupted, clean in keys
-            for candidate in candidates(
-                layer, solver, (corrupted[name], clean[name]), probed,
-                directions=directions, ridges=ridges,
-            )
-        ]  # fmt: skip
-    return options
 
 
 def _ranked(
@@ -252,15 +260,10 @@ def _agreed(scores: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
     return dict(zip(scores, ranks.mean(own, 1).tolist(), strict=True))
 
 
-def completeness(probed: ProbeSweep, ranks: Ranks, counted: int) -> dict[str, float]:
+def completeness(predictions: Predictions, ranks: Ranks, counted: int) -> dict[str, float]:
     """For each layer how far its attributions are from adding up to the gap, relative to it."""
-    errors = []
-    for name, gradients in probed.path_gradients.items():
-        change = (probed.clean[name] - probed.corrupted[name]).values()
-        total = (change * gradients).sum(dim=(1, 2, 3))
-        errors.append((total - probed.gap).abs().mean())
-    *means, gap = ranks.mean(torch.stack([*errors, probed.gap.abs().mean()]), counted)
+    errors, whole = predictions.errors()
+    *means, gap = ranks.mean(torch.stack([*errors.values(), whole]), counted)
     return {
-        name: float(error / gap.clamp_min(1e-9))
-        for name, error in zip(probed.path_gradients, means, strict=True)
+        name: float(error / gap.clamp_min(1e-9)) for name, error in zip(errors, means, strict=True)
     }

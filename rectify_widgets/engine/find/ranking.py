@@ -75,8 +75,9 @@ class Trial:
         some = problem.only(rows)
         with self._ranks.together():
             self._judge = Judge(
-                some.model, some.references, some.carriers, some.origins, monitor=self._monitor
-            )
+                some.model, some.references, some.carriers, some.origins, monitor=self._monitor,
+                room=problem.room,
+            )  # fmt: skip
         self._shares = problem.limit is None  # what is cached takes memory
         self._start = self._objective()
 
@@ -177,7 +178,10 @@ def measure_projection(
     for name in probed.path_gradients:
         attributions = (probed.clean[name] - probed.corrupted[name]).values()
         attributions = attributions * probed.path_gradients[name]
-        solver = DenseSolver(name, statistics[name].moment)
+        try:
+            solver = DenseSolver(name, statistics[name].moment)
+        except ValueError:  # a layer whose inputs are zero on all references
+            continue
         norms = []
         for row in range(len(probe)):
             keys = probed.corrupted[name].rows(slice(row, row + 1))

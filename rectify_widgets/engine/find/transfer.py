@@ -23,11 +23,12 @@ from rectify_widgets.engine.data.corruption import (
 from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
-from rectify_widgets.engine.model.heads import most, probabilities, variation
+from rectify_widgets.engine.model.heads import check_truth, most, probabilities, variation
 from rectify_widgets.engine.model.running import (
     eval_mode,
     model_device,
     model_dtype,
+    predict,
     predict_all,
     with_head,
 )
@@ -57,6 +58,11 @@ class Transfer:
             was not measured, since the user gave the function.
         error: in predicting the corrupted inputs of pairs that it was not fitted to, or, with
             one pair, of that pair, see `Estimate`; None likewise.
+
+    Example:
+        >>> transfer = rw.estimate_corruption(model, pairs, reference=reference)
+        >>> transfer.corruption(x[:5]).shape
+        torch.Size([5, 1, 12, 12])
     """
 
     corruption: Corruption | None
@@ -94,16 +100,14 @@ def estimate_corruption(
         Cancelled: ``cancel`` returned True.
 
     Example:
-        >>> transfer = rw.estimate_corruption(model, pair, reference=reference)
-        >>> transfer
-        Transfer(ToneCurve(0.15 to 1.00, 1 channel), shows 99 % of what the pairs show)
-        >>> corrupted = transfer.corruption(other_inputs)
+        >>> rw.estimate_corruption(model, pairs, reference=reference)
+        Transfer(Transplant(6 pairs, opacity 1.00), shows ...% of what the pairs show)
     """
     check_module("model", model)
     check_pairs(pairs)
     check_int("seed", seed, low=0)
     monitor = Monitor(progress, cancel)
-    with eval_mode(model) as module:
+    with eval_mode(model, "pairs") as module:
         own = pairs.to(model_device(module), model_dtype(module))
         references = own.clean
         if reference is not None:
@@ -112,6 +116,8 @@ def estimate_corruption(
         headed = module
         if own.corrupt is None:  # otherwise nothing is measured
             headed = with_head(module, own.clean, own.corrupted, references)
+            if own.labels is not None:
+                check_truth("pairs.labels", own.labels, predict(headed, own.clean[:1]))
         return choose_corruption(headed, own, references, seed, monitor)
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
-from rectify_widgets.engine.measure.replay import Replay
+from rectify_widgets.engine.measure.replay import ROOM, Replay
 from rectify_widgets.engine.model.heads import (
     answers,
     chosen,
@@ -78,6 +78,7 @@ class Judge:
         carriers, origins: inputs with the corruption, and the same without it.
         validation: labelled inputs on which degradation is measured instead, or None.
         monitor: checked between batches.
+        room: bytes that `sharing` may keep for each kind of inputs.
     """
 
     def __init__(
@@ -88,7 +89,10 @@ class Judge:
         origins: Tensor,
         validation: tuple[Tensor, Tensor] | None = None,
         monitor: Monitor = SILENT,
+        *,
+        room: int = ROOM,
     ) -> None:
+        self._room = min(room, ROOM)
         self._inputs = {"corrupted": carriers, "clean": references}
         self._replays: dict[str, Replay] = {}
         scores = predict_all(model, references, monitor=monitor)
@@ -117,7 +121,9 @@ class Judge:
         """
         try:
             for kind, inputs in self._inputs.items():
-                self._replays[kind] = Replay(model, inputs, layers, monitor=monitor)
+                self._replays[kind] = Replay(
+                    model, inputs, layers, room=self._room, monitor=monitor
+                )
             yield
         finally:
             self._replays.clear()

@@ -7,21 +7,30 @@ each input only its predicted class and its label are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from rectify_widgets.engine.base.checks import check_int, check_labels, check_module, check_number
+from rectify_widgets.engine.base.checks import (
+    check_int,
+    check_labels,
+    check_module,
+    check_number,
+    check_type,
+)
 from rectify_widgets.engine.base.progress import SILENT, Cancel, Monitor, Progress
 from rectify_widgets.engine.base.ranks import Ranks, check_distributed
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.data.inputs import Labelled, count_inputs, labelled
+from rectify_widgets.engine.measure.groups import GroupTable, check_groups, group_table
+from rectify_widgets.engine.measure.intervals import interval
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import check_truth
-from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
+from rectify_widgets.engine.model.running import MOST, eval_mode, predict_all, with_head
 
 TITLES = {
     "overall_accuracy": "overall accuracy",
@@ -29,9 +38,6 @@ TITLES = {
     "corrupted_accuracy": "corrupted accuracy",
     "clean_target_rate": "clean target rate",
 }
-_RESAMPLES = 1000
-_DRAWN = 1_000_000
-"""Values drawn at once: as many resamples at a time as that allows."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,16 @@ class Report:
         corrupted_accuracy: share of corrupted inputs that get their true label.
         clean_target_rate: share of *clean* inputs of other classes predicted as the target.  No
             repair need bring the attack success rate below this floor.
-        intervals: bootstrap interval of each figure, where a confidence was asked for.
+        intervals: interval of each figure, where a confidence was asked for; see `evaluate`.
         samples: number of clean and of corrupted inputs.
         labels: accuracy of each label on the clean inputs; empty where classes exclude each other.
+        groups: accuracy of each (label, group) of the clean inputs, where groups were given.
+        by_label: accuracy of each label of the clean inputs, with Wilson intervals.
+
+    Example:
+        >>> report = rw.evaluate(model, (x, y), (x_bad, y), target=0)
+        >>> report.overall_accuracy, report.attack_success_rate
+        (1.0, 1.0)
     """
 
     overall_accuracy: float
@@ -61,19 +74,35 @@ class Report:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     samples: tuple[int, int] = (0, 0)
     labels: tuple[float, ...] = ()
+    groups: GroupTable | None = None
+    by_label: GroupTable | None = field(default=None, compare=False, repr=False)
 
     def figures(self) -> dict[str, float]:
         """The figures that were measured, by attribute name."""
         values = {name: getattr(self, name) for name in TITLES}
         return {name: value for name, value in values.items() if value is not None}
 
+    def beside(self, before: Report) -> Report:
+        """The same, with labels and groups of another model's report on these inputs beside its own.
+
+        Raises:
+            ValueError: that report has other groups, or other inputs in them.
+        """
+        tables = {
+            name: mine.against(theirs)
+            for name in ("groups", "by_label")
+            if (mine := getattr(self, name)) and (theirs := getattr(before, name))
+        }
+        return replace(self, **tables)
+
     def __str__(self) -> str:
         rows = [f"{TITLES[name]:<20} {text}" for name, text in self._texts().items()]
-        return "\n".join(rows)
+        return "\n".join(rows if self.groups is None else [*rows, "", str(self.groups)])
 
     def _repr_html_(self) -> str:
         rows = ((escape(TITLES[name]), escape(text)) for name, text in self._texts().items())
-        return html_table(rows, align="lr")
+        groups = "" if self.groups is None else self.groups._repr_html_()
+        return html_table(rows, align="lr") + groups
 
     def _texts(self) -> dict[str, str]:
         texts = {}
@@ -91,8 +120,10 @@ def evaluate(
     corrupted: Labelled | None = None,
     target: int | None = None,
     *,
+    groups: object = None,
+    before: Report | None = None,
     confidence: float | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     distributed: bool = False,
     progress: Progress | None = None,
@@ -109,8 +140,15 @@ def evaluate(
             figures out.
         target: class or label that the corruption pulls to, a whole number; None leaves the attack
             success rate out.
-        confidence: level of the bootstrap intervals, such as 0.95; None for none.
-        batch_size: inputs in one forward pass.
+        groups: which group each clean input belongs to: ``N`` hashable values (a list, a tensor, an
+            array or a pandas ``Series``) in the order in which the inputs come, or a dict or a frame
+            of such, for several attributes.  The report then has the accuracy of each (label, group),
+            with Wilson intervals.
+        before: report of the model before its edits, on the same inputs with the same groups; its
+            figures stand beside those of this one, and a group that loses more than a point is named.
+        confidence: level of the intervals, such as 0.95; None for none (0.95 for groups).  They are
+            Wilson's; the accuracy of inputs with several labels has a bootstrap interval.
+        batch_size: inputs in one forward pass; None takes what suits their size, 256 at most.
         seed: of the bootstrap.
         distributed: divide the inputs among the processes of ``torch.distributed``, every one of
             which makes this call; see `rectify_widgets.engine.base.ranks`.
@@ -119,19 +157,29 @@ def evaluate(
     Raises:
         TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
         Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> print(rw.evaluate(result.model, (x, y), (x_bad, y), target=0))
+        overall accuracy     100.00 %
+        attack success rate    0.00 %
+        corrupted accuracy   100.00 %
+        clean target rate      0.00 %
     """
     check_module("model", model)
-    check_int("batch_size", batch_size, low=1)
+    if batch_size is not None:
+        check_int("batch_size", batch_size, low=1)
     _check_level(confidence, seed)
+    _check_before(before, groups)
+    check_groups(groups, None if _streamed(clean) else count_inputs(clean))
     target = check_target(target, None)
     ranks = check_distributed(distributed)
     monitor = Monitor(progress, cancel)
     sets = {"clean": clean} if corrupted is None else {"clean": clean, "corrupted": corrupted}
     with ranks.together():
-        like, _ = next(labelled("clean", clean, batch_size))
+        like, _ = next(labelled("clean", clean, batch_size or MOST))
         if corrupted is not None:  # refuse bad input before an hour has passed
-            next(labelled("corrupted", corrupted, batch_size, like=like))
-        with eval_mode(model) as module:
+            next(labelled("corrupted", corrupted, batch_size or MOST, like=like))
+        with eval_mode(model, "clean") as module:
             headed = with_head(module, like)
             own = [
                 _answers(
@@ -144,8 +192,13 @@ def evaluate(
     outcomes = [_in_order(ranks.gather(rows)) for rows in own]
     return evaluate_predictions(
         outcomes[0], outcomes[1] if corrupted is not None else None, target,
-        confidence=confidence, seed=seed,
+        groups=groups, before=before, confidence=confidence, seed=seed,
     )  # fmt: skip
+
+
+def _streamed(clean: object) -> bool:
+    """Whether the number of inputs is known after the last one only: a loader may leave some out."""
+    return isinstance(clean, DataLoader)
 
 
 def _in_order(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +212,7 @@ def _answers(
     argument: str,
     data: Labelled,
     target: int | None,
-    batch_size: int,
+    batch_size: int | None,
     like: Tensor,
     ranks: Ranks,
     monitor: Monitor,
@@ -167,7 +220,7 @@ def _answers(
     """Number, predictions and truth of every input of this rank, ``N × 3`` or ``N × (1 + 2 L)``."""
     rows: list[Tensor] = []
     total, done = count_inputs(data), 0
-    stream = labelled(argument, data, batch_size, like=like, ranks=ranks)
+    stream = labelled(argument, data, batch_size or MOST, like=like, ranks=ranks)
     for number, (inputs, labels) in enumerate(stream):
         share = done * ranks.size / total if total else 0.0
         monitor.report(share, f"evaluating {argument} inputs")
@@ -191,6 +244,8 @@ def evaluate_predictions(
     corrupted: tuple[Tensor, Tensor] | None = None,
     target: int | None = None,
     *,
+    groups: object = None,
+    before: Report | None = None,
     confidence: float | None = None,
     seed: int = 0,
 ) -> Report:
@@ -200,15 +255,19 @@ def evaluate_predictions(
         clean: the ``N`` classes predicted for the clean inputs, and their true labels; or ``N × L``
             zeros and ones for both.
         corrupted: the classes predicted for corrupted inputs, and their *true* labels.
-        target, confidence, seed: as in `evaluate`.
+        target, groups, before, confidence, seed: as in `evaluate`.
 
     Raises:
         TypeError, ValueError: bad input, or no corrupted input of a class other than the target.
     """
     _check_level(confidence, seed)
+    _check_before(before, groups)
     target = check_target(target, None)
     predicted, truth = _on_cpu("clean", clean)
     right = (predicted == truth).double()
+    named, level = check_groups(groups, len(right)), confidence or 0.95
+    table = None if named is None else group_table(right, truth, named, level)
+    by_label = group_table(right, truth, {"": [None] * len(right)}, level)
     outcomes = {"overall_accuracy": _each(right)}
     if target is not None:
         outcomes["clean_target_rate"] = _pulled(predicted, truth, target)
@@ -227,14 +286,26 @@ def evaluate_predictions(
     intervals = {}
     if confidence is not None:
         intervals = {
-            name: bootstrap(hits, confidence=confidence, seed=seed) for name, hits in values.items()
+            name: interval(hits, confidence=confidence, seed=seed) for name, hits in values.items()
         }
-    return Report(
+    report = Report(
         **rates,
         intervals=intervals,
         samples=(len(right), 0 if corrupted is None else len(corrupted[1])),
         labels=tuple(right.mean(dim=0).tolist()) if right.ndim > 1 else (),
+        groups=table,
+        by_label=by_label,
     )
+    return report if before is None else report.beside(before)
+
+
+def _check_before(before: object, groups: object) -> None:
+    if before is None:
+        return
+    report = check_type("before", before, Report, "a Report of evaluate(..., groups=...)")
+    if groups is None or report.groups is None:
+        whose = "this call" if groups is None else "it"
+        raise ValueError(f"before: {whose} has no groups, want groups=... in both calls")
 
 
 def _each(right: Tensor) -> Tensor:
@@ -250,7 +321,9 @@ def _pulled(predicted: Tensor, truth: Tensor, target: int) -> Tensor:
     return predicted[:, target].bool()[truth[:, target] == 0]
 
 
-def scored(model: nn.Module, inputs: Tensor, batch_size: int, monitor: Monitor = SILENT) -> Tensor:
+def scored(
+    model: nn.Module, inputs: Tensor, batch_size: int | None, monitor: Monitor = SILENT
+) -> Tensor:
     """Scores on the CPU.  Infinite ones are allowed (a masked class), NaN is not."""
     scores = predict_all(model, inputs, batch_size, monitor).cpu()
     if bool(scores.isnan().any()):
@@ -288,21 +361,3 @@ def _on_cpu(argument: str, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]
     if not len(labels):
         raise ValueError(f"{argument}: got no predictions, want at least one")
     return predicted.cpu(), labels.cpu()
-
-
-def bootstrap(values: Tensor, *, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
-
-    Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; 1,000 resamples.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    count = len(values)
-    means = torch.cat(
-        [
-            values[torch.randint(count, (len(rows), count), generator=generator)].mean(dim=1)
-            for rows in torch.arange(_RESAMPLES).split(max(_DRAWN // count, 1))
-        ]
-    )
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(means.double(), torch.tensor([tail, 1 - tail]).double())
-    return float(low), float(high)

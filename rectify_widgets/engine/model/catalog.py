@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rectify_widgets.engine.base.checks import check_inputs, check_module, nearest
+from rectify_widgets.engine.model.computed import follows
 from rectify_widgets.engine.model.keys import SOME_ONLY, EditableLayer
 from rectify_widgets.engine.model.running import (
     arrange,
@@ -39,6 +40,13 @@ class LayerCatalog:
 
     Both are in network order: the order of the forward pass where the model has been run, otherwise
     the order in which the modules were registered.
+
+    Example:
+        >>> catalog = rw.editable_layers(
+        ...     torch.nn.Sequential(model, torch.nn.ConvTranspose2d(1, 1, 3))
+        ... )
+        >>> list(catalog.editable), list(catalog.refused)
+        (['0.conv1', '0.conv2', '0.classifier'], ['1'])
     """
 
     editable: Mapping[str, EditableLayer]
@@ -110,6 +118,10 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
 
     Raises:
         TypeError, ValueError: ``model`` is not a module, or ``example`` is not a batch for it.
+
+    Example:
+        >>> list(rw.editable_layers(model, x[:2]).editable)
+        ['conv1', 'conv2', 'classifier']
     """
     root = unwrap(check_module("model", model))
     editable: dict[str, EditableLayer] = {}
@@ -125,9 +137,9 @@ def editable_layers(model: nn.Module, example: Tensor | None = None) -> LayerCat
             editable[name] = EditableLayer(name, module)
     if example is None:
         return LayerCatalog(editable, refused)
-    started, axes, wrong = trace_layers(model, editable, check_inputs("example", example)[:2])
+    started, found, wrong = trace_layers(model, editable, check_inputs("example", example)[:2])
     order = sorted(editable, key=started.__getitem__)
-    kept = {name: replace(editable[name], axis=axes[name]) for name in order if name not in wrong}
+    kept = {name: found[name] for name in order if name not in wrong}
     refused.update({name: wrong[name] for name in order if name in wrong})
     begun = sorted(started, key=started.__getitem__)
     upstream = {name: tuple(p for p in begun if started[p] < started[name]) for name in kept}
@@ -165,7 +177,11 @@ def _why_not(module: nn.Module, owners: dict[tuple[int, int], list[str]]) -> str
     if parametrize.is_parametrized(module) or "weight" not in dict(
         module.named_parameters(recurse=False)
     ):
-        return "its weight is computed from other parameters (parametrised, normalised or pruned)"
+        return (
+            "its weight is computed from other parameters (parametrised, normalised or pruned); make "
+            "it one of its own with remove_parametrizations, remove_weight_norm, "
+            "remove_spectral_norm or prune.remove"
+        )
     weight = module.weight
     if weight.is_meta:
         return "its weight is on the meta device and holds no data"
@@ -183,18 +199,19 @@ def _lazy(parameter: Tensor) -> bool:
 
 def trace_layers(
     model: nn.Module, layers: Mapping[str, EditableLayer], example: Tensor
-) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+) -> tuple[dict[str, int], dict[str, EditableLayer], dict[str, str]]:
     """How the layers behave while the model runs on the first of ``example``, then on two samples.
 
     Returns:
-        A number for each module, in the order in which they began to run; for each layer the
-        dimension of its input that counts the samples; and the layers that cannot be edited
-        instead, with the reason.
+        A number for each module, in the order in which they began to run; each layer with the
+        dimension of its input that counts the samples, and whether it computes its weight; and the
+        layers that cannot be edited instead, with the reason.
     """
     started: dict[str, int] = {}
     wrong: dict[str, str] = {}
     alone: dict[str, Tensor] = {}
     axes: dict[str, int | str] = {}
+    computed: set[str] = set()
     calls: tuple[Counter[str], Counter[str]] = Counter(), Counter()
 
     def trace_one(name: str, inputs: Tensor, output: Tensor) -> None:
@@ -205,7 +222,11 @@ def trace_layers(
                 "torch.no_grad() there"
             )
         elif reason := _mismatch(layers[name], inputs, output):
-            wrong[name] = reason
+            other = replace(layers[name], computed=True)
+            if follows(other.module) and not _mismatch(other, inputs, output):
+                computed.add(name)
+            else:
+                wrong[name] = reason
         # Of a convolution the shape is enough.
         alone[name] = inputs[:0] if layers[name].is_convolution else inputs.clone()
 
@@ -216,7 +237,7 @@ def trace_layers(
 
     parts = dict(unwrap(model).named_modules())
     modules = {name: layer.module for name, layer in layers.items()}
-    with eval_mode(model) as module:
+    with eval_mode(model, "example") as module:
         two = _two(example).to(device=model_device(module), dtype=model_dtype(module))
         disarrange(module)
         with _noting_order(parts, started), capturing(modules, trace_one):
@@ -237,7 +258,12 @@ def trace_layers(
             wrong[name] = f"used {twice} times in a forward pass of two samples"
         elif name not in wrong and isinstance(reason := axes[name], str):
             wrong[name] = reason
-    return started, {name: axis for name, axis in axes.items() if isinstance(axis, int)}, wrong
+    laid = {
+        name: replace(layers[name], axis=axis, computed=name in computed)
+        for name, axis in axes.items()
+        if isinstance(axis, int)
+    }
+    return started, laid, wrong
 
 
 @contextmanager

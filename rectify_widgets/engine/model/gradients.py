@@ -20,7 +20,17 @@ from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import arranged, capturing, chunk_size, in_chunks, predict
 
 PATH_STEPS = 8
-"""Midpoints of the path in one sweep."""
+"""Midpoints of the path in one sweep, ..."""
+QUICK_STEPS, LARGE = 4, 2**16
+"""... and where inputs hold more numbers than that.  There a pass takes long, and the prediction only
+chooses what is tried and measured.  `localize` with four and eight steps, on six photographs of the
+case `carton`: shares of the gap differ by 0.15 at most, the best layer is the same, and nine or ten
+of the first ten layers are."""
+
+
+def quick_steps(inputs: Tensor) -> int:
+    """Midpoints that are enough to choose what is tried."""
+    return QUICK_STEPS if inputs[0].numel() > LARGE else PATH_STEPS
 
 
 def margin(scores: Tensor, labels: Tensor, rivals: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -131,7 +131,7 @@ def guess_head(answer: Tensor, task: str | None = None, scores: str | None = Non
         single = answer.ndim == 1 or (answer.ndim == 2 and answer.shape[1] == 1)
         task = "binary" if single else "multiclass"
     if scores is None:
-        fits = bool(((values >= 0) & (values <= 1)).all())
+        fits = within_one(values)
         if task == "multiclass" and fits:
             room = SUMS_TO_ONE if answer.dtype == values.dtype else 10 * SUMS_TO_ONE
             fits = answer.ndim == 2 and bool(((values.sum(dim=1) - 1).abs() <= room).all())
@@ -139,16 +139,30 @@ def guess_head(answer: Tensor, task: str | None = None, scores: str | None = Non
     return Head(task, scores)
 
 
+def within_one(answer: Tensor) -> bool:
+    """Whether all numbers lie in 0…1, as probabilities do."""
+    return bool(((answer >= 0) & (answer <= 1)).all())
+
+
 def describe_guess(answer: Tensor, head: Head, *, certain: bool) -> str:
     """What a guessed head rests on, and the call that says so or otherwise.
 
-    Empty where there is no doubt: the task is ``certain``, and numbers beyond 0…1 are logits.
+    Empty where there is no doubt: numbers beyond 0…1 are logits where the task is ``certain`` or there
+    are several columns.
     """
     low, high = float(answer.min()), float(answer.max())
     call = f"rw.adapt(model, task={head.task!r}, scores={head.scores!r})"
     other = SCORES[SCORES.index(head.scores) - 1]
-    if certain and head.scores == "logits":
-        return ""
+    several = head.task == "multiclass"
+    if head.scores == "logits" and (several or certain):
+        if not (several and within_one(answer) and low < high):
+            return ""
+        labels = "rw.adapt(model, task='multilabel', scores='probabilities')"
+        return (
+            f"model: its scores lie in {low:.3g} to {high:.3g} and their rows do not add up to one, so "
+            f"they are taken as logits of a multiclass task; say so with {call}, or {labels} if they "
+            "are probabilities of labels that do not exclude each other"
+        )
     if head.task == "multiclass":
         why = "every row of its scores lies in 0…1 and adds up to one"
     else:

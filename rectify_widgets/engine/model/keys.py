@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from rectify_widgets.engine.model.computed import used_weight
 from rectify_widgets.engine.model.running import working_dtype
 
 KEY_SPACES = ("patch", "channel")
@@ -33,6 +34,8 @@ class EditableLayer:
     module: nn.Conv2d | nn.Linear
     axis: int = 0
     """Dimension of the input that counts the samples; 1 where a linear layer's sequence is first."""
+    computed: bool = False
+    """Whether it multiplies with a weight that it computes from its own, see `computed`."""
 
     @property
     def is_convolution(self) -> bool:
@@ -43,6 +46,12 @@ class EditableLayer:
     def groups(self) -> int:
         """Groups of a convolution, each with keys of its own; 1 for a linear layer."""
         return self.module.groups if isinstance(self.module, nn.Conv2d) else 1
+
+    @property
+    def weight(self) -> Tensor:
+        """What it multiplies with."""
+        kept = self.module.weight.detach()
+        return used_weight(self.module, kept).to(kept) if self.computed else kept
 
     @property
     def outputs(self) -> int:
@@ -171,18 +180,23 @@ class Keys:
         )
         return image.reshape(len(self), groups, vectors.shape[1], -1)
 
-    def gather(self, weights: Tensor) -> Tensor:
-        """``Σ_p w_p k_p`` over samples and positions, ``N × G × D × P`` to ``G × D × K``."""
-        conv, groups = self.layer.module, self.layer.groups
-        count = weights.shape[2]
+    def gather(self, weights: Tensor, *, each: bool = False) -> Tensor:
+        """``Σ_p w_p k_p`` over samples and positions, ``N × G × D × P`` to ``G × D × K``.
+
+        Of ``each`` sample by itself, ``N × G × D × K``.
+        """
+        conv, (samples, groups, count, _) = self.layer.module, weights.shape
         if not isinstance(conv, nn.Conv2d):
-            return torch.einsum("ndp,npk->dk", weights[:, 0], self.inputs).unsqueeze(0)
-        image = weights.reshape(len(self), groups * count, *self._grid())
-        shape = (groups * count, *conv.weight.shape[1:])
+            to = "ndp,npk->ndk" if each else "ndp,npk->dk"
+            return torch.einsum(to, weights[:, 0], self.inputs).unsqueeze(-3)
+        apart = samples if each else 1  # their groups side by side in one convolution
+        image = weights.reshape(-1, apart * groups * count, *self._grid())
+        inputs = self.inputs.reshape(len(image), -1, *self.inputs.shape[2:])
+        shape = (apart * groups * count, *conv.weight.shape[1:])
         total: Tensor = conv2d_weight(
-            self.inputs, shape, image, conv.stride, 0, conv.dilation, groups
+            inputs, shape, image, conv.stride, 0, conv.dilation, apart * groups
         )
-        return total.reshape(groups, count, -1)
+        return total.reshape(*[samples] * each, groups, count, -1)
 
     def squares(self) -> Keys:
         """Keys whose every number is squared."""
@@ -195,4 +209,4 @@ class Keys:
 
     def values(self) -> Tensor:
         """``W k`` without the bias, ``N × G × O/G × P``."""
-        return self.respond(self.layer.flat(self.layer.module.weight))
+        return self.respond(self.layer.flat(self.layer.weight))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _NOTHING = object()
+_TORCHS = frozenset(nn.Module().__dict__)
+"""Attributes that torch keeps in every module, its hooks among them."""
 
 
 class Lent:
@@ -26,8 +28,12 @@ class Lent:
     def __init__(self, model: nn.Module) -> None:
         self._copies: dict[int, tuple[Tensor, Tensor, int]] = {}
         """By the identity of the original: original, its copy, and the copy's version."""
+        self._uncounted = {
+            id(one) for part in model.modules() if _uncounted(part) for one in part.buffers()
+        }
         places = [place for part in model.modules() for place in _places(part)]
         self._all = [(place, dict(place)) for place in places]
+        self._caches = [(one, dict(one)) for part in model.modules() for one in _caches(part)]
         weights = {
             one.untyped_storage().data_ptr() for one in model.parameters() if not one.is_inference()
         }
@@ -47,7 +53,7 @@ class Lent:
         """Start the next pass from the original values."""
         for place, name, original in self._slots:
             _, copy, version = self._copies.get(id(original), (original, None, 0))
-            if copy is None or _writes(copy) != version:
+            if copy is None or _writes(copy) != version or id(original) in self._uncounted:
                 copy = _copy(original)
                 self._copies[id(original)] = original, copy, _writes(copy)
             if place.get(name) is not copy:
@@ -63,6 +69,10 @@ class Lent:
                 now = place.get(name, _NOTHING)
                 if now is not one and (isinstance(one, Tensor) or isinstance(now, Tensor)):
                     place[name] = one
+        for cache, held in self._caches:
+            if cache.keys() != held.keys() or any(cache[key] is not held[key] for key in held):
+                cache.clear()
+                cache.update(held)
 
 
 def _places(part: nn.Module) -> Iterator[dict[str, Any]]:
@@ -73,6 +83,25 @@ def _places(part: nn.Module) -> Iterator[dict[str, Any]]:
     yield held["_parameters"]
     yield held["_buffers"]
     yield held
+
+
+def _caches(part: nn.Module) -> Iterator[dict[Any, Any]]:
+    """The dictionaries in which a module may keep what it has computed, tensors or nothing yet.
+
+    LeViT of transformers keeps its biases of places so, by device.
+    """
+    for name, one in part.__dict__.items():
+        own = type(one) is dict and name not in _TORCHS
+        if own and all(isinstance(value, Tensor) for value in one.values()):
+            yield one
+
+
+def _uncounted(part: nn.Module) -> bool:
+    """Whether a module writes to its buffers in a way that torch does not count.
+
+    The fused operator of torch's observers (``fused_moving_avg_obs_fake_quant``) does.
+    """
+    return any(kind.__module__.startswith("torch.ao.quantization") for kind in type(part).__mro__)
 
 
 def _writes(tensor: Tensor) -> int:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +30,11 @@ from rectify_widgets.engine.model.running import capturing, predict, working_dty
 FACTORS = 6
 """Matrices of the size of a second moment that solving one layer holds besides it: a scaled copy,
 one factor for each of four ridges, and the one that is being made."""
-FACTOR_ROOM = 2**30
-"""Bytes of such factors that a rectification keeps from round to round, where memory has no limit."""
+MOST_KEPT = 2**31
+"""Bytes that a call without a limit keeps at most to save time, ..."""
+SHARE_KEPT = 4
+"""... and one part in so many of what is free."""
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SLACK = 0.05
 """By how much a peak may exceed its estimate: buffers of libraries, and gaps between tensors."""
 
@@ -150,7 +154,7 @@ class Counts:
     probe: int
     """Those of one sweep."""
     sources: int
-    """Those that edits are solved from."""
+    """Those to solve edits from whose keys are held at one time."""
     chunk: int
     """Those in one pass of a sweep or of a prediction."""
     batch: int = 64
@@ -158,9 +162,13 @@ class Counts:
 
 
 def held(size: LayerSize, counts: Counts) -> int:
-    """Bytes that proposing edits holds of a layer: keys and gradients of the probe, keys to solve from."""
-    keys = 2 * (counts.probe + counts.sources) * size.inputs
-    return keys + 2 * counts.probe * size.outputs + size.moment
+    """Bytes that proposing edits holds of a layer: its second moment, and keys or gradients.
+
+    First the keys to solve from, then keys and gradients of the samples swept together.
+    """
+    solving = 2 * counts.sources * size.inputs
+    sweeping = 2 * min(counts.chunk, counts.probe) * (size.inputs + size.outputs)
+    return size.moment + max(solving, sweeping)
 
 
 def proposal_peak(sizes: Sizes, counts: Counts, names: Collection[str]) -> int:
@@ -236,6 +244,43 @@ def _refuse_below(needed: int, limit: int, why: str) -> None:
         raise ValueError(
             f"memory_limit: got {format_bytes(limit)}, want at least {format_bytes(needed)} {why}"
         )
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that a call without a limit may keep: a quarter of what is free, 2 GiB at most."""
+    free = free_memory(device)
+    return MOST_KEPT if free is None else min(MOST_KEPT, free // SHARE_KEPT)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free, of a container if it has less than its machine; None where unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        most, now = (
+            int((CGROUP / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        free.append(max(most - now, 0))
+    return min(free, default=None)
+
+
+def by_moments(layers: Mapping[str, EditableLayer], room: int) -> list[list[str]]:
+    """The layers in order, in parts whose second moments fit in so many bytes; one layer at least."""
+    groups, left = list[list[str]](), 0
+    for name, layer in layers.items():
+        size = layer.groups * layer.key_size**2
+        size *= working_dtype(layer.module.weight.dtype).itemsize
+        if not groups or size > left:
+            groups.append([])
+            left = room
+        groups[-1].append(name)
+        left -= size
+    return groups
 
 
 def hand_back(device: torch.device) -> None:

@@ -88,6 +88,12 @@ def opens(model: nn.Module, inputs: Tensor) -> bool:
         _PASSES.rehearsing = False
 
 
+def cut_off(run: Callable[[Tensor], Tensor], model: nn.Module, inputs: Tensor) -> str:
+    """Why no gradient of the scores that ``run`` gives comes back to the inputs; empty if one does."""
+    why = reached(run, dict(model.named_modules()), inputs[:1])[INPUTS]
+    return why.replace("to it", "to the inputs")
+
+
 def reached(
     model: Callable[[Tensor], Tensor],
     modules: Mapping[str, nn.Module],

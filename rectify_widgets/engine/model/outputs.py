@@ -8,7 +8,7 @@ scores are and what they mean; everything in the engine then gets them in one fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from rectify_widgets.engine.base.checks import check_choice, check_module, nearest
+from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.model.heads import SCORES, TASKS, Head
 
 Output: TypeAlias = str | int | Callable[[Any], Tensor]
@@ -170,9 +171,18 @@ def adapt(
             or scores without a task.
 
     Example:
-        >>> model = rw.adapt(ViTForImageClassification(config), output="logits")
-        >>> result = rw.rectify(model, pairs, reference=reference)
-        >>> detector = rw.adapt(network_with_one_logit, task="binary", scores="logits")
+        >>> class Answering(torch.nn.Module):  # with a dictionary
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.network = model
+        ...
+        ...     def forward(self, inputs):
+        ...         return {"logits": self.network(inputs)}
+        >>> adapted = rw.adapt(Answering(), output="logits")
+        >>> rw.localize(adapted, pairs, reference=reference).best
+        'network.classifier'
+        >>> one_number = torch.nn.Sequential(model, torch.nn.Linear(3, 1))
+        >>> detector = rw.adapt(one_number, task="binary", scores="logits")
     """
     check_module("model", model)
     if task is not None:
@@ -190,6 +200,26 @@ def adapt(
     if any(isinstance(part, Adapted) for part in model.modules()):
         raise ValueError("model: it is adapted already; adapt the model itself, its .module")
     return Adapted(model, output, task, scores)
+
+
+def hint_to_adapt(model: nn.Module, own: nn.Module, inputs: Tensor) -> str:
+    """How to adapt a model whose answer is no tensor; runs it once more to see what made the parts.
+
+    ``own`` is the user's own module in it.
+    """
+    made: dict[int, int] = {}
+
+    def note(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            # A view made later, as by a Flatten, is still the output of the layer before it.
+            made.setdefault(output.data_ptr(), len(made))
+
+    with ExitStack() as stack:
+        stack.enter_context(preserving_rng(inputs.device))
+        for part in own.modules():
+            stack.callback(part.register_forward_hook(note).remove)
+        answer = model(inputs.clone())
+    return adapt_hint(answer, len(inputs), made)
 
 
 def adapt_hint(answer: object, count: int, made: Mapping[int, int]) -> str:

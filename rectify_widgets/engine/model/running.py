@@ -23,16 +23,18 @@ from rectify_widgets.engine.base.checks import check_module
 from rectify_widgets.engine.base.interrupts import at_safe_points, safe_point
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
+from rectify_widgets.engine.model.fitting import misfit
 from rectify_widgets.engine.model.heads import (
     ONE_COLUMN,
     PLAIN,
     describe_guess,
     guess_head,
     unmasked,
+    within_one,
 )
 from rectify_widgets.engine.model.lending import Lent
 from rectify_widgets.engine.model.opening import Opened, opens, rehearsing
-from rectify_widgets.engine.model.outputs import Adapted, adapt_hint
+from rectify_widgets.engine.model.outputs import Adapted, hint_to_adapt
 
 CHUNK = 500_000
 """Input values in one forward pass on a CPU: three colour images of 224 × 224.  One pass bounds
@@ -84,6 +86,10 @@ class _Run:
     channels_last: bool = False
     opened: bool | None = None
     """Whether gradients are kept where the model stops them; None until it is known."""
+    argument: str = "inputs"
+    """What the caller calls the inputs."""
+    fits: bool = False
+    """Whether the model has taken an input."""
 
 
 _RUNS: WeakKeyDictionary[nn.Module, _Run] = WeakKeyDictionary()
@@ -133,9 +139,10 @@ def _detached(module: nn.Module) -> dict[int, Any]:
 
 def _check_runnable(module: nn.Module) -> None:
     """Refuse what cannot be run or observed."""
-    if isinstance(module, torch.jit.ScriptModule):
+    own = unwrap(module)
+    if isinstance(own, torch.jit.ScriptModule):
         raise ValueError(  # noqa: TRY004 - it is a module
-            f"model: it is a TorchScript module ({type(module).__name__}), whose layers can neither "
+            f"model: it is a TorchScript module ({type(own).__name__}), whose layers can neither "
             "be observed nor edited; hand over the module that it was made from"
         )
     _refuse_lazy(module)
@@ -149,7 +156,7 @@ def _refuse_lazy(module: nn.Module) -> None:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+def eval_mode(model: nn.Module, argument: str = "inputs") -> Iterator[nn.Module]:
     """Yield the model in evaluation mode, run eagerly and in its own precision; see `runnable`.
 
     On leaving, every module has its training flag and its buffers back.  Ctrl-C is held back until a
@@ -157,6 +164,8 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     the same model waits; it must not run the model by other means, since a block may hold hooks or
     try edits.  Autocast and inference mode of the caller are switched off inside: statistics need
     full precision and the sweep needs gradients.
+
+    ``argument`` is what the caller calls the inputs, for the error where the model cannot take them.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -171,7 +180,7 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
         stack.enter_context(at_safe_points())
         stack.enter_context(only_here(module))
         if own not in _RUNS:  # the outermost block
-            run = _RUNS[own] = _Run(Lent(module))
+            run = _RUNS[own] = _Run(Lent(module), argument=argument)
             stack.callback(_RUNS.pop, own)
             stack.callback(run.lent.give_back)
             run.lent.renew()
@@ -254,7 +263,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Raises:
         TypeError: the model returns something that is not a tensor.
-        ValueError: the scores are not ``N × classes``, nor one number a sample.
+        ValueError: it cannot take such inputs, or the scores are not ``N × classes``, nor one number a sample.
     """
     scores = _answer(model, inputs)
     if scores.shape[0] == len(inputs) and scores.shape[1:] in ((), (1,)):
@@ -281,6 +290,10 @@ def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
         with preserving_rng(inputs.device):
             scores = _scores(model, inputs, run)
     except Exception as error:
+        if run is not None and not run.fits:
+            unfit = misfit(error, run.argument, unwrap(model), inputs)
+            if unfit is not None:
+                raise unfit from error
         if hasattr(error, "add_note"):
             error.add_note(
                 f"the model raised this on inputs of shape {tuple(inputs.shape)}, {inputs.dtype}; "
@@ -291,8 +304,10 @@ def _answer(model: nn.Module, inputs: Tensor) -> Tensor:
         if run is not None:
             run.lent.renew()
     safe_point()
+    if run is not None:
+        run.fits = True
     if not isinstance(scores, Tensor):
-        raise TypeError(f"model: {_hint(model, inputs)}")
+        raise TypeError(f"model: {hint_to_adapt(model, unwrap(model), inputs)}")
     return scores
 
 
@@ -313,23 +328,6 @@ def _scores(model: nn.Module, inputs: Tensor, run: _Run | None) -> Any:
         run.lent.renew()
     with Opened() if run is not None and run.opened else nullcontext():
         return model(inputs.clone())
-
-
-def _hint(model: nn.Module, inputs: Tensor) -> str:
-    """How to adapt a model whose answer is no tensor; runs it once more to see what made the parts."""
-    made: dict[int, int] = {}
-
-    def note(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            # A view made later, as by a Flatten, is still the output of the layer before it.
-            made.setdefault(output.data_ptr(), len(made))
-
-    with ExitStack() as stack:
-        stack.enter_context(preserving_rng(inputs.device))
-        for part in unwrap(model).modules():
-            stack.callback(part.register_forward_hook(note).remove)
-        answer = model(inputs.clone())
-    return adapt_hint(answer, len(inputs), made)
 
 
 def with_head(model: nn.Module, *inputs: Tensor, columns: bool = False) -> nn.Module:
@@ -366,14 +364,14 @@ def with_head(model: nn.Module, *inputs: Tensor, columns: bool = False) -> nn.Mo
     if first.shape[:1] != (1,) or not first.numel():
         return model  # `predict` says what is wrong with it
     single = first.shape[1:] in ((), (1,))
-    if not single and (columns or guess_head(first, task, kind) == PLAIN):
-        return model
+    if not single and (columns or not within_one(first)):
+        return model  # several classes and logits
     answer = torch.cat([part for some in inputs for part in answers(some[:LOOKED_AT])])
     head = guess_head(answer, task, kind)
-    if head == PLAIN:
-        return model
     if sentence := describe_guess(answer, head, certain=task is not None):
         warnings.warn(sentence, UserWarning, stacklevel=3)
+    if head == PLAIN:
+        return model
     return Adapted(module, output, head.task, head.scores)
 
 

@@ -18,6 +18,7 @@ from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGH
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, changed, groups, seen
 from rectify_widgets.engine.model.running import predict_all
+from rectify_widgets.engine.repair.refining import REFINE_STEPS
 from rectify_widgets.engine.repair.result import Evidence, Rectification, Step
 
 COUNTED = 512
@@ -63,17 +64,19 @@ class ClassChanges:
         """What the model now predicts, ``N`` classes or ``N × L`` labels."""
         return answers_of(predict_all(self._problem.model, inputs, monitor=monitor))
 
-    def evidence(self, flagged: list[int], suspected: float, *, shared: bool) -> Evidence:
+    def evidence(
+        self, flagged: list[int], suspected: float, *, shared: bool, monitor: Monitor = SILENT
+    ) -> Evidence:
         """The evidence when the loop has ended."""
         problem, out = self._problem, torch.tensor(flagged)
         included = ~torch.isin(self._rows, out).to(problem.answers.device)
         answers = problem.answers[self._rows][included]
-        other = self._classes(problem.references[self._rows])[included] != answers
+        other = self._classes(problem.references[self._rows], monitor)[included] != answers
         if not problem.coupled:
             included = torch.ones(len(self._before), dtype=torch.bool, device=answers.device)
         wanted = self._wanted[self._carriers][included]
         led = self._before[included] != wanted
-        wrong = self._classes(problem.carriers[self._carriers])[included] != wanted
+        wrong = self._classes(problem.carriers[self._carriers], monitor)[included] != wanted
         return Evidence(
             pairs=len(problem.pairs),
             references=len(problem.references) if problem.given else 0,
@@ -127,7 +130,7 @@ def diagnose(result: Rectification) -> tuple[str, ...]:
         return (*_about_the_pairs(evidence), *_about_the_references(result, evidence))
     return (
         *_what_is_left(evidence),
-        *(() if _one_sided(evidence) else _why_it_ended(result)),
+        *(() if _one_sided(evidence) else _why_it_ended(evidence, result)),
         *_who_pays(evidence),
         *_about_the_pairs(evidence),
         *_about_the_references(result, evidence),
@@ -151,7 +154,7 @@ def _what_is_left(evidence: Evidence) -> Iterator[str]:
     )
 
 
-def _why_it_ended(result: Rectification) -> Iterator[str]:
+def _why_it_ended(evidence: Evidence, result: Rectification) -> Iterator[str]:
     rounds = max((step.round for step in result.steps), default=0)
     last = [step for step in result.steps if step.round == rounds]
     blocked = {
@@ -170,6 +173,7 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
                 f"The last round of max_rounds={rounds} still lowered the gap from "
                 f"{_percent(kept.gap_before)} to {_percent(kept.gap_after)}: allow more rounds."
             )
+    yield from _about_refining(evidence, result)
     if result.strategy == "static" and result.edits:
         yield "One layer was edited once: strategy='dynamic' continues with others."
     if not last:
@@ -186,6 +190,22 @@ def _why_it_ended(result: Rectification) -> Iterator[str]:
         yield (
             "The behaviour is spread over layers: of the edits tried first, the best one closes "
             f"{_percent(closed)} of the gap."
+        )
+
+
+def _about_refining(evidence: Evidence, result: Rectification) -> Iterator[str]:
+    """That edits of all layers were not refined together, where this could have been asked for."""
+    if result.strategy != "dynamic" or not result.steps or result.options is None:
+        return
+    off = not result.options.refine_steps
+    wanted = [f"{SPLIT} references or more"] * evidence.shared + [
+        f"refine_steps={REFINE_STEPS}"
+    ] * off
+    if wanted:
+        yield (
+            f"Refining was off{' (refine_steps=0)' * off}, so that every edit was made in closed "
+            f"form: with {' and '.join(wanted)}, edits of all layers are refined together where no "
+            "single one is enough."
         )
 
 

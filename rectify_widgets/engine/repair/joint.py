@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.find.candidates import Candidate, exchanged
+from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Judge, Verdict
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.repair.refining import Factors, rank_one_parts
+from rectify_widgets.engine.repair.checkpoint import State
+from rectify_widgets.engine.repair.refining import Factors, Goal, rank_one_parts
 
 Measured = TypeVar("Measured")
 
@@ -29,6 +32,21 @@ IDLE = 0.004
 
 SAFELY = 0.5
 """Or as long as the gap is no more than this share of the target, since it is measured where it was learnt."""
+
+
+def goal_of(problem: Problem, spare: Tensor, state: State) -> Goal:
+    """What edits of many layers are refined towards, on the references to solve from and spare ones."""
+    original: dict[str, Tensor] = {}
+    for edit in state.edits:
+        layer = problem.layers[edit.layer]
+        before = original.get(edit.layer, layer.module.weight.detach())
+        delta = edit.delta.to(device=before.device)
+        original[edit.layer] = (before.to(delta) - delta).to(before)
+    shown = problem.pairs.corrupted, problem.pairs.clean
+    clean = torch.ones(len(spare), dtype=torch.bool)
+    clean[state.spare_flagged] = False
+    references = torch.cat([problem.references, spare[clean.to(spare.device)]])
+    return Goal(problem.corruption, shown, references, original)
 
 
 def as_candidates(

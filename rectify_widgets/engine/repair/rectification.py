@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_inputs, check_labels, check_module
 from rectify_widgets.engine.base.files import check_file
+from rectify_widgets.engine.base.pace import Pace
 from rectify_widgets.engine.base.progress import Cancel, Monitor, Progress
 from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -56,7 +57,7 @@ def rectify(
         model: the classifier; left as it was.
         pairs: corrupted inputs and their clean counterparts; one is enough.
         reference: unlabelled inputs like those of training (tensor, data set or loader); up to
-            768 are used.  Some may carry the corruption: they are detected and left out.  None
+            768 are used, or as many as 256 MiB hold.  Some may carry the corruption: they are detected and left out.  None
             works with a warning, from the pairs alone.
         validation: labelled inputs ``(x, y)``; the budget then counts accuracy on them.
         strategy: ``"dynamic"`` edits the most editable layer, round after round, and all layers
@@ -73,22 +74,29 @@ def rectify(
             `rectify_widgets.engine.repair.refining`, where no closed form closes half of the gap
             that is left or comes within twice the target; 0 leaves all edits in closed form, as in the
             paper.  None means 300 for ``"dynamic"`` and 0 for ``"static"``.  It takes 64 references
-            or more, to learn from some and judge on others, and learns from up to 1280 further ones;
+            or more, to learn from some and judge on others, and learns from up to 1280 further ones, of 64 MiB;
             a step costs as much as training on 128 inputs and predicting 64.
         memory_limit: bytes to keep to beyond what model and data take, see `estimate_memory`: layers
-            are then taken in parts, with the same result.
+            are then taken in parts, with the same result.  None keeps what saves time, such as
+            second moments, factors and inputs of layers, in a quarter of the free memory, 2 GiB at
+            most.  Either way few samples go through the model at once, three of 224 × 224 on a CPU.
         seed: of every random choice.
         checkpoint: name of a file that is replaced after each round (safetensors).  If it exists
             already, the run continues after its last kept edit and ends, on the same kind of
             machine, with exactly the edits of an uninterrupted run; one that has ended returns its
             result again.  The call must be the same, otherwise it is a `ValueError`.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.  On cancel the edits kept so
-            far are returned.
+            far are returned, and with them the best one that the unfinished round has measured
+            within the budget; its step says so.
 
     Raises:
         TypeError, ValueError: bad input, before anything is touched; a named layer that cannot be
             edited or that the corruption does not reach.
         Cancelled: ``cancel`` returned True before the gap was measured for the first time.
+
+    Example:
+        >>> rw.rectify(model, pairs, reference=reference)
+        Rectification(1 edits in ... trials, gap 0.6... to 0.0..., stopped: target)
     """
     check_module("model", model)
     options = RectifyOptions(
@@ -98,9 +106,11 @@ def rectify(
         seed=seed,
     )  # fmt: skip
     path = None if checkpoint is None else check_file("checkpoint", checkpoint)
-    monitor = Monitor(progress, cancel)
+    pace = Pace(Monitor(progress, cancel))
+    monitor = pace.stage("reading", lambda _: None)
+    monitor.report(0.0, "looking at the pairs")
     work = copied(model)
-    with eval_mode(work) as module:
+    with eval_mode(work, "pairs") as module:
         problem = pose_problem(
             module, pairs, reference, seed=seed, memory_limit=memory_limit,
             own=True, spare=bool(options.refine_steps), monitor=monitor,
@@ -114,17 +124,23 @@ def rectify(
         file = Checkpoint(path, problem, labelled, options)
         state = file.load()
         changes = ClassChanges(problem, monitor.silent())
-        loop = Rounds(problem, labelled, options, monitor)
+        loop = Rounds(problem, labelled, options, pace)
         if state is not None:
             loop.restore(state)
         if loop.state.stopped is None:
-            stopped = loop.run(monitor, lambda: file.save(loop.state))
+            stopped = loop.run(lambda: file.save(loop.state))
             end = loop.state
             end.stopped = stopped
             if stopped != "cancelled":  # cancelling should not take longer
-                end.evidence = changes.evidence(end.flagged, end.suspected, shared=loop.shared)
+                ending = Monitor(progress)  # there is nothing left to stop
+                ending.report(pace.fraction, f"stopped: {stopped}")
+                end.evidence = changes.evidence(
+                    end.flagged, end.suspected, shared=loop.shared, monitor=ending.silent()
+                )
                 file.save(end)
         end = loop.state
+        if end.stopped != "cancelled":
+            Monitor(progress).report(1.0, f"stopped: {end.stopped}")
     result = Rectification(
         model=work,
         edits=end.edits,
@@ -139,6 +155,7 @@ def rectify(
         max_degradation=options.max_degradation,
         target_gap=options.target_gap,
         evidence=end.evidence,
+        options=options,
     )
     return replace(result, diagnosis=diagnose(result))
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
@@ -143,7 +143,7 @@ def refine(
     draw = torch.Generator().manual_seed(seed + turn)
     before = _Overridden(model, {own[name]: weight for name, weight in goal.original.items()})
     scores = predict_all(before, goal.references, monitor=monitor)
-    mix = suitable_mix(before, goal.references, seed)
+    mix = suitable_mix(before, goal.references, seed, monitor)
 
     def edited() -> dict[str, Tensor]:
         return {
@@ -225,18 +225,21 @@ def cut(inputs: Tensor, others: Tensor, shares: Tensor, draw: torch.Generator) -
     return torch.where(mask.to(inputs.device), others, inputs)
 
 
-def suitable_mix(model: nn.Module, references: Tensor, seed: int) -> Mix | None:
+def suitable_mix(
+    model: nn.Module, references: Tensor, seed: int, monitor: Monitor = SILENT
+) -> Mix | None:
     """The first way of mixing references on which the model does not show a behaviour of its own.
 
     A warp shows on what is a little blurred, a missing watermark on what is half covered: then many
     mixtures get one class that neither of the two references has.
     """
     some = references[:SAMPLED]
-    own = answers_of(predict_all(model, some))
+    own = answers_of(predict_all(model, some, monitor=monitor))
     for mix in (lerped, cut) if references.ndim > 2 else (lerped,):
         draw = torch.Generator().manual_seed(seed)
         shares = MOST * _uniform(len(some), draw)
-        given = answers_of(predict_all(model, mix(some, some.roll(1, dims=0), shares, draw)))
+        mixed = mix(some, some.roll(1, dims=0), shares, draw)
+        given = answers_of(predict_all(model, mixed, monitor=monitor))
         odd = (given != own) & (given != own.roll(1, dims=0))
         if most_common(given, odd) <= LEANING * len(some):
             return mix

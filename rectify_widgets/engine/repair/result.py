@@ -6,18 +6,22 @@ Imports torch; pandas only where a frame is asked for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_int
+from rectify_widgets.engine.base.progress import Cancel, Progress
 from rectify_widgets.engine.base.tables import frame, html_table
+from rectify_widgets.engine.data.inputs import Labelled
+from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, save_edits, solver_settings
+from rectify_widgets.engine.repair.options import RectifyOptions
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,13 @@ class Step:
         refined: whether the edit was made by gradient steps, together with those of other layers.
         gap_without: of a kept edit that was made together with others, the gap with all of them but
             this one; what it contributes is that much more than the gap after the last of them.
+        objective: gap plus twice the disturbance on clean inputs, by which trials are compared, the
+            least one being the best; None where the gap alone was too large.
+
+    Example:
+        >>> (kept,) = [step for step in result.steps if step.accepted]
+        >>> kept.layer, kept.gap_after < 0.1 * kept.gap_before
+        ('classifier', True)
     """
 
     round: int
@@ -101,6 +112,7 @@ class Step:
     sufferer: int | None = None
     refined: bool = False
     gap_without: float | None = None
+    objective: float | None = None
 
     @property
     def settings(self) -> str:
@@ -174,8 +186,17 @@ class Rectification:
         seconds: time by stage: statistics, sweep, solving, evaluation, refining.
         max_degradation, target_gap: as requested; None where that is not known.
         evidence: what the diagnosis rests on besides the steps; None where it was cancelled.
+        options: those of the call, its seed among them; None where they are not known.
         diagnosis: short sentences on why the behaviour is still there, with figures and what to try;
             empty where the target was met, unless there was nothing to do.
+
+    Example:
+        >>> result = rw.rectify(model, pairs, reference=reference)
+        >>> result.model(x_bad[:6]).argmax(dim=1)
+        tensor([0, 1, 2, 0, 1, 2])
+        >>> result.at(0)(x_bad[:6]).argmax(dim=1)  # before the first edit
+        tensor([0, 0, 0, 0, 0, 0])
+        >>> result.save("fix.safetensors")
     """
 
     model: nn.Module
@@ -192,6 +213,9 @@ class Rectification:
     target_gap: float | None = None
     evidence: Evidence | None = None
     diagnosis: tuple[str, ...] = ()
+    options: RectifyOptions | None = None
+    writer: ClassVar[Callable[..., Path]]
+    """Writes a report; set by the package, since the engine draws nothing."""
 
     def __repr__(self) -> str:
         return (
@@ -201,13 +225,16 @@ class Rectification:
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(step.layer) for step in self.steps)])
-        lines = [f"round  {'layer':<{width}}  {'edit':<23}  gap             degradation  kept"]
+        lines = [
+            f"round  {'layer':<{width}}  {'edit':<23}  gap             objective  degradation  kept"
+        ]
         for group in _folded(self.steps):
             step = summary_of(group)
-            after, loss = (f"{_figure(v):>6}" for v in (step.gap_after, step.degradation_after))
+            figures = step.gap_after, step.objective, step.degradation_after
+            after, objective, loss = (f"{_figure(value):>6}" for value in figures)
             lines.append(
                 f"{step.round:>5}  {step.layer:<{width}}  {step.settings:<23}  "
-                f"{step.gap_before:6.3f} →{after}       {loss}  "
+                f"{step.gap_before:6.3f} →{after}     {objective}       {loss}  "
                 f"{'yes' if step.accepted else 'no'}: {step.reason}"
             )
             layers = by_layer(group)
@@ -239,13 +266,14 @@ class Rectification:
                 f"<code>{escape(step.layer)}</code>",
                 escape(step.settings),
                 f"{step.gap_before:.3f} → {_figure(step.gap_after)}",
+                _figure(step.objective),
                 _figure(step.degradation_after),
                 ("✓ " if step.accepted else "✗ ") + escape(step.reason),
             )
             rows.append([f"<b>{cell}</b>" if step.accepted else cell for cell in cells])
         why = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.diagnosis)
         return (
-            html_table(rows, ("round", "layer", "edit", "gap", "degradation", "kept"))
+            html_table(rows, ("round", "layer", "edit", "gap", "objective", "degradation", "kept"))
             + tables
             + f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
             f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
@@ -274,6 +302,61 @@ class Rectification:
     def to_frame(self) -> Any:
         """The steps as a pandas ``DataFrame`` (needs pandas)."""
         return frame([asdict(step) for step in self.steps], STEP_COLUMNS)
+
+    def report(
+        self,
+        path: str | Path,
+        pairs: SamplePairs,
+        *,
+        clean: Labelled | None = None,
+        corrupted: Labelled | None = None,
+        target: int | str | None = None,
+        groups: object = None,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        title: str = "Repair of an image classifier",
+        code: str = "",
+        attribution: str = "integrated-gradients",
+        shown: int = 4,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Path:
+        """Write one self-contained page for the person who must sign, and the same as JSON beside it.
+
+        What was wrong (pairs, maps, figures with 95 % intervals), what was changed (layers, norms,
+        fingerprints of the edits), what it cost (each class, each group), what was not tried, and how
+        to reproduce it.  The page asks no other host for anything, prints well, and has a light and
+        a dark theme.  Neither `model` nor the inputs are changed.
+
+        Args:
+            path: the page, ``.html``; the facts go to the same name with ``.json``.
+            pairs: those that the repair was made from.
+            clean, corrupted: test inputs and their true labels, see `rectify_widgets.evaluate`; without
+                them the page says that the cost was not measured.
+            target: class or label that the corruption pulls to, its number or name.
+            groups: which group each clean input belongs to, see `rectify_widgets.evaluate`.
+            classes: class names, by number.
+            mean, std: the normalisation of the inputs, one number a channel, undone for display.
+            title: headline of the page.
+            code: how the repair was made, in your words; what is known of the call is printed anyway.
+            attribution: method of the maps, see `rectify_widgets.attribute`.
+            shown: pairs that are shown, the first ones.
+            progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            TypeError, ValueError: bad input, or `model` was changed since the repair.
+            FileNotFoundError: no such folder.
+            Cancelled: ``cancel`` returned True; no file is written.
+        """
+        return type(self).writer(
+            self, path, pairs, clean=clean, corrupted=corrupted, target=target, groups=groups,
+            classes=classes, mean=mean, std=std, title=title, code=code, attribution=attribution,
+            shown=shown, progress=progress, cancel=cancel,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the kept edits, a few kilobytes of safetensors, for `load_edits`."""

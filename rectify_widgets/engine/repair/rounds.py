@@ -3,30 +3,32 @@
 Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
 references whose prediction is still wrong, tries the best few edits, and keeps the one with the least
 gap plus weighted disturbance within the budget.  Where the best closed form leaves much of the gap,
-edits of all layers are refined together, and if they do better they are kept and end the loop.  Edits are solved and refined on one half of the references and judged on the other.  A round
-draws from the seed and its own number alone, so that a restored loop goes on as it would have.
+edits of all layers are refined together, and if they do better they are kept and end the loop.
+Edits are solved and refined on one half of the references and judged on the other.  A round draws
+from the seed and its own number alone, so that a restored loop goes on as it would have.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.pace import Pace
+from rectify_widgets.engine.base.progress import UNKNOWN, Cancelled, Monitor
 from rectify_widgets.engine.edit.closed_form import Unreached
-from rectify_widgets.engine.find.candidates import Candidate, different, trying
+from rectify_widgets.engine.find.candidates import Candidate, trying
 from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
-from rectify_widgets.engine.find.ranking import RANKING_METHODS, RankingMethod
+from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.gradients import quick_steps
 from rectify_widgets.engine.model.heads import answers, changed
-from rectify_widgets.engine.model.memory import FACTOR_ROOM
 from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
@@ -35,19 +37,19 @@ from rectify_widgets.engine.repair.joint import (
     as_candidates,
     by_use,
     fewest,
+    goal_of,
     left_out,
     scaled,
     some_layers,
     together,
 )
 from rectify_widgets.engine.repair.options import RectifyOptions
-from rectify_widgets.engine.repair.refining import Goal, first_factors, refine
-from rectify_widgets.engine.repair.result import Step
+from rectify_widgets.engine.repair.refining import STRICTER, first_factors, refine
+from rectify_widgets.engine.repair.shortlist import TRIALS, shortlist
+from rectify_widgets.engine.repair.trials import Trials, rounds_to_come
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
 """Stages whose time is recorded."""
-TRIALS = 10
-"""Edits tried in one round, before any is refined."""
 ENOUGH = 0.5
 """A closed form that closes this share of the gap that is left is not refined."""
 NEAR = 2.0
@@ -60,26 +62,18 @@ TURNS = 3
 """Most times that edits of many layers are refined, more strictly each time."""
 WEAKER = 0.75
 """Factor by which edits that are still over the budget are scaled for a last trial."""
+EACH = 1.2
+"""Measurements that choosing and keeping a refined edit takes; a few are dropped, the others take two."""
 LEAST_GAIN = 1e-3
 """An edit that improves the objective by less is not kept."""
 MOST_CORRUPTED = 0.5
 """If more references than this look corrupted, the detection has failed and is not used."""
+WHEN_CANCELLED = "best so far when cancelled"
+"""Why the edit is kept that was the best of a round which did not come to its end."""
 REFINED = "layers refined"
 """Why a rectification has ended whose last edits were refined together: what they leave, no other closes."""
 SAME = 1e-3
 """Two measurements of one gap, perhaps on two machines, differ by less."""
-
-
-@dataclass
-class _Trials:
-    """The trials of one round."""
-
-    number: int
-    """Number of the round."""
-    scores: Mapping[str, float]
-    """Editability of the layers in it."""
-    best: tuple[Candidate, Verdict, int] | None = None
-    """The edit to keep, its verdict, and its row among all steps."""
 
 
 class Rounds:
@@ -90,12 +84,15 @@ class Rounds:
         problem: Problem,
         validation: tuple[Tensor, Tensor] | None,
         options: RectifyOptions,
-        monitor: Monitor,
+        pace: Pace,
     ) -> None:
-        self.problem = problem
+        monitor = pace.stage("starting", lambda _: None)
+        monitor.report(0.0, "predicting pairs and references")
+        self.problem, self._pace = problem, pace
         self.state: State
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._nested = 0.0
+        self._trials = Trials(0, {})
         self._validation = validation
         self._options = options
         self._method = RANKING_METHODS[options.method]
@@ -122,7 +119,7 @@ class Rounds:
             self._seconds[stage] += state.seconds[stage]
         self.state = replace(state, seconds=self._seconds)
 
-    def run(self, monitor: Monitor, save: Callable[[], None]) -> str:
+    def run(self, save: Callable[[], None]) -> str:
         """Run the rounds, calling ``save`` before the first and after each; returns why it ended."""
         stopped, max_rounds = "round limit", self._options.rounds
         save()
@@ -132,24 +129,22 @@ class Rounds:
                     break
                 if self._refined():
                     break
-                part = monitor.part((number - 1) / max_rounds, number / max_rounds)
-                if not self._round(number, part):
+                if not self._round(number):
                     stopped = "no layer helps"
                     break
                 self.state.rounds = number
                 save()
         except Cancelled:
-            # The best edit of the round that was interrupted has not been applied.
-            for row, step in enumerate(self.state.steps):
-                if step.accepted and step.round == number:
-                    self._reject(row, "cancelled")
+            best = self._trials.best
+            if best is not None:  # of the round that was interrupted, within the budget
+                row = best[2]
+                self.state.steps[row] = replace(self.state.steps[row], reason=WHEN_CANCELLED)
+                self._keep_edit(self._trials)
             return "cancelled"
         if self._done():
             stopped = "target"
         elif self._refined():  # another round would change nothing
             stopped = REFINED
-        with suppress(Cancelled):  # there is nothing left to stop
-            monitor.report(1.0, f"stopped: {stopped}")
         return stopped
 
     def _done(self) -> bool:
@@ -171,42 +166,79 @@ class Rounds:
         self.solving, self.judging = self.problem.halves(rows, self._options.seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
-        room = 0 if self.problem.limit else FACTOR_ROOM
-        self._collected = StatisticsSource(self.solving, None, None, self._options.seed, room)
+        seed, room = self._options.seed, self.problem.room
+        self._collected = StatisticsSource(self.solving, None, None, seed, room)
         with self._clock("evaluation"):
             self._judge = Judge(
                 self.problem.model,
-                judged.references,
-                judged.carriers,
-                judged.origins,
-                self._validation,
-                monitor,
-            )
+                judged.references, judged.carriers, judged.origins,
+                self._validation, monitor, room=room,
+            )  # fmt: skip
+            began = time.perf_counter()
             start = self._judge.measure(self.problem.model, monitor.silent())
+            self._measuring = time.perf_counter() - began
         self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
         self._rehearsal: Judge | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
                 some = self.solving.only(slice(0, REHEARSED))
                 self._rehearsal = Judge(
-                    some.model, some.references, some.carriers, some.origins, monitor=monitor
-                )
+                    some.model, some.references, some.carriers, some.origins, monitor=monitor,
+                    room=room,
+                )  # fmt: skip
 
-    def _round(self, number: int, monitor: Monitor) -> bool:
+    def _round(self, number: int) -> bool:
         """One round; returns whether an edit was kept."""
+        self._trials = Trials(number, {})
+        monitor = self._pace.stage("proposing", self._after_proposing)
         monitor.report(0.0, f"round {number}: proposing edits")
-        proposals = self._propose(number, monitor.part(0.0, 0.25))
-        if number == 1 and self._leave_out_corrupted(proposals.options, monitor):
-            proposals = self._propose(number, monitor.part(0.25, 0.5))
+        proposals = self._propose(number, monitor.part(0.0, 0.95))
+        if number == 1 and self._leave_out_corrupted(proposals.options, monitor.silent()):
+            monitor = self._pace.stage("proposing", self._after_proposing)
+            proposals = self._propose(number, monitor.part(0.0, 0.95))
         options, required = proposals.options, self._options.layer
         if required is not None and not options[required]:
             raise Unreached(f"layer: the corruption of the pairs does not reach layer {required!r}")
-        monitor.report(0.5, f"round {number}: ranking layers")
+        monitor = self._pace.stage("ranking", self._after_proposing)
+        monitor.report(0.0, f"round {number}: ranking layers")
         with self._clock("sweep"):
-            scores = self._method.score(self.solving, proposals, 0, monitor.part(0.5, 0.6))
-        shortlist = _shortlist(options, scores, self._method)
+            scores = self._method.score(self.solving, proposals, 0, monitor)
+        chosen = shortlist(options, scores, self._method)
         with self._clock("evaluation"):
-            return self._keep_best(_Trials(number, scores), shortlist, monitor.part(0.6, 1.0))
+            self._trials = Trials(number, scores, len(chosen))
+            return self._keep_best(self._trials, chosen)
+
+    def _after_proposing(self, cost: float) -> float | None:
+        """Seconds to expect after a stage of this round before its trials, which takes ``cost``."""
+        if self._may_refine():
+            return None
+        trying = self._pace.took.get("trying", TRIALS * self._measuring)
+        return trying + self._rounds_to_come() * (cost + trying)
+
+    def _after_trying(self, cost: float) -> float | None:
+        """Seconds to expect after the trials of this round, which take ``cost``."""
+        trials = self._trials
+        if self._may_refine():
+            return None
+        if trials.best and trials.best[1].gap <= self._options.target_gap:
+            return 0.0
+        return self._rounds_to_come() * (self._pace.took["proposing"] + cost)
+
+    def _may_refine(self) -> bool:
+        """Whether edits may be refined, which takes far longer than all else; not if a time was told."""
+        best = self._trials.best
+        left = best[1].gap if best else self.state.now.gap
+        told = self._pace.fraction > UNKNOWN
+        return self._rehearsal is not None and not told and left > NEAR * self._options.target_gap
+
+    def _rounds_to_come(self) -> float:
+        """Rounds to expect after this one: the fewer, the more trials there were without success."""
+        trials, at_most = self._trials, self._options.rounds - self._trials.number
+        if trials.best:
+            return min(1.0 + rounds_to_come(trials.number, at_most), at_most)
+        tried = sum(step.round == trials.number for step in self.state.steps)
+        failing = 1.0 - tried / trials.count if trials.count else 1.0
+        return failing**2 * rounds_to_come(trials.number - 1, at_most)
 
     def _propose(self, number: int, monitor: Monitor) -> Proposals:
         """Collect what is stale, sweep, and solve for every layer."""
@@ -217,7 +249,7 @@ class Rounds:
         return propose_edits(
             problem, self._collected, probe, problem.sources(seed), monitor,
             directions=options.directions, ridges=options.ridges,
-            measure=self._method.measure, clock=self._clock,
+            steps=quick_steps(probe.clean), measure=self._method.measure, clock=self._clock,
         )  # fmt: skip
 
     def _leave_out_corrupted(
@@ -241,31 +273,36 @@ class Rounds:
         self.state.spare_flagged = more.nonzero().flatten().tolist()
         return bool(corrupted.any())
 
-    def _keep_best(self, trials: _Trials, shortlist: list[Candidate], monitor: Monitor) -> bool:
-        """Try the shortlist on the judging references; returns whether an edit was kept.
+    def _keep_best(self, trials: Trials, chosen: list[Candidate]) -> bool:
+        """Try the chosen edits on the judging references; returns whether an edit was kept.
 
         Where none closes much of the gap, edits of all layers are refined together and tried.
         """
         model, number = self.problem.model, trials.number
+        monitor = self._pace.stage("trying", self._after_trying, TRIALS * self._measuring)
         # What is cached takes memory, which a limit may not allow.
-        layers = [] if self.problem.limit else [candidate.layer for candidate in shortlist]
+        layers = [] if self.problem.limit else [candidate.layer for candidate in chosen]
+        monitor.report(0.0, f"round {number}: trying {len(chosen)} edits")
         with self._judge.sharing(model, layers, monitor):
-            share = monitor.part(0.0, 0.3 if self._rehearsal else 1.0)
-            for position, candidate in enumerate(shortlist):
+            for position, candidate in enumerate(chosen):
                 name = candidate.layer.name
-                share.report(position / len(shortlist), f"round {number}: trying {name}")
-                self._try(candidate, trials, monitor)
+                monitor.report(position / len(chosen), f"round {number}: trying {name}")
+                self._try(candidate, trials, monitor.silent())
         if (
             self._rehearsal
             and self._falls_short(trials.best)
             and len({step.round for step in self.state.steps if step.direction == JOINT}) < REPEATS
-            and self._refine(self._rehearsal, trials, monitor.part(0.3, 1.0))
+            and self._refine(self._rehearsal, trials)
         ):
             return True
         monitor.report(1.0, f"round {number}: done")
+        return self._keep_edit(trials)
+
+    def _keep_edit(self, trials: Trials) -> bool:
+        """Keep the best edit that was tried, if there is one; asks nobody whether to stop."""
         if trials.best is None:
             return False
-        candidate, self.state.now, _ = trials.best
+        (candidate, self.state.now, _), trials.best = trials.best, None
         self._keep(candidate)
         return True
 
@@ -275,7 +312,7 @@ class Rounds:
         self.state.edits.append(edit)
         self._collected.forget(self.problem.catalog.after(candidate.layer.name))
 
-    def _refine(self, rehearsal: Judge, trials: _Trials, monitor: Monitor) -> bool:
+    def _refine(self, rehearsal: Judge, trials: Trials) -> bool:
         """Refine edits of all layers together; returns whether they were kept.
 
         Over the budget they are refined again, more strictly, and finally scaled down.
@@ -288,83 +325,85 @@ class Rounds:
         draw = torch.Generator().manual_seed(seed)
         layers = {name: self.problem.layers[name] for name in trials.scores}
         factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
-        goal, cached = self._goal(), not self.problem.limit
+        goal = goal_of(self.solving, self.problem.spare, self.state)
+        cached = not self.problem.limit
+        pieces = EACH * self._measuring * sum(right.shape[1] for _, right in factors.values())
         for turn in range(TURNS + 1):
-            part = monitor.part(turn / (TURNS + 1), (turn + 1) / (TURNS + 1))
+            took = self._pace.took.get("refining") if turn else None
+            part = self._pace.stage("refining", lambda _: pieces, took and took / STRICTER)
+            part.report(0.0, f"round {trials.number}: refining {len(layers)} layers together")
             with self._clock("refining"):
                 if turn < TURNS:
                     factors = refine(
                         model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
-                        monitor=part.part(0.0, 0.8),
+                        monitor=part,
                     )  # fmt: skip
                 else:
                     factors = scaled(factors, WEAKER)
                 edits = as_candidates(layers, factors)
                 if not edits:
                     return False
-                some = by_use(model, edits, rehearsal, part.part(0.8, 0.9), cached=cached)
-                edits = fewest(
-                    model, some, rehearsal, self._options.target_gap, part.part(0.9, 0.95)
-                )
+                part = self._pace.stage("dropping", lambda cost: 2.0 * cost, pieces / 3.0)
+                some = by_use(model, edits, rehearsal, part, cached=cached)
+                edits = fewest(model, some, rehearsal, self._options.target_gap, part)
             with together(edits):
                 verdict = self._judge.measure(model, part.silent())
             bar = (trials.best[1] if trials.best else self.state.now).objective
             reason = self._objection(verdict, bar)
             if reason is None:
-                self._keep_all(edits, trials, part.part(0.95, 1.0))
+                self._keep_all(edits, verdict, trials)
                 return True
             name = some_layers(edits)
             self.state.steps.append(
-                self._step(trials, edits[0], verdict, self.state.now, reason, began, layer=name)
+                trials.step(edits[0], verdict, self.state.now, reason, began, layer=name)
             )
             if reason != OVER_BUDGET:
                 return False
         return False
 
-    def _keep_all(self, edits: list[Candidate], trials: _Trials, monitor: Monitor) -> None:
-        """Keep edits of many layers, each with what they do up to there and without it alone."""
+    def _keep_all(self, edits: list[Candidate], final: Verdict, trials: Trials) -> None:
+        """Keep edits of many layers, each with what they do up to there and without it alone.
+
+        All of them together have been measured: on cancel they are kept with the figures there are.
+        """
         model, before, began = self.problem.model, self.state.now, time.perf_counter()
-        steps = []
-        for number, edit in enumerate(edits):
-            monitor.report(0.5 * number / len(edits), f"measuring {edit.layer.name}")
-            with together(edits[: number + 1]):
-                verdict = self._judge.measure(model, monitor.silent())
-            reason = f"refined together with {len(edits) - 1} others"
-            steps.append(self._step(trials, edit, verdict, before, None, began, kept=reason))
-            before, began = verdict, time.perf_counter()
-        cached = not self.problem.limit
-        gaps = left_out(model, edits, self._judge, monitor.part(0.5, 1.0), cached=cached)
+        monitor = self._pace.stage("keeping", lambda _: 0.0, 2.0 * self._measuring * len(edits))
+        kept = f"refined together with {len(edits) - 1} others"
+        verdicts: list[Verdict | None] = []
+        gaps: list[float | None] = [None] * len(edits)
+        cancelled = None
+        try:
+            for number, edit in enumerate(edits):
+                monitor.report(0.5 * number / len(edits), f"measuring {edit.layer.name}")
+                if number == len(edits) - 1:  # that is known
+                    break
+                with together(edits[: number + 1]):
+                    verdicts.append(self._judge.measure(model, monitor.silent()))
+            cached = not self.problem.limit
+            part = monitor.part(0.5, 1.0)
+            gaps = [*left_out(model, edits, self._judge, part, cached=cached)]
+        except Cancelled as stop:
+            cancelled, kept = stop, f"{kept}; {WHEN_CANCELLED}"
         if trials.best is not None:
             self._reject(trials.best[2], "many layers together did better")
-        self.state.steps += [
-            replace(step, gap_without=gap) for step, gap in zip(steps, gaps, strict=True)
-        ]
-        self.state.now = before
+            trials.best = None
+        verdicts += [None] * (len(edits) - 1 - len(verdicts))
+        for edit, verdict, gap in zip(edits, [*verdicts, final], gaps, strict=True):
+            step = trials.step(edit, verdict, before, None, began, kept=kept)
+            self.state.steps.append(replace(step, gap_without=gap))
+            before = verdict or before
+        self.state.now = final
         for edit in edits:
             self._keep(edit)
-
-    def _goal(self) -> Goal:
-        """What edits of many layers are refined towards, on the references to solve from."""
-        problem = self.solving
-        original: dict[str, Tensor] = {}
-        for edit in self.state.edits:
-            layer = problem.layers[edit.layer]
-            before = original.get(edit.layer, layer.module.weight.detach())
-            delta = edit.delta.to(device=before.device)
-            original[edit.layer] = (before.to(delta) - delta).to(before)
-        shown = problem.pairs.corrupted, problem.pairs.clean
-        spare = torch.ones(len(self.problem.spare), dtype=torch.bool)
-        spare[self.state.spare_flagged] = False
-        more = self.problem.spare[spare.to(self.problem.spare.device)]
-        references = torch.cat([problem.references, more])
-        return Goal(problem.corruption, shown, references, original)
+        if cancelled is not None:
+            raise cancelled
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
         left = self.state.now.gap if best is None else best[1].gap
         return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
 
-    def _try(self, candidate: Candidate, trials: _Trials, monitor: Monitor) -> None:
+    def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> None:
         """Measure an edit, record the step, and remember the edit if it is the best so far."""
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
@@ -373,45 +412,11 @@ class Rounds:
         with trying(candidate):
             verdict = self._judge.measure_below(model, bar, monitor, name)
         reason = self._objection(verdict, bar)
-        self.state.steps.append(
-            self._step(trials, candidate, verdict, self.state.now, reason, began)
-        )
+        self.state.steps.append(trials.step(candidate, verdict, self.state.now, reason, began))
         if verdict is not None and reason is None:
             if best is not None:
                 self._reject(best[2], f"{name} did better")
             trials.best = (candidate, verdict, len(self.state.steps) - 1)
-
-    def _step(
-        self,
-        trials: _Trials,
-        candidate: Candidate,
-        verdict: Verdict | None,
-        before: Verdict,
-        reason: str | None,
-        began: float,
-        *,
-        layer: str | None = None,
-        kept: str = "best of this round",
-    ) -> Step:
-        """The record of a trial; ``reason`` says why the edit is not kept, ``kept`` otherwise."""
-        name = candidate.layer.name
-        return Step(
-            round=trials.number,
-            layer=layer or name,
-            score=trials.scores[name],
-            direction=candidate.direction,
-            ridge=candidate.ridge,
-            gap_before=before.gap,
-            gap_after=verdict.gap if verdict else None,
-            degradation_before=before.degradation,
-            degradation_after=verdict.degradation if verdict else None,
-            worst_class=verdict.worst_class if verdict else None,
-            accepted=reason is None,
-            reason=reason or kept,
-            seconds=time.perf_counter() - began,
-            sufferer=verdict.sufferer if verdict else None,
-            refined=candidate.refined,
-        )
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
@@ -436,15 +441,3 @@ class Rounds:
             took = time.perf_counter() - began
             self._seconds[stage] += took - self._nested
             self._nested = around + took
-
-
-def _shortlist(
-    options: Mapping[str, list[Candidate]], scores: Mapping[str, float], method: RankingMethod
-) -> list[Candidate]:
-    """The edits to try: by prediction, or the best of each layer in the order of another method."""
-    few = {name: different(each) for name, each in options.items()}
-    if method.by_edit:
-        mixed = [candidate for each in few.values() for candidate in each]
-        return sorted(mixed, key=lambda candidate: -candidate.score)[:TRIALS]
-    ranked = sorted(few, key=lambda name: -scores[name])
-    return [candidate for name in ranked for candidate in few[name]][:TRIALS]

@@ -72,6 +72,10 @@ def solve_edit(
         TypeError, ValueError: bad input; stale statistics; a layer that cannot be edited or that
             the corruption does not reach.
         Cancelled: ``cancel`` returned True.
+
+    Example:
+        >>> rw.solve_edit(model, pairs, reference=reference, direction="key")
+        RankOneEdit('classifier', weight 3 × 288, key direction, ridge ...)
     """
     check_choice("key_space", key_space, KEY_SPACES)
     check_choice("solver", solver, SOLVERS)
@@ -83,7 +87,7 @@ def solve_edit(
     if ridge is not None:
         ridges = [check_number("ridge", ridge, low=0.0, high=MAX_RIDGE)]
     monitor = Monitor(progress, cancel)
-    with eval_mode(model) as module:
+    with eval_mode(model, "pairs") as module:
         problem = pose_problem(
             module, pairs, reference, statistics=statistics, argument="layer",
             layers=None if layer is None else [layer], seed=seed, monitor=monitor,
@@ -163,6 +167,11 @@ def _channel_edit(
 ) -> RankOneEdit:
     """The edit in the key space of per-pixel channel vectors; a linear layer has only one space."""
     layer = problem.layers[name]
+    if layer.computed:
+        raise ValueError(
+            f"key_space: layer {name!r} computes its weight from the one that it keeps, so that channel "
+            "keys have no closed form; want 'patch'"
+        )
     if statistics is None:
         statistics = collect(
             problem.model, problem.references, problem.catalog, problem.layers, key_space="channel",

@@ -34,6 +34,9 @@ CACHE_BYTES = 64_000_000
 TOGETHER = 8
 """Samples of a set that are computed at a time."""
 
+LARGE = 200
+"""Shorter side in pixels from which on the default method is the one that takes one pass."""
+
 SET_LIMIT = 1000
 """Most samples of a set that are scored; a larger set is sampled at random."""
 
@@ -120,10 +123,14 @@ class Version:
     def of(cls, model: nn.Module) -> Version:
         """The current version of a model."""
         tensors = (*model.parameters(), *model.buffers())
-        return cls(
-            weakref.ref(model),
-            hash(tuple((id(x), 0 if x.is_inference() else x._version) for x in tensors)),  # noqa: SLF001 - no other way
-        )
+        return cls(weakref.ref(model), hash(tuple((id(x), _writes(x)) for x in tensors)))
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written to, where that is counted."""
+    if nn.parameter.is_lazy(tensor) or tensor.is_inference():
+        return 0
+    return tensor._version  # noqa: SLF001 - no other way
 
 
 class MapCache:
@@ -187,6 +194,11 @@ class Attributions:
         self._columns = tuple(columns)
         self.order = spread_order(len(self._columns[0]))
         self.cache = MapCache()
+
+    def forget(self) -> None:
+        """Let go of the samples and of what is known."""
+        self._columns = ()
+        self.cache.clear()
 
     def maps(
         self,
@@ -280,6 +292,16 @@ class Attributions:
             index: _sample_maps(list(maps[place::step]), explained[place::step], classes)
             for place, index in enumerate(indices)
         }
+
+
+def default_method(model: nn.Module, inputs: Tensor) -> str:
+    """The method where none is named: Grad-CAM for large inputs of a network with a convolution.
+
+    Integrated gradients take a forward and backward pass for each of their steps.
+    """
+    convolutional = any(isinstance(part, nn.Conv2d) for part in model.modules())
+    large = min(inputs.shape[-2:]) >= LARGE
+    return "grad-cam" if large and convolutional else "integrated-gradients"
 
 
 def spread_order(count: int) -> NDArray[np.int64]:

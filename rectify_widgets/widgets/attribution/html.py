@@ -39,6 +39,19 @@ TILE_BYTES = 14_000
 UNDER_PIXELS, UNDER_BYTES = 112, 6_000
 """Most pixels of a side, and bytes, of the input that lies under a map: the input itself stands beside."""
 
+NO_MAP = {
+    "integrated-gradients": "no gradient of the score reaches the input on the way from black",
+    "saliency": "no gradient of the score reaches the input",
+    "input-x-gradient": "no gradient of the score reaches the input where it is not 0",
+    "smoothgrad": "no gradient of the score reaches the input, with noise on it either",
+    "grad-cam": "nothing in this layer speaks for the class; what speaks against it is left out",
+    "occlusion": "the score stays the same whatever part of the input is covered",
+}
+"""What a map that is zero everywhere says, by method."""
+
+NO_EDIT = "the model as given, without edits"
+"""What stands where the maps of the edited model stand at other steps."""
+
 BINS = 24
 """Bars of a distribution."""
 
@@ -94,18 +107,24 @@ class Pictures:
 
 
 def sample_page(
-    pictures: Pictures, index: int, maps: Mapping[str, SampleMaps], style: MapStyle
+    pictures: Pictures,
+    index: int,
+    maps: Mapping[str, SampleMaps],
+    style: MapStyle,
+    *,
+    compares: bool = False,
 ) -> str:
     """One sample: its input and its maps, clean and corrupted; ``maps`` has a row's name and maps.
 
-    A map is a picture of its own over its input, so that the page can change its opacity.
+    A map is a picture of its own over its input, so that the page can change its opacity.  Where the
+    page ``compares`` two models at other steps, one model alone leaves room for the second.
     """
     signed, scale = _scale(list(maps.values()), style)
     width = render.fit(pictures.shape, SIDE)
     images = pictures.of(index)
-    rows = [""] * (1 + len(maps))
+    rows = [""] * (1 + max(len(maps), 2 * compares))
     for place, (column, image) in enumerate(images.items()):
-        base = render.image_tag(image, f"{_input_name(column)}, sample {index}", width=width)
+        base = render.image_tag(image, f"{_input_name(column)}, sample {index + 1}", width=width)
         below = render.image_tag(
             render.shrink(image, UNDER_PIXELS), "", width=width, most=UNDER_BYTES
         )
@@ -124,7 +143,14 @@ def sample_page(
                 f'<span class="rw-map" style="background-image:url({source})">{picture}</span>',
                 caption,
                 what,
-                f"concentration {number(one.scores[place])}",
+                f"concentration {number(one.scores[place])}"
+                if plane.any()
+                else f"all zero: {NO_MAP[style.method]}",
+            )
+        if len(rows) > 1 + len(maps):
+            blank = render.image_tag(np.full_like(image, 128), "", width=width)
+            rows[-1] += _figure(
+                f'<span class="rw-none">{blank}</span>', f"{column}, after", NO_EDIT, "–"
             )
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     overlay = (
@@ -161,9 +187,11 @@ def _input_name(column: str) -> str:
 def _describe(one: SampleMaps, place: int, column: str, row: str, style: MapStyle) -> str:
     name = markup.class_name(style.classes, one.explained[place])
     y, x = one.peaks[place]
+    start = f"{style.method} map of the {_input_name(column)}, {row.lower()}: evidence for {name}, "
+    if not one.planes(signed=False)[place].any():
+        return f"{start}zero everywhere"
     return (
-        f"{style.method} map of the {_input_name(column)}, {row.lower()}: evidence for {name}, "
-        f"strongest at row {y}, column {x} of {one.shape[0]} × {one.shape[1]}, "
+        f"{start}strongest at row {y}, column {x} of {one.shape[0]} × {one.shape[1]}, "
         f"concentration {number(one.scores[place])}"
     )
 
@@ -244,7 +272,7 @@ def _tile(
     for row, one in maps.items():
         plane = render.shrink_plane(one.planes(signed=signed)[place], TILE_PIXELS)
         mixed = render.overlay(image, plane, scale, opacity=style.opacity)
-        alt = f"Sample {index}: {_describe(one, place, column, row, style)}"
+        alt = f"Sample {index + 1}: {_describe(one, place, column, row, style)}"
         picture = render.image_tag(mixed, alt, width=width, most=TILE_BYTES)
         name = "" if len(maps) == 1 else f"{escape(row)} "
         note = escape(markup.class_name(style.classes, one.explained[place]))
@@ -254,8 +282,8 @@ def _tile(
         )
     handle = to_do("open_sample", index, key=f"{column} {index}")
     return (
-        f'<td{handle} title="Show sample {index} in full"><span class="rw-soft">{pick.where}</span>'
-        f"<br>{body}sample {index}</td>"
+        f'<td{handle} title="Show sample {index + 1} in full"><span class="rw-soft">{pick.where}</span>'
+        f"<br>{body}sample {index + 1}</td>"
     )
 
 

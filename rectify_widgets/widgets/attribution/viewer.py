@@ -61,7 +61,8 @@ class AttributionViewer(Panel):
         model: a torch module that gives ``N × classes`` scores.
         inputs: `SamplePairs`, or a tensor ``N × C × H × W``.
         after: the model as edited, for a second row of maps; it can be set later.
-        method: of `rectify_widgets.explain.attribute`.
+        method: of `rectify_widgets.explain.attribute`; None is ``"integrated-gradients"``, or for
+            inputs of 200 × 200 pixels or more ``"grad-cam"``, which takes one pass.
         layer: dotted name of the layer for Grad-CAM; None takes the last convolution.
         target: number or name of the class or label to explain; None explains what each input is
             predicted as, of several labels the one that the model is surest of.
@@ -73,21 +74,29 @@ class AttributionViewer(Panel):
 
     Raises:
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
+
+    Example:
+        >>> maps = rw.AttributionViewer(model, pairs, classes=classes)
+        >>> maps.index, maps.method = 1, "occlusion"
+        >>> maps.after = result.model  # a second row
+        >>> maps.close()
     """
 
     sheets = ("attribution",)
     handles = ("opacity", "open_sample")
 
-    index = traitlets.Int(0)
+    index = traitlets.Int(0).tag(sync=True)
     """The sample in view, from 0."""
 
-    method = CheckedTrait("integrated-gradients", check_choice, choices=ATTRIBUTION_METHODS)
+    method = CheckedTrait("integrated-gradients", check_choice, choices=ATTRIBUTION_METHODS).tag(
+        sync=True
+    )
     """The attribution method."""
 
-    layer = traitlets.Unicode(None, allow_none=True)
+    layer = traitlets.Unicode(None, allow_none=True).tag(sync=True)
     """The layer that Grad-CAM looks at; None is the last convolution."""
 
-    target = traitlets.Int(None, allow_none=True)
+    target = traitlets.Int(None, allow_none=True).tag(sync=True)
     """The class that is explained; None is each input's own prediction."""
 
     opacity = CheckedTrait(0.85, check_number, low=0.0, high=1.0)
@@ -99,7 +108,7 @@ class AttributionViewer(Panel):
     after = traitlets.Instance(nn.Module, allow_none=True)
     """The edited model, or None."""
 
-    page = CheckedTrait("sample", check_choice, choices=PAGES)
+    page = CheckedTrait("sample", check_choice, choices=PAGES).tag(sync=True)
     """What is in view: "sample", or "set" for the distribution over all samples."""
 
     ranking = CheckedTrait("before", check_choice, choices=RANKINGS)
@@ -111,7 +120,7 @@ class AttributionViewer(Panel):
         inputs: SamplePairs | Tensor,
         *,
         after: nn.Module | None = None,
-        method: str = "integrated-gradients",
+        method: str | None = None,
         layer: str | None = None,
         target: int | str | None = None,
         classes: Sequence[str] | None = None,
@@ -138,12 +147,13 @@ class AttributionViewer(Panel):
         self._scores: Mapping[str, SetScores] = {}
         self._tiles: TileMaps = {}
         self._lane = f"maps {id(self)}"
-        self._built = False
+        self._built = self._compares = False
         self._in_view: tuple[int, ...] = ()
         self.about = markup.some(self._count, "sample")
         super().__init__(session)
         with self.building():
-            self.method, self.layer = method, layer
+            self.method = data.default_method(model, some) if method is None else method
+            self.layer = layer
             self.target = check_goal(target, self._classes)
             self.opacity, self.signed = opacity, signed
             if after is not None:
@@ -294,6 +304,7 @@ class AttributionViewer(Panel):
         """Names of the rows of maps, with their models."""
         if self.after is None:
             return {"Map": self._model}
+        self._compares = True
         return {"Before": self._model, "After": self.after}
 
     def _query(self) -> Query:
@@ -311,7 +322,7 @@ class AttributionViewer(Panel):
         def show(job: Job[dict[str, SampleMaps]]) -> None:
             self._maps = index, job.result()
             self._learn_classes(job.result().values())
-            self.set_trait("status", f"{query.method} of sample {index}")
+            self.set_trait("status", f"{query.method} of sample {index + 1}")
             self.draw()
 
         self.set_trait("busy", False)  # the scoring of the set, if there was any, is superseded
@@ -340,8 +351,8 @@ class AttributionViewer(Panel):
             self._scores, self._tiles = scores, job.result()
             self._learn_classes(one for part in self._tiles.values() for one in part.values())
             self.set_trait("busy", False)
-            self.set_trait("progress", 1.0)
             done, total = min(part.done for part in scores.values()), len(self._attributions.order)
+            self.set_trait("progress", done / total)
             stopped = f" of {total}, stopped" if done < total else ""
             some = markup.some(done, "sample")
             self.set_trait("status", f"{query.method}: {some} scored{stopped}")
@@ -414,7 +425,7 @@ class AttributionViewer(Panel):
                 ranking=ranking, style=style, count=self._count,
             )  # fmt: skip
         if self._maps is not None:
-            return html.sample_page(self._pictures, *self._maps, style)
+            return html.sample_page(self._pictures, *self._maps, style, compares=self._compares)
         waiting = self._job is None or not self._job.done
         return f'<span class="rw-soft">{"Computing maps …" if waiting else "Cancelled."}</span>'
 
@@ -423,8 +434,11 @@ class AttributionViewer(Panel):
         return markup.heading(TITLE, self.method) + super().still()
 
     def forget(self) -> None:
-        """Let go of the maps."""
-        self._attributions.cache.clear()
+        """Let go of models, inputs and maps."""
+        self._model = nn.Identity()
+        self.set_trait("after", None)
+        self._attributions.forget()
+        self._columns.clear()
         self._maps, self._scores, self._tiles = None, {}, {}
 
 

@@ -23,6 +23,11 @@ BUTTONS = (
 )
 """Text, icon, explanation and method of each button."""
 
+REPORT = (
+    "Report", "file-text-o", "Write a page for whoever must approve the edits", "write_report",
+)  # fmt: skip
+"""The button of the last step, likewise."""
+
 SHARE = {"percent": True, "max": 100.0, "step": 0.5}
 OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
     ("method", ipw.Dropdown, "Ranking", "How layers are ranked", {"options": list(RANKING_METHODS)}),
@@ -41,13 +46,16 @@ OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
 
 
 class DashboardControls:
-    """Buttons with a progress bar, folded options, a file to save to, and the status.
+    """Buttons, a progress bar with the status, folded options, and a file to save to.
 
     Attributes:
-        buttons: by the name of their method.
+        buttons: by the name of their method; that of the report is made when the last step is
+            first in view.
         options: the fields of the options, by the name of their trait; made when they are first
             unfolded.
-        rows: what to show, from top to bottom.
+        top: what goes on and stops, the progress and the status.
+        rows: what locates, edits and saves, from top to bottom.
+        onward: goes on to the next step.
     """
 
     def __init__(self, panel: Panel) -> None:
@@ -59,18 +67,49 @@ class DashboardControls:
         self._toggle = make.button(
             "Options", "caret-right", "How Rectify goes about it", self.toggle_options
         )
-        file = make.field(ipw.Text, "file", "File", "Where Save writes the edits", width="260px")
-        self.rows = [
-            make.row(rectify, locate, edit, make.unit(undo, redo), cancel, make.bar()),
-            make.row(self._toggle, file, save),
-            make.state(),
-        ]
+        file = make.field(ipw.Text, "file", "File", "Where Save writes the edits", width="220px")
+        self.onward = make.button(
+            "Continue", "arrow-right", "Take what was found here to the next step, or skip this one",
+            "go_on",
+        )  # fmt: skip
+        code = make.button("Show code", "code", "Python that does the same", "toggle_code")
+        self._work = cancel, make.bar(), make.state()
+        self.top = [make.row(self.onward, code, *self._work[:2]), self._work[2]]
+        self._unfolded = make.row(name="options")
+        self._report, self._disabled = make.row(), frozenset[str]()
+        for one in (self._unfolded, self._report):
+            show(one, visible=False)
+        undoing, saving = make.unit(undo, redo), make.unit(file, save)
+        buttons = make.row(rectify, locate, edit, undoing, self._toggle, saving)
+        self.rows = [buttons, self._report, self._unfolded]
 
     def update(self, disabled: Collection[str], next_step: str) -> None:
         """Have the buttons show what can be done, and what is to be done next."""
+        self._disabled = frozenset(disabled)
         for name, button in self.buttons.items():
             button.disabled = name in disabled
             button.button_style = "primary" if name == next_step else ""
+
+    def arrange(self, *, repairing: bool, last: bool, busy: bool) -> None:
+        """Show the buttons of the repair or hide them, and what is under way, if anything is.
+
+        ``last`` is the last step, which has the report besides.
+        """
+        if last and not self._report.children:
+            make = Controls(self._panel)
+            page = make.field(
+                ipw.Text, "report_file", "Report file",
+                "Where Report writes the page, .html; its facts go beside it, as .json",
+                width="280px",
+            )  # fmt: skip
+            self.buttons["write_report"] = button = make.button(*REPORT)
+            button.disabled = "write_report" in self._disabled
+            self._report.children = (make.unit(page, button),)
+        for one in self._work:
+            show(one, visible=repairing or busy)
+        show(self.rows[0], visible=repairing)
+        show(self._report, visible=last)
+        show(self._unfolded, visible=repairing and self._toggle.icon == "caret-down")
 
     def toggle_options(self) -> None:
         """Unfold the options, or fold them again."""
@@ -80,9 +119,7 @@ class DashboardControls:
                 name: make.field(kind, name, *words, **limits)
                 for name, kind, *words, limits in OPTIONS
             }
-            self._unfolded = make.row(*self.options.values(), name="options")
-            *above, state, cards = self._panel.children
-            self._panel.children = (*above, self._unfolded, state, cards)
+            self._unfolded.children = tuple(self.options.values())
         is_open = self._toggle.icon == "caret-down"
         self._toggle.icon = "caret-right" if is_open else "caret-down"
         show(self._unfolded, visible=not is_open)

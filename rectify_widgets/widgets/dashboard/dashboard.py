@@ -1,62 +1,77 @@
-"""`RectificationDashboard`: find the layer, edit it, and watch the behaviour go, in one widget.
+"""`RectificationDashboard`: the whole way, from a suspicion or none to a saved repair, in one widget.
 
-Imports the four viewers that it is made of, and the workshop behind its buttons.  The viewers share
-the dashboard's session and are linked to it through their traits: one sample, one layer, and one
-version of the model are in view everywhere.
+Imports the viewer of suspicions, the painter, and the repair with its four viewers.  Each step has its
+viewer below the same row of tabs; a viewer is made when its step is first in view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
+import torch
 import traitlets
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.checks import check_module, check_type
+from rectify_widgets.engine.base.checks import check_choice, check_module, check_type
+from rectify_widgets.engine.data.inputs import Labelled
 from rectify_widgets.engine.data.pairs import SamplePairs
-from rectify_widgets.engine.edit.edits import RankOneEdit
-from rectify_widgets.engine.find.localization import Localization
-from rectify_widgets.engine.model.running import unwrap
-from rectify_widgets.engine.repair.options import RectifyOptions
-from rectify_widgets.engine.repair.result import Rectification, Step
-from rectify_widgets.widgets import actions, markup
-from rectify_widgets.widgets.attribution.viewer import AttributionViewer
-from rectify_widgets.widgets.checks import check_index, refuse_unknown
-from rectify_widgets.widgets.dashboard.controls import DashboardControls
-from rectify_widgets.widgets.dashboard.options import OPTIONS, OptionTraits
-from rectify_widgets.widgets.dashboard.workshop import Revision, Workshop
-from rectify_widgets.widgets.editability.viewer import EditabilityViewer
-from rectify_widgets.widgets.history.viewer import HistoryViewer
-from rectify_widgets.widgets.panel import Panel
-from rectify_widgets.widgets.prediction.viewer import PredictionViewer
+from rectify_widgets.engine.model.running import copied, unwrap
+from rectify_widgets.explain import check_images
+from rectify_widgets.reveal.cleansing import cleanse
+from rectify_widgets.reveal.suspicions import Suspicions
+from rectify_widgets.widgets import markup
+from rectify_widgets.widgets.checks import CheckedTrait, refuse_unknown
+from rectify_widgets.widgets.controls import Controls, show
+from rectify_widgets.widgets.dashboard import way
+from rectify_widgets.widgets.dashboard.options import OPTIONS
+from rectify_widgets.widgets.dashboard.reporting import Reporting
+from rectify_widgets.widgets.painter.viewer import MaskPainter
+from rectify_widgets.widgets.panel import close_tree
 from rectify_widgets.widgets.session import Job, Session
 from rectify_widgets.widgets.style import SHEETS
+from rectify_widgets.widgets.suspicion.viewer import SuspicionViewer
+from rectify_widgets.widgets.view import View, still
 
-LOCATE_SHARE = 0.15
-"""Share of the progress of a rectification that scoring the layers first takes."""
+GROW = 1
+"""Pixels by which painted masks are widened for cleansing."""
+
+NO_REFERENCES = "Reveal searches unlabelled inputs like those that the model is used on; hand some over as reference=."
+NO_INPUTS = (
+    "There is nothing to paint on. Choose a suspicion that references carry, or select references in "
+    "Reveal, and continue there; or hand over odd inputs instead of pairs."
+)
+NO_PAIRS = (
+    "A repair starts from pairs: take those of a suspicion in Reveal, or paint some in Cleanse."
+)
 
 
-class RectificationDashboard(Panel, OptionTraits):
-    """Layers, attribution maps, predictions and history of one model and its edits.
+class RectificationDashboard(Reporting):
+    """Reveal, cleanse, locate, rectify, evaluate and save: the way to a repaired model.
 
-    Every button is a method that returns its job: ``await dashboard.rectify()`` in a notebook,
-    ``dashboard.rectify().wait()`` anywhere.  The model that is passed in is never changed; the
+    It starts where its material allows: with pairs at the repair, with odd inputs at the painter, and
+    with references alone at the search.  Every step can be skipped, each says what it needs, what it
+    found and what comes next, and *Show code* gives the Python that does the same.
+
+    Every button is a method that returns its job: ``dashboard.rectify().wait()`` gives the result,
+    or raises what went wrong (see `Job` for why not ``await``).  The model that is passed in is never changed; the
     version in view, a copy with the edits so far, is `model`.
 
     Args:
         model: a torch module that gives ``N × classes`` scores.
-        pairs: corrupted and clean samples to repair from.
+        pairs: corrupted and clean samples to repair from; or ``N × C × H × W`` odd inputs to paint
+            over; or None to begin with a search of the references.
         reference: inputs like those that the model was trained on: tensor, data set or loader.
         examples: further pairs to look at, which the repair never sees.
         classes: class names, by number.
         target: the class that the corruption leads to, its number or name, for the attack success rate;
             None leaves that out.  Of several labels, see `PredictionViewer`.
-        attribution: how inputs are attributed, see `rectify_widgets.attribute`.
+        attribution: how inputs are attributed, see `AttributionViewer`.
         validation: of `rectify_widgets.rectify`.
+        clean, corrupted, groups: test sets that `write_report` measures on, see `rectify_widgets.evaluate`; no
+            edit looks at them.  Without them it takes the examples, where these have labels.
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
         **options: of `rectify_widgets.rectify`: ``method``, ``strategy``, ``max_rounds``,
@@ -66,317 +81,360 @@ class RectificationDashboard(Panel, OptionTraits):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
 
     Example:
-        >>> dashboard = RectificationDashboard(model, pairs, reference=reference)
+        >>> dashboard = rw.RectificationDashboard(
+        ...     model, pairs, reference=reference, classes=classes
+        ... )
         >>> result = dashboard.rectify().wait()
         >>> result.save("fix.safetensors")
+        >>> dashboard.close()
     """
 
     sheets = ("dashboard",)
+    handles = ("stage",)
 
-    layer = traitlets.Unicode(None, allow_none=True)
-    """The chosen layer's dotted name."""
+    stage = CheckedTrait("reveal", check_choice, choices=tuple(way.STEPS)).tag(sync=True)
+    """The step in view: ``"reveal"``, ``"cleanse"``, ``"locate"``, ``"rectify"``, ``"evaluate"`` or
+    ``"save"``."""
 
-    index = traitlets.Int(0)
-    """The sample in view, from 0: the pairs, then the examples."""
+    show_code = traitlets.Bool(False)
+    """Whether `code` is in view."""
 
-    file = traitlets.Unicode("edits.safetensors")
-    """Where the Save button writes."""
+    suspicions = traitlets.Instance(SuspicionViewer, allow_none=True, read_only=True)
+    """The viewer of the first step, once that has been in view."""
 
-    scores = traitlets.Dict(read_only=True)
-    """Layer name to score, best first; empty until the layers are scored."""
-
-    result = traitlets.Instance(Rectification, allow_none=True, read_only=True)
-    """The last rectification, or None."""
-
-    model = traitlets.Instance(nn.Module, allow_none=True, read_only=True)
-    """The version in view: a copy with the edits so far, or the given model without any; None once
-    the dashboard is closed."""
+    painter = traitlets.Instance(MaskPainter, allow_none=True, read_only=True)
+    """The painter of the second step, where there is something to paint on."""
 
     def __init__(
         self,
         model: nn.Module,
-        pairs: SamplePairs,
+        pairs: SamplePairs | Tensor | None = None,
         *,
         reference: Any = None,
         examples: SamplePairs | None = None,
         classes: Sequence[str] | None = None,
         target: int | str | None = None,
-        attribution: str = "integrated-gradients",
+        attribution: str | None = None,
         validation: tuple[Tensor, Tensor] | None = None,
+        clean: Labelled | None = None,
+        corrupted: Labelled | None = None,
+        groups: object = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         session: Session | None = None,
         **options: Any,
     ) -> None:
         refuse_unknown(type(self), [name for name in options if name not in OPTIONS], OPTIONS)
-        self._original = check_module("model", model)
-        check_type("pairs", pairs, SamplePairs, "SamplePairs")
+        check_module("model", model)
+        odd = check_images(pairs) if isinstance(pairs, Tensor) else None
+        if pairs is None and reference is None:
+            raise ValueError(
+                "pairs: got None without references, want SamplePairs, odd inputs N × C × H × W, or "
+                "reference= to search"
+            )
+        if pairs is not None and odd is None:
+            check_type(
+                "pairs", pairs, SamplePairs, "SamplePairs, odd inputs N × C × H × W, or None"
+            )
         if examples is not None:
             check_type("examples", examples, SamplePairs, "SamplePairs or None")
-        summary = [type(unwrap(model)).__name__, markup.some(len(pairs), "pair")]
-        if isinstance(reference, Tensor):
-            summary.append(markup.some(len(reference), "reference"))
-        samples = pairs if examples is None else actions.join(pairs, examples)
-        self._count = len(samples)
+        self._count = len(reference) if isinstance(reference, Tensor) else None
+        summary = [type(unwrap(model)).__name__]
+        if pairs is not None:
+            summary.append(markup.some(len(pairs), "pair" if odd is None else "odd input"))
+        if self._count is not None:
+            summary.append(markup.some(self._count, "reference"))
         self.about = ", ".join(summary)
-        seed = RectifyOptions(**options).seed
-        self._workshop = Workshop(model, pairs, reference, seed, validation)
-        super().__init__(session)
+        self._origin: list[int] | None = None
+        self._taken: tuple[Any, ...] | None = None
+        self._source = ""
+        super().__init__(
+            model, reference, examples=examples, target=target, attribution=attribution,
+            validation=validation, display={"classes": classes, "mean": mean, "std": std},
+            session=session, options=options,
+        )  # fmt: skip
         with self.building():
-            self.set_options(**options)
-            self.set_trait("model", model)
-            shared: dict[str, Any] = {"session": self.session}
-            display: dict[str, Any] = shared | {"classes": classes, "mean": mean, "std": std}
-            self.layers = EditabilityViewer(
-                model, pairs, reference=reference, method=self.method, seed=seed, controls=False,
-                **shared,
-            )  # fmt: skip
-            self.maps = AttributionViewer(model, samples, method=attribution, **display)
-            self.predictions = PredictionViewer(
-                model, None, samples, target=target, controls=False, **display
-            )
-            self.history = HistoryViewer(model, controls=False, **shared)
+            self.measure_on(clean=clean, corrupted=corrupted, groups=groups)
             self._compose()
-            self.layer = options.get("layer")
+            if isinstance(pairs, SamplePairs):
+                self.repair_from(pairs)
+                self._source = "given"
+                self.layer = options.get("layer")
+                self.set_trait("status", "Ready. Rectify finds and edits the layers for you.")
+                self.stage = "locate"
+            elif odd is not None:
+                self._paint(odd)
+                self.set_trait("status", "Ready. Paint what should not be there.")
+                self.stage = "cleanse"
+            else:
+                self.set_trait("status", "Ready. Reveal searches the references.")
+                self._show()
 
     def _compose(self) -> None:
-        self._controls = DashboardControls(self)
-        views = (self.layers, self.maps, self.predictions, self.history)
-        for card in views:
-            card.add_class("rw-card")
-        cards = ipw.Box(views, layout=self.looks.get(ipw.Layout, width="100%"))
-        cards.add_class("rw-cards")
         self.add_class("rw-dashboard")
-        self.children = (self.canvas, *self._controls.rows, cards)
-        for name, viewer in (
-            ("layer", self.layers), ("index", self.maps), ("index", self.predictions),
-            ("max_degradation", self.history), ("target_gap", self.history),
-        ):  # fmt: skip
-            self.link(name, viewer)
-        self.listen(self, self._follow_layer, ["layer"])
-        self.listen(self, self._update, ["busy"])
-        self.listen(self.layers, self._take, ["scores"])
-        self.listen(self.history, self._follow_model, ["model"])
-        self.listen(self.history, self._update, ["step", "branch"])
-        for viewer in views[1:]:
-            self.listen(viewer, self._take, ["error"])
-        self.set_trait("status", "Ready. Rectify finds and edits the layers for you.")
+        self.way = View(self, self.sheets, layout=self.looks.get(ipw.Layout, width="100%"))
+        make = Controls(self)
+        self._listing, self._missing = make.text(), make.text()
+        self.children = (
+            self.canvas, self.way, *self._controls.top, self._listing, self._missing,
+            *self._controls.rows,
+        )  # fmt: skip
+        self.listen(
+            self, lambda _: self._show(), ["stage", "show_code", "busy", "scores", "model", "error"]
+        )
         self._update(None)
         self.draw()
 
-    # -- what can be read -------------------------------------------------------------------------
+    # -- from step to step ------------------------------------------------------------------------
+
+    def repair_from(self, pairs: SamplePairs) -> None:
+        """Begin a repair from these pairs; what was edited from others is gone.
+
+        Raises:
+            RuntimeError: something is under way.
+            ValueError: pairs of another sample shape than the examples.
+        """
+        super().repair_from(pairs)
+        self.recipe.given()
+        self._source = "handed over"
+        self.children = (*self.children, self.bench.cards)
+        self._show()
+
+    def _link(self) -> None:
+        super()._link()
+        self.listen(self.predictions, lambda _: self._show(), ["status"])
+        self.listen(self.history, lambda _: self._show(), ["step", "branch", "status"])
+
+    def _drop(self) -> None:
+        if self._bench is not None:
+            self.children = tuple(one for one in self.children if one is not self._bench.cards)
+        super()._drop()
+
+    def reveal(self) -> Job[Suspicions]:
+        """Search the references, see `SuspicionViewer.reveal`.
+
+        Raises:
+            ValueError: no references were given.
+            RuntimeError: a search is under way already.
+        """
+        self.stage = "reveal"
+        if self.suspicions is None:
+            raise ValueError("reference: got None, want inputs to search")
+        return self.suspicions.reveal()
+
+    def go_on(self) -> None:
+        """Take what this step found to the next one, or skip it where it found nothing."""
+        self.check_idle()
+        if self.stage == "reveal":
+            self.take()
+        elif self.stage == "cleanse" and self._is_new():
+            self.cleanse()
+        else:
+            steps = list(way.STEPS)
+            self.stage = steps[min(steps.index(self.stage) + 1, len(steps) - 1)]
+
+    def take(self) -> None:
+        """Take the chosen suspicion: its pairs, and what carries it to the painter.
+
+        Where references are selected, these are painted on instead, and the pairs come of that.
+        """
+        viewer = self.suspicions
+        one = None if viewer is None else viewer.suspicion
+        if viewer is not None and (viewer.selected or (one is not None and len(one.inputs))):
+            rows, masks = viewer.chosen()
+            self._paint(viewer.images[rows], masks, rows)
+        if viewer is None or viewer.selected or one is None or one.pairs is None:
+            self.stage = "cleanse"
+            return
+        found, rank = viewer.found, viewer.rank
+        self.repair_from(one.pairs)
+        self._source = f"from suspicion {(rank or 0) + 1}"
+        search, seed = viewer.searched or (viewer.search, viewer.seed)
+        self.recipe.suspected(search, seed, rank or 0)
+        self._taken = self._painted()
+        self.set_trait("status", "" if found is None else f"Took {len(one.pairs)} pairs.")
+        self.stage = "cleanse" if len(one.inputs) else "locate"
+        self._show()
+
+    def cleanse(self) -> Job[SamplePairs]:
+        """Make pairs of what is painted, and begin a repair from them.
+
+        Raises:
+            ValueError: nothing is painted.
+            RuntimeError: something is under way.
+        """
+        painter = self.painter
+        rows = [] if painter is None else painter.painted
+        if painter is None or not rows:
+            raise ValueError("masks: got no painted pixel, want at least one in one input")
+        odd, masks, fill = painter.inputs[rows], painter.masks[rows], painter.fill
+        model, reference, origin = self._original, self._reference, self._origin
+        taken = self._painted()
+
+        def work(job: Job[SamplePairs]) -> SamplePairs:
+            clean = cleanse(
+                odd, masks, fill, copied(model), reference, grow=GROW, progress=job.progress,
+                cancel=job.cancelled,
+            )  # fmt: skip
+            return SamplePairs(odd, clean)
+
+        def done(job: Job[SamplePairs]) -> None:
+            self.repair_from(job.result())
+            self._source, self._taken = "painted", taken
+            sources = rows if origin is None else [origin[row] for row in rows]
+            options = {"fill": fill, "grow": GROW}
+            self.recipe.painted(sources, masks, options, references=origin is not None)
+            self.set_trait("status", f"Made {markup.some(len(rows), 'pair')}.")
+            self.stage = "locate"
+            self._show()
+
+        return self.act(work, "Cleanse", done)
+
+    def _paint(
+        self, odd: Tensor, masks: Tensor | None = None, rows: list[int] | None = None
+    ) -> None:
+        """Have these inputs painted on; ``rows`` are their numbers where they are references."""
+        old = self.painter
+        painter = MaskPainter(
+            odd, masks=masks, model=self._original, reference=self._reference, grow=GROW,
+            session=self.session, **self._display,
+        )  # fmt: skip
+        self._origin = rows
+        self.children = (*(one for one in self.children if one is not old), painter)
+        self.set_trait("painter", painter)
+        painter.observe(lambda _: self._show(), names="masks")
+        if old is not None:
+            close_tree(old)
+
+    def _painted(self) -> tuple[Any, ...] | None:
+        """What the painter holds, to be compared."""
+        painter = self.painter
+        return None if painter is None else (id(painter), painter.masks, painter.fill)
+
+    def _is_new(self) -> bool:
+        """Whether something is painted that no pairs were made of."""
+        now, taken = self._painted(), self._taken
+        if now is None or self.painter is None or not self.painter.painted:
+            return False
+        return taken is None or now[::2] != taken[::2] or not torch.equal(now[1], taken[1])
 
     @property
-    def edits(self) -> list[RankOneEdit]:
-        """The edits of the version in view, in order."""
-        return self.history.edits
+    def code(self) -> str:
+        """Python that makes the same edits, from ``model`` and what else was given."""
+        if self._bench is None:
+            return "# There are no pairs yet, and so nothing to repair.\n"
+        return self.recipe.code(self.edits)
 
-    # -- the buttons ------------------------------------------------------------------------------
+    def toggle_code(self) -> None:
+        """Show the code, or hide it again."""
+        self.show_code = not self.show_code
 
-    def locate(self) -> Job[Localization]:
-        """Score every layer of the version in view."""
-        edits, method = self.edits, self.method
-        return self.act(
-            lambda job: self._workshop.locate(job, edits, method),
-            "Locate",
-            lambda job: self._show_scores(job.result(), len(edits)),
+    def cancel(self) -> Job[Any] | None:
+        """Stop what is under way; returns its job."""
+        for part in (self.suspicions, self.painter):
+            if not self.busy and part is not None and part.busy:
+                return part.cancel()
+        return super().cancel()
+
+    # -- what is in view --------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Show the step in view, and what is known of all."""
+        if self.stage == "reveal" and self.suspicions is None and self._reference is not None:
+            viewer = SuspicionViewer(
+                self._original, self._reference, seed=self._seed, session=self.session,
+                **self._display,
+            )  # fmt: skip
+            self._count = len(viewer.images)
+            self.set_trait("suspicions", viewer)
+            self.children = (*self.children, viewer)
+            self.listen(viewer, lambda _: self._show(), ["suspicion", "found", "selected"])
+        cards = None if self._bench is None else self._bench.cards
+        places = {"reveal": self.suspicions, "cleanse": self.painter}
+        content = places.get(self.stage, cards)
+        for one in (self.suspicions, self.painter, cards):
+            if one is not None:
+                show(one, visible=one is content)
+        repairing = self.stage in way.REPAIR
+        self._controls.arrange(
+            repairing=repairing, last=self.stage == "save",
+            busy=self.busy or self.error is not None,
+        )  # fmt: skip
+        words = {"reveal": NO_REFERENCES, "cleanse": NO_INPUTS}.get(self.stage, NO_PAIRS)
+        self._missing.value = "" if content is not None else way.missing(words)
+        self._listing.value = way.listing(self.code) if self.show_code else ""
+        facts, onward = self._facts(), self._controls.onward
+        onward.disabled = self.busy or self.stage == "save"
+        ready = facts.found is not None if self.stage == "reveal" else facts.painting or facts.pairs
+        onward.button_style = "primary" if ready and not repairing else ""
+        with self.way.hold_sync():
+            self.way.html = way.header(facts, self.stage)
+            self.way.marks = {"stage": self.stage}
+
+    def _facts(self) -> way.Facts:
+        viewer, painter, bench = self.suspicions, self.painter, self._bench
+        path = () if bench is None else bench.history.timeline.path
+        here = None if bench is None else bench.history.timeline.here
+        references = 0 if self._reference is None else self._count
+        right = () if bench is None else tuple(bench.predictions.share_right("Corrupted"))
+        return way.Facts(
+            references=references,
+            found=None if viewer is None else viewer.found,
+            chosen=None if viewer is None else viewer.suspicion,
+            painting=None if painter is None else (len(painter.painted), len(painter.masks)),
+            pairs=0 if bench is None else len(bench.pairs),
+            source=self._source,
+            best=next(iter(self.scores), None),
+            edits=len(self.edits),
+            gaps=(path[0].gap if path else None, None if here is None else here.gap),
+            degradation=None if here is None else here.degradation,
+            right=right,
+            saved=self.recipe.saved_to(self.edits),
+            report=self.recipe.reported_to(self.edits),
         )
-
-    def edit(self) -> Job[Revision]:
-        """Edit the chosen layer (or, where none is chosen, the best one) once."""
-        edits, layer = self.edits, self.layer
-        parent = self.history.timeline.here.number
-
-        def show(job: Job[Revision]) -> None:
-            revision = job.result()
-            name, before = revision.edits[0].layer, revision.start.gap
-            after = (revision.verdicts or revision.earlier)[-1]
-            closed = {name: 1.0 - after.gap / before} if before > 0 else {}
-            self._add(revision, parent, closed)
-            self.set_trait(
-                "status",
-                f"Edited {name}: gap {markup.percent(before)} → {markup.percent(after.gap)}, "
-                f"degradation {markup.percent(after.degradation)}.",
-            )
-
-        return self.act(lambda job: self._workshop.edit(job, edits, layer), "Edit", show)
-
-    def rectify(self) -> Job[Rectification]:
-        """Edit the version in view until the gap is under its target.
-
-        Cancelling keeps the edits that were kept by then.
-        """
-        edits, scored = self.edits, bool(self.scores)
-        parent = self.history.timeline.here.number
-        options, done = self.options(self.layer), list[Revision]()
-
-        def work(job: Job[Rectification]) -> Rectification:
-            start = 0.0 if scored else LOCATE_SHARE
-            if not scored:
-                found = self._workshop.locate(job, edits, options.method, stop=start)
-                job.call(lambda: self._show_scores(found, len(edits)))
-            revision, result = self._workshop.rectify(job, edits, options, start=start)
-            done.append(revision)
-            return result
-
-        def show(job: Job[Rectification]) -> None:
-            result = job.result()
-            self.set_trait("result", result)
-            self._add(done[0], parent, shares(result.steps), result.steps)
-            self.set_trait("status", markup.outcome(result))
-            self.draw()
-
-        return self.act(work, "Rectify", show)
-
-    def undo(self) -> Job[Any]:
-        """Take the last edit back.
-
-        Raises:
-            ValueError: there is nothing to undo.
-            RuntimeError: something is under way.
-        """
-        return self._go(self.history.undo, "Took an edit back")
-
-    def redo(self) -> Job[Any]:
-        """Make the edit again that was taken back.
-
-        Raises:
-            ValueError: there is nothing to redo.
-            RuntimeError: something is under way.
-        """
-        return self._go(self.history.redo, "Made an edit again")
-
-    def save(self, path: str | Path | None = None) -> Job[Path]:
-        """Write the edits of the version in view, for `rectify_widgets.load_edits`.
-
-        Args:
-            path: of the safetensors file; None takes `file`.
-
-        Raises:
-            TypeError, ValueError: there are no edits, or no such folder.
-        """
-        job = self.history.save(goal := self.file if path is None else path)
-        count = markup.some(len(self.edits), "edit")
-        self.set_trait("status", f"Saved {count} to {Path(goal).name}.")
-        return job
-
-    # -- behind the buttons -----------------------------------------------------------------------
-
-    def act(self, work: Any, label: str, show: Any) -> Job[Any]:
-        """As `Panel.act`; scoring a whole set of maps would keep the work waiting, so it ends."""
-        self.check_idle()
-        if self.maps.page == "set":
-            self.maps.cancel()
-        return super().act(work, label, show)
-
-    def _go(self, move: Callable[[], Job[Any]], words: str) -> Job[Any]:
-        self.check_idle()
-        job = move()
-        self.set_trait("status", f"{words}: {self.history.status}")
-        return job
-
-    def _show_scores(self, localization: Localization, edits: int) -> None:
-        note = f"after {markup.some(edits, 'edit')}" if edits else "of the model as given"
-        self.layers.measured = {}
-        self.layers.show(localization, note)
-        self.set_trait("status", self.layers.status)
-
-    def _add(
-        self,
-        revision: Revision,
-        parent: int,
-        closed: Mapping[str, float],
-        trials: Sequence[Step] = (),
-    ) -> None:
-        """Put new edits into the history, after the version that they were made from.
-
-        ``closed`` is the share of the gap that the edit of a layer closed.
-        """
-        self.history.append(
-            revision.edits, revision.verdicts, trials=trials, parent=parent, model=revision.model
-        )
-        numbers = [version.number for version in self.history.timeline.lineage(parent)]
-        self.history.measured(dict(zip(numbers, revision.earlier, strict=True)))
-        self.layers.measured = {**self.layers.measured, **closed}
-
-    def _follow_model(self, change: Mapping[str, nn.Module | None]) -> None:
-        """The version in view comes into all views."""
-        self.set_trait("model", self._original if change["new"] is None else change["new"])
-        self.layers.edited = tuple(dict.fromkeys(edit.layer for edit in self.edits))
-        self.maps.after = change["new"]
-        self.predictions.after = change["new"]
-
-    def _take(self, change: Mapping[str, Any]) -> None:
-        """Scores and errors of a viewer are those of the dashboard too."""
-        if change["new"] is not None:
-            self.set_trait(change["name"], change["new"])
-
-    def _follow_layer(self, change: Mapping[str, str | None]) -> None:
-        """Grad-CAM looks at the chosen layer, if that is a convolution."""
-        name = change["new"]
-        part = None if name is None else unwrap(self._original).get_submodule(name)
-        self.maps.layer = name if isinstance(part, nn.Conv2d) else None
-
-    def _update(self, _: object) -> None:
-        """Offer what can be done now; the next step stands out."""
-        timeline = self.history.timeline
-        disabled = {"rectify", "locate", "edit", "undo", "redo"} if self.busy else {"cancel"}
-        disabled |= set() if timeline.step else {"undo", "save"}
-        disabled |= {"redo"} if timeline.step == len(timeline.path) - 1 else set()
-        after = "save" if timeline.step else "rectify"
-        self._controls.update(disabled, "cancel" if self.busy else after)
-
-    # -- checks -----------------------------------------------------------------------------------
-
-    @traitlets.validate("layer")
-    def _check_layer(self, proposal: Mapping[str, str | None]) -> str | None:
-        return self.layers.check_layer(proposal["value"])
-
-    @traitlets.validate("index")
-    def _check_index(self, proposal: Mapping[str, int]) -> int:
-        return check_index(proposal["value"], self._count)
-
-    # -- static views -----------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Wait for the views that are being computed."""
-        for view in (self.history, self.maps, self.predictions):
-            view.settle()
-
-    def sheets_with_parts(self) -> tuple[str, ...]:
-        """The sheets of all widgets."""
-        return SHEETS
 
     def html(self) -> str:
-        """The title; the viewers below it say the rest."""
+        """The title; the steps below it say the rest."""
         title = '<span class="rw-title">Rectification</span>'
         words = self.about.replace(", ", " · ")
         if self.result is not None and (corruption := markup.corruption(self.result)):
             words += f" · {corruption}"
         return f'{title} <span class="rw-soft">{escape(words)}</span>'
 
+    # -- static views -----------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Wait for the views that are being computed."""
+        parts = (self.suspicions, self.painter)
+        bench = self._bench
+        views = () if bench is None else (bench.history, bench.maps, bench.predictions)
+        for view in (*parts, *views):
+            if view is not None:
+                view.settle()
+
+    def sheets_with_parts(self) -> tuple[str, ...]:
+        """The sheets of all widgets."""
+        return SHEETS
+
     def still(self) -> str:
         """All views, one under the other."""
         state = markup.status_line(self.status) + markup.error_box(self.error)
+        steps = still(self.way.html, {"stage": self.stage})
+        page = f"<div>{self.html()}{steps}{state}</div>"
+        for part in (self.suspicions, self.painter):
+            page += "" if part is None else part.still()
+        if self._bench is None:
+            return page
         views = (self.layers, self.maps, self.predictions)
         columns = "".join(f"<div>{view.still()}</div>" for view in views)
-        page = f'<div>{self.html()}{state}</div><div><div class="rw-columns">{columns}</div></div>'
+        page += f'<div><div class="rw-columns">{columns}</div></div>'
         edited = len(self.history.timeline) > 1
         return page + (f"<div>{self.history.still()}</div>" if edited else "")
 
     def forget(self) -> None:
-        """Let go of the model and of the references."""
-        self.set_trait("model", None)
-        self._workshop.forget()
-
-
-def shares(steps: Sequence[Step]) -> dict[str, float]:
-    """Share of the gap that the best single edit of each layer closed in the first round."""
-    closed: dict[str, float] = {}
-    for step in steps:
-        if step.round > 1 or step.refined:  # refined edits close it together with other layers
-            continue
-        if step.gap_after is not None and step.gap_before > 0:
-            share = 1.0 - step.gap_after / step.gap_before
-            closed[step.layer] = max(share, closed.get(step.layer, share))
-    return closed
+        """Let go of the model, the references and the viewers."""
+        super().forget()
+        for name in ("suspicions", "painter"):
+            self.set_trait(name, None)
+        self._original = nn.Identity()
+        self._reference, self._taken = None, None

@@ -24,7 +24,7 @@ def _check(name: str, value: object) -> Any:
 class OptionTraits(traitlets.HasTraits):
     """The options of `rectify_widgets.rectify` that a widget shows as fields."""
 
-    method = CheckedTrait(DEFAULTS.method, _check)
+    method = CheckedTrait(DEFAULTS.method, _check).tag(sync=True)
     strategy = CheckedTrait(DEFAULTS.strategy, _check)
     target_gap = CheckedTrait(DEFAULTS.target_gap, _check)
     max_degradation = CheckedTrait(DEFAULTS.max_degradation, _check)

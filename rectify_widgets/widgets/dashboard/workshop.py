@@ -9,7 +9,7 @@ can be drawn meanwhile (see `session`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from rectify_widgets.engine.model.running import copied
 from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.rectification import rectify
-from rectify_widgets.engine.repair.result import Rectification
+from rectify_widgets.engine.repair.result import Rectification, Step
 from rectify_widgets.engine.repair.solving import solve_edit
 from rectify_widgets.widgets import actions
+from rectify_widgets.widgets.dashboard.recipe import BY_HAND
 from rectify_widgets.widgets.session import Job
 
 
@@ -127,6 +128,32 @@ class Workshop:
                 self._verdicts[known] = self._measure.measure(model, cancel=cancel)
             verdicts.append(self._verdicts[known])
         return verdicts
+
+    def repaired(
+        self,
+        job: Job[Any],
+        edits: Sequence[RankOneEdit],
+        outcome: Rectification | None,
+        trials: Sequence[Step],
+    ) -> Rectification:
+        """These edits as one result, on a copy of the model that nothing else uses.
+
+        Args:
+            job: is under way.
+            edits: in order.
+            outcome: of the one rectification that made them, or None if they come of several calls.
+            trials: all of these calls.
+        """
+        model = self.edited(edits)
+        if outcome is not None:
+            return replace(outcome, model=model)
+        verdicts = self.measure(edits, job)
+        job.check()
+        flagged = torch.empty(0, dtype=torch.int64) if self._flagged is None else self._flagged
+        return Rectification(
+            model, list(edits), list(trials), BY_HAND, BY_HAND,
+            verdicts[0].gap, verdicts[-1].gap, verdicts[-1].degradation, flagged,
+        )  # fmt: skip
 
     def forget(self) -> None:
         """Let go of the references that are measured on."""

@@ -20,11 +20,14 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.model.catalog import editable_layers
-from rectify_widgets.engine.model.running import unwrap
+from rectify_widgets.engine.model.running import eval_mode, unwrap
 from rectify_widgets.widgets import markup
 
 Localizations: TypeAlias = "Localization | Sequence[Localization] | Mapping[str, Localization]"
 """One localisation, or one for each of several methods."""
+
+CLIP = 0.5
+"""Length of the longest bar below zero, as a share of the longest above it."""
 
 ROOT = "(the model itself)"
 """What stands for the empty name: a model that is one layer."""
@@ -232,7 +235,8 @@ class Layers:
     @classmethod
     def of_model(cls, model: nn.Module, pairs: SamplePairs) -> Layers:
         """The layers of a model, which is run once on a clean sample."""
-        catalog = editable_layers(model, pairs.clean[:1])
+        with eval_mode(model, "pairs") as module:
+            catalog = editable_layers(module, pairs.clean[:1])
         kinds = {layer.name: layer.kind for layer in catalog}
         registered = [name for name, _ in unwrap(model).named_modules()]
         return cls(tuple(catalog.editable), catalog.refused, kinds, registered)
@@ -330,12 +334,14 @@ class Scores:
         """Values at both ends of a bar.
 
         Shares reach from 0 to 1, or as far as they and what was measured go; so a short bar says
-        that a layer closes little of the gap even where no other closes more.
+        that a layer closes little of the gap even where no other closes more.  Below zero they
+        reach half as far at most, so that one edit that does harm leaves room for the others.
         """
         values = [0.0, *self.values.values()]
         if self.is_share:
             values += [1.0, *measured]
-        return min(values), max(values) or 1.0
+        high = max(values) or 1.0
+        return max(min(values), -CLIP * high), high
 
     def of(self, entry: Entry) -> float | None:
         """The score of a layer, or the best one inside a group."""

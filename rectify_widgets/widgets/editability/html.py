@@ -41,9 +41,8 @@ def layer_table(entries: Sequence[Entry], known: Knowledge, view: str) -> str:
         for column in columns
     )
     body = "".join(_line(entry, known, columns) for entry in entries)
-    words = "" if known.scores else '<p class="rw-soft">Not scored yet.</p>'
     return (
-        f'{words}<div class="rw-lay-list" data-list data-key="layers">'
+        '<div class="rw-lay-list" data-list data-key="layers">'
         f"{markup.table('rw-lay', head, body)}</div>"
         f'<div class="rw-soft rw-lay-legend">{" · ".join(legend(known, view))}</div>'
     )
@@ -60,7 +59,7 @@ def folding() -> str:
 
 def legend(known: Knowledge, view: str) -> list[str]:
     """What signs and bars mean, a few words each."""
-    words = ["★ scores best"] * bool(known.scores) + ["● edited"]
+    words = ["★ scores best" if known.scores else "Not scored yet", "● edited"]
     if view == "table":
         return words
     if known.measured:
@@ -71,6 +70,9 @@ def legend(known: Knowledge, view: str) -> list[str]:
         words.append(f"full bar: {markup.percent(full).replace('.0 ', ' ')} of the gap")
     if len(shares) < len(known.scores):
         words.append("projection, which has no unit: its greatest score")
+    lows = [(scores, scores.limits(known.measured.values())[0]) for scores in known.scores]
+    if any(value < low for scores, low in lows for value in scores.values.values()):
+        words.append("◂ bar cut off")
     if view == "tree" and known.scores:
         words.append("hollow bar: the best inside a group")
     return words
@@ -149,10 +151,14 @@ def _score_column(scores: Scores, known: Knowledge, place: int, numbers: bool) -
     if numbers:
         return Column(head, lambda entry: scores.text(scores.of(entry)), f"{look} rw-right", about)
 
+    least, _ = scores.limits(known.measured.values())
+
     def show(entry: Entry) -> str:
+        score = scores.of(entry)
+        cut = "◂ " if score is not None and score < least else ""
         return (
             f'<span class="rw-lay-score">{_bar(entry, scores, known)} '
-            f"<span>{scores.text(scores.of(entry))}</span></span>"
+            f"<span>{cut}{scores.text(score)}</span></span>"
         )
 
     return Column(head, show, f"{look} rw-lay-bars", about)
@@ -169,7 +175,7 @@ def _bar(entry: Entry, scores: Scores, known: Knowledge) -> str:
     if low < 0.0:
         marks = f'<rect x="{percent(-low)}" width="1" height="12" fill="{render.INK}"/>'
     if score is not None:
-        start, stop = sorted((0.0, score))
+        start, stop = sorted((0.0, max(score, low)))
         colour = render.FOR if entry.is_layer and known.signs(entry) else render.AGAINST
         hollow = f'fill="none" stroke="{colour}" stroke-width="1.5"'
         fill = hollow if entry.is_group else f'fill="{colour}"'
@@ -179,9 +185,7 @@ def _bar(entry: Entry, scores: Scores, known: Knowledge) -> str:
         )
     measured = known.measured.get(entry.name) if entry.is_layer else None
     if measured is not None and scores.is_share:
-        marks += (
-            f'<rect x="{percent(measured - low)}" width="4" height="12" fill="#111" stroke="#fff"/>'
-        )
+        marks += f'<rect x="{percent(max(measured, low) - low)}" width="4" height="12" fill="#111" stroke="#fff"/>'
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" '
         f'width="96" height="12" aria-label="">{marks}</svg>'

@@ -64,20 +64,21 @@ class EditabilityViewer(Panel):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
 
     Example:
-        >>> viewer = EditabilityViewer(model, pairs, reference=reference)
-        >>> viewer.locate().wait()
-        >>> viewer.locate("projection").wait()  # a second column of bars
-        >>> viewer.layer, viewer.order, viewer.view = "stage3.conv2", "rank", "tree"
+        >>> layers = rw.EditabilityViewer(model, pairs, reference=reference)
+        >>> found = layers.locate().wait()
+        >>> found = layers.locate("projection").wait()  # a second column of bars
+        >>> layers.layer, layers.order, layers.view = "conv2", "rank", "tree"
+        >>> layers.close()
     """
 
     sheets = ("editability",)
     handles = ("layer", "fold", "fold_all", "unfold_all")
     marks = ("layer",)
 
-    layer = traitlets.Unicode(None, allow_none=True)
+    layer = traitlets.Unicode(None, allow_none=True).tag(sync=True)
     """The chosen layer's dotted name; a click on a row chooses its layer."""
 
-    method = traitlets.Unicode("edit-attribution")
+    method = traitlets.Unicode("edit-attribution").tag(sync=True)
     """The method in front: `scores`, the rank and ★ are its own, and `locate` uses it."""
 
     scores = traitlets.Dict(read_only=True)
@@ -258,7 +259,8 @@ class EditabilityViewer(Panel):
         return self._title() + super().still()
 
     def forget(self) -> None:
-        """Let go of the model and the samples."""
+        """Let go of the model, the samples and the edits that were scored."""
+        self._localizations.clear()
         self._model = self._pairs = self._reference = None
 
     # -- behind the view --------------------------------------------------------------------------

@@ -57,11 +57,17 @@ def page(
 
 # --- steps ---------------------------------------------------------------------------------------
 
-HEADS = f"<th>Layer</th><th>Edit</th>{markup.numbers(('Gap', 'Degradation'), 'th')}<th>Outcome</th>"
-"""Heads of a table of steps and of one of trials; see `_cells`."""
+OBJECTIVE = "Objective"
+"""Head of a column of trials: the gap and twice the change on clean inputs, by which they are compared."""
 
 WITHOUT = "Gap without it, points"
 """Head of a column: how much more of the gap is left without an edit, all others in place."""
+
+
+def _heads(*more: str) -> str:
+    """Heads of a table of steps and of one of trials; see `_cells`."""
+    figures = markup.numbers(("Gap", "Degradation", *more), "th")
+    return f"<th>Layer</th><th>Edit</th>{figures}<th>Outcome</th>"
 
 
 def _cells(
@@ -92,9 +98,7 @@ def steps(timeline: Timeline, here: int | None = None) -> str:
         )
         if notes := _notes(timeline, step, version):
             body += f'<tr class="rw-notes"><td></td><td colspan="{5 + several}">{notes}</td></tr>'
-    heads = markup.numbers(["Step"], "th") + HEADS
-    if several:
-        heads = heads.replace("<th>Outcome", f"{markup.numbers([WITHOUT], 'th')}<th>Outcome")
+    heads = markup.numbers(["Step"], "th") + _heads(*[WITHOUT] * several)
     table = markup.table("", heads, body)
     look = "rw-steps rw-several" if several else "rw-steps"
     return f'<div class="{look}" data-list data-key="steps">{table}</div>'
@@ -168,12 +172,13 @@ def _trials(trials: Sequence[Step], key: str, when: str = "") -> str:
         look, sign = ("rw-pick", "✓ kept:") if trial.accepted else ("rw-off", "↺")
         title, outcome = f"<code>{escape(trial.layer)}</code>", f"{sign} {trial.reason}"
         figures = trial.gap_after, trial.degradation_after
-        body += f'<tr class="{look}">{_cells(title, trial.settings, *figures, outcome)}</tr>'
+        cells = _cells(title, trial.settings, *figures, outcome, percent(trial.objective))
+        body += f'<tr class="{look}">{cells}</tr>'
     more = len(back) - TRIALS
     rest = f'<p class="rw-soft">… and {more} more.</p>' if more > 0 else ""
     return (
         f'<details data-key="{key}"><summary>{escape(f"↺ {when}{summary(back)}")}</summary>'
-        f"{markup.table('', HEADS, body)}{rest}</details>"
+        f"{markup.table('', _heads(OBJECTIVE), body)}{rest}</details>"
     )
 
 

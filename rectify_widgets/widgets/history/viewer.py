@@ -50,19 +50,22 @@ class HistoryViewer(Panel):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
 
     Example:
-        >>> history = HistoryViewer(result)
-        >>> traitlets.dlink((history, "model"), (maps, "after"))  # maps follow every step
+        >>> import traitlets
+        >>> history, maps = rw.HistoryViewer(result), rw.AttributionViewer(model, pairs)
+        >>> link = traitlets.dlink((history, "model"), (maps, "after"))  # maps follow every step
         >>> history.step = 1
+        >>> history.close(), maps.close()
+        (None, None)
     """
 
     sheets = ("history",)
     handles = ("step", "branch", "show_branch")
     marks = ("step", "branch")
 
-    step = traitlets.Int(0)
+    step = traitlets.Int(0).tag(sync=True)
     """The step in view: 0 is the model as given, 1 the first edit of the branch."""
 
-    branch = traitlets.Int(0)
+    branch = traitlets.Int(0).tag(sync=True)
     """The branch in view, from 0 in the order of their beginning; choosing one shows its end."""
 
     model = traitlets.Instance(nn.Module, allow_none=True, read_only=True)
@@ -262,7 +265,7 @@ class HistoryViewer(Panel):
         self.add_class("rw-history-card")
         make = Controls(self)
         self._heading = make.text()
-        self._steps = make.samples(1, name="step", label="Step")
+        self._steps = make.samples(1, name="step", label="Step", first=0)
         self._branches = make.choice("branch", [("", 0)], "Branch")
         tip = "Begin a branch at this step; later steps are kept"
         self._buttons = {"branch_off": make.button("Branch off", "code-fork", tip, "branch_off")}
@@ -348,7 +351,6 @@ class HistoryViewer(Panel):
     def forget(self) -> None:
         """Let go of the models and the edits."""
         self._models.clear()
-        self._job = None  # its result is a model
         self._timeline = Timeline()
         self._source = nn.Identity()
         self.set_trait("model", None)

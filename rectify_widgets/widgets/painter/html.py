@@ -49,9 +49,9 @@ class Study:
 
 def side(study: Study, fill: str, classes: Sequence[str] | None, *, live: bool) -> str:
     """The cleansed picture with the answers; in a still view the painted input comes first."""
-    pictures = [] if live else [_figure(marked(study), f"Input {study.index}, painted")]
+    pictures = [] if live else [_figure(marked(study), f"Input {study.index + 1}, painted")]
     if study.clean is not None:
-        words = f"Cleansed input {study.index}, fill: {fill}"
+        words = f"Cleansed input {study.index + 1}, fill: {fill}"
         pictures.append(_figure(study.clean, words))
     empty = "" if study.clean is not None else f'<div class="rw-soft rw-empty">{EMPTY}</div>'
     shown = f'<div class="rw-pictures">{"".join(pictures)}</div>' if pictures else ""

@@ -70,14 +70,17 @@ class MaskPainter(Panel):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
 
     Example:
-        >>> painter = rw.MaskPainter(odd, model=model, classes=names)
-        >>> painter  # paint, in a cell of its own
-        >>> result = rw.rectify(model, painter.pairs, reference=reference)
+        >>> painter = rw.MaskPainter(pairs.corrupted, model=model, classes=classes)
+        >>> suggested = rw.suggest_masks(model, pairs.corrupted)
+        >>> painter.masks = suggested  # or paint, in a cell of its own
+        >>> painter.pairs
+        SamplePairs(4 of 1 × 12 × 12, labels from the model)
+        >>> painter.close()
     """
 
     sheets = ("prediction", "painter")
 
-    index = traitlets.Int(0)
+    index = traitlets.Int(0).tag(sync=True)
     """The sample in view, from 0."""
 
     masks = traitlets.Instance(Tensor)
@@ -156,6 +159,11 @@ class MaskPainter(Panel):
         self.listen(self, lambda _: self.study(), ["fill"])
 
     # -- what can be read -------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> Tensor:
+        """What is painted on, ``N × C × H × W``."""
+        return self._inputs
 
     @property
     def painted(self) -> list[int]:
@@ -417,5 +425,5 @@ class MaskPainter(Panel):
     def forget(self) -> None:
         """Let go of the model, the inputs and what was made of them."""
         self._model, self._reference, self._study = None, None, None
-        self._inputs = self._inputs[:0]
+        self._inputs = self._inputs[:0].clone()
         self._clean.clear()

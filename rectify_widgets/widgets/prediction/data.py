@@ -1,10 +1,9 @@
 """What models predict for the inputs of a viewer, and how two of them differ.  Makes no HTML.
 
 Imports numpy and the engine.  `predict` runs a model, `PredictionCache` keeps what it gives;
-`Flips` lists the predictions that differ, `confusion_change` counts them by class, and a
-`Comparison` puts inputs, labels and predictions together.  A flip is *fixed* (wrong before, right
-after), *broken* (right before, wrong after) or *changed* (another class, neither of them the label,
-or no label known).
+`Flips` lists the predictions that differ, and a `Comparison` puts inputs, labels and predictions
+together.  A flip is *fixed* (wrong before, right after), *broken* (right before, wrong after) or
+*changed* (another class, neither of them the label, or no label known).
 """
 
 from __future__ import annotations
@@ -28,8 +27,13 @@ from rectify_widgets.engine.measure.metrics import (
 )
 from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device, with_head
 from rectify_widgets.widgets.markup import class_name
+from rectify_widgets.widgets.prediction.confusion import (
+    OTHERS,
+    ConfusionChange,
+    Ints,
+    confusion_change,
+)
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 Confusion = tuple[str, int, int]
@@ -39,14 +43,13 @@ CACHE_BYTES = 128 * 2**20
 """Bytes of predictions that are kept; beyond it, those that were used longest ago go first."""
 
 CONFIDENCE = 0.95
-"""Level of the bootstrap intervals."""
+"""Level of the intervals."""
 
 KINDS = ("fixed", "broken", "changed")
 """Kinds of flips, by number."""
 
-SAME = UNKNOWN = OTHERS = -1
-"""The kind of a prediction that is no flip, the label where there is none, and all classes that are
-not listed."""
+SAME = UNKNOWN = -1
+"""The kind of a prediction that is no flip, and the label where there is none."""
 
 
 # -- predictions ----------------------------------------------------------------------------------
@@ -126,38 +129,38 @@ def predict(
         ValueError: scores that are not ``N × classes``, or NaN.
     """
     total, done = sum(map(len, columns.values())), 0
-    found: dict[str, Tensor] = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     monitor.check()
     with eval_mode(model) as module:
         headed = with_head(module, *columns.values())
     for name, inputs in columns.items():
-        shares = []
+        parts = []
         for chunk in inputs.split(chunk_size(inputs, model_device(model))):
             with eval_mode(headed) as module:
                 scores = scored(module, chunk, len(chunk))
-            shares.append(scores)
+            parts.append((scores.argmax(dim=-1), _softmax(scores)))
             done += len(chunk)
             monitor.report(done / total, f"{done} of {total} inputs")
-        found[name] = torch.cat(shares)
-    first, *_, last = (*found.values(), *found.values())
+        picked, share = zip(*parts, strict=True)
+        found[name] = torch.cat(picked), torch.cat(share)
+    (_, first), *_, (_, last) = (*found.values(), *found.values())
     if first.ndim < 3:
         label = None
     else:
-        apart = (_softmax(first) - _softmax(last))[..., 1].abs().mean(dim=0)
+        apart = (first - last)[..., 1].abs().mean(dim=0)
         label = int(apart.argmax()) if label is None else check_target(label, len(apart))
-        found = {name: scores[:, label] for name, scores in found.items()}
-    return Predictions(
-        {name: scores.argmax(dim=1).numpy() for name, scores in found.items()},
-        {name: _softmax(scores).numpy() for name, scores in found.items()},
-        label=label,
-    )
+        found = {name: (c[:, label].clone(), p[:, label].clone()) for name, (c, p) in found.items()}
+    classes, shares = ({name: x[i].numpy() for name, x in found.items()} for i in (0, 1))
+    return Predictions(classes, shares, label=label)
 
 
 def _softmax(scores: Tensor) -> Tensor:
     """Probabilities; classes of infinite score share all of it."""
     shares = scores.float().softmax(dim=-1)
-    broken = shares.isnan()
-    return torch.where(broken, scores.isposinf() / scores.isposinf().sum(-1, keepdim=True), shares)
+    if not shares.isnan().any():
+        return shares
+    top = scores.isposinf()
+    return torch.where(shares.isnan(), top / top.sum(-1, keepdim=True), shares)
 
 
 def truth_of(labels: Ints | None, label: int | None) -> Ints | None:
@@ -176,7 +179,9 @@ def truth_of(labels: Ints | None, label: int | None) -> Ints | None:
     return labels[:, label]
 
 
-def judge(predictions: Predictions, labels: Ints | None, target: int | None) -> Report | None:
+def judge(
+    predictions: Predictions, labels: Ints | None, target: int | None, groups: object = None
+) -> Report | None:
     """The figures of `rectify_widgets.evaluate`, with intervals; None without labels.
 
     The first column counts as clean, the second, if there is one, as corrupted.  The attack
@@ -196,7 +201,7 @@ def judge(predictions: Predictions, labels: Ints | None, target: int | None) -> 
         (torch.from_numpy(classes), truth) for classes in predictions.classes.values()
     )
     return evaluate_predictions(
-        clean, corrupted[0] if corrupted else None, target, confidence=CONFIDENCE
+        clean, corrupted[0] if corrupted else None, target, groups=groups, confidence=CONFIDENCE
     )
 
 
@@ -294,70 +299,6 @@ def find_flips(before: Predictions, after: Predictions, labels: Ints | None) -> 
     return Flips(*map(np.concatenate, zip(*parts, strict=True))).sort("sample")
 
 
-# -- classes --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ConfusionChange:
-    """A confusion matrix after minus before.
-
-    The same samples are counted both times, so each row sums to zero: what one class loses, another
-    gains.
-
-    Attributes:
-        classes: class numbers of rows and columns; `OTHERS` in the last place stands for the rest.
-        matrix: change of each count, rows by true class, columns by predicted class.
-        samples: number of samples of each row.
-        before, after: how many of them were right; within `OTHERS` by their own classes.
-    """
-
-    classes: Ints
-    matrix: Ints
-    samples: Ints
-    before: Ints
-    after: Ints
-
-
-def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
-    """``classes × classes`` counts, rows by true class."""
-    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return counts.reshape(classes, classes).astype(np.int64)
-
-
-def busiest(matrix: Ints, limit: int) -> Ints:
-    """The classes whose rows and columns change most, at most ``limit``, in their own order."""
-    size = np.abs(matrix)
-    activity = size.sum(axis=0) + size.sum(axis=1) - np.diagonal(size)
-    return np.sort(np.argsort(-activity, kind="stable")[:limit])
-
-
-def confusion_change(
-    labels: Ints, before: Ints, after: Ints, classes: int, limit: int
-) -> ConfusionChange:
-    """What changed between two models that predict ``N`` classes each.
-
-    Of more than ``limit`` classes, those that change least are taken together.
-    """
-    listed = place = np.arange(classes)
-
-    def change() -> Ints:
-        earlier, later = (
-            confusion_matrix(place[labels], place[found], len(listed)) for found in (before, after)
-        )
-        return later - earlier
-
-    if classes > limit:
-        busy = busiest(change(), limit)
-        place = np.full(classes, limit)
-        place[busy] = np.arange(limit)
-        listed = np.append(busy, OTHERS)
-    samples, right_before, right_after = (
-        np.bincount(place[part], minlength=len(listed))
-        for part in (labels, labels[before == labels], labels[after == labels])
-    )
-    return ConfusionChange(listed, change(), samples, right_before, right_after)
-
-
 # -- both models ----------------------------------------------------------------------------------
 
 
@@ -375,6 +316,7 @@ class Comparison:
         classes: class names, by number, or None.
         mean, std: the normalisation of the inputs, undone for display.
         label: of several labels, the one that is looked at.
+        groups: which group each sample belongs to, see `rectify_widgets.evaluate`, or None.
         predictions: of the model before its edits and, if there is one, of that after them.
         flips: between the two, or None where there is one model.
     """
@@ -390,6 +332,7 @@ class Comparison:
     predictions: list[Predictions] = field(default_factory=list)
     flips: Flips | None = None
     label: int | None = None
+    groups: object = None
 
     def look_at(self, label: int | None) -> None:
         """From now on show one of several labels, as the classes without and with it."""
@@ -416,8 +359,9 @@ class Comparison:
 
     @property
     def reports(self) -> tuple[Report, ...]:
-        """The headline figures of each model."""
-        return tuple(found.report for found in self.predictions if found.report is not None)
+        """The headline figures of each model; in those after edits the groups before them too."""
+        found = [found.report for found in self.predictions if found.report is not None]
+        return (*found[:1], *(report.beside(found[0]) for report in found[1:]))
 
     def update(self, predictions: Sequence[Predictions | None]) -> None:
         """Take the predictions of the model before and the one after, up to the first None."""

@@ -13,13 +13,12 @@ from html import escape
 import numpy as np
 
 from rectify_widgets.widgets import charts, markup, render, view
+from rectify_widgets.widgets.prediction.confusion import OTHERS, ConfusionChange
 from rectify_widgets.widgets.prediction.data import (
     KINDS,
-    OTHERS,
     UNKNOWN,
     Comparison,
     Confusion,
-    ConfusionChange,
     Flips,
     kinds_of,
 )
@@ -55,6 +54,9 @@ CLASSES = 20
 NAMED = 3
 """Changes that the words beside a heat map name."""
 
+NAME = charts.NAME
+"""Most letters of a class name in a table of all classes."""
+
 NO_MODEL = "No edited model yet: there is nothing to compare with."
 NO_FLIP = "No flip of this kind among these inputs."
 
@@ -66,7 +68,7 @@ def thumbnail(compared: Comparison, column: str, sample: int, width: int) -> str
     """``<img>`` of an input, of a few kilobytes; its longer side is ``width``."""
     pixels = render.to_rgb(compared.columns[column][sample], compared.mean, compared.std)
     across = max(round(width * pixels.shape[1] / max(pixels.shape[:2])), 1)
-    alt = f"{column} input {sample}"
+    alt = f"{column} input {sample + 1}"
     return render.image_tag(
         pixels, alt, width=across, side=2 * width, most=BYTES[width], enlarge=width > THUMBNAIL
     )
@@ -79,7 +81,7 @@ def note(compared: Comparison) -> str:
     """How many samples, and what they are judged by."""
     notes = [markup.some(compared.count, "sample"), compared.source]
     if compared.reports:
-        notes.append("bootstrap intervals at 95 %")
+        notes.append("intervals at 95 %")
     return f'<div class="rw-soft">{escape(" · ".join(notes))}</div>'
 
 
@@ -266,7 +268,7 @@ def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, o
             f"<div><span>{sign(predicted, label)} {escape(names[-1])}</span> "
             f'<span class="rw-num">{markup.percent(sure)}</span></div>'
         )
-    title = f"Sample {number}{column}: {kind}, {names[0]} to {names[1]}"
+    title = f"Sample {number + 1}{column}: {kind}, {names[0]} to {names[1]}"
     if label != UNKNOWN and kind == "changed":
         truth = markup.class_name(compared.classes, label)
         lines += f'<div class="rw-soft">label {escape(truth)}</div>'
@@ -276,7 +278,7 @@ def _tile(compared: Comparison, flips: Flips, place: int, picture: Picture, *, o
     return (
         f'<div class="rw-flip"{link} title="{escape(title)}">{picture(name, number, THUMBNAIL)}'
         f"<div><div><b>{NAMES[kind]}</b> "
-        f'<span class="rw-num">{number}{escape(column)}</span></div>{lines}</div></div>'
+        f'<span class="rw-num">{number + 1}{escape(column)}</span></div>{lines}</div></div>'
     )
 
 
@@ -297,12 +299,35 @@ def classes(
     cards = "".join(
         _class_card(compared, name) for name in compared.columns if column in ("all", name.lower())
     )
-    below = (
-        '<div data-only-live><span class="rw-soft">Click a number to list its flips.</span></div>'
-    )
+    below = ""
+    if "data-set" in cards:
+        words = '<span class="rw-soft">Click a number to list its flips.</span>'
+        below = f"<div data-only-live>{words}</div>"
     if confusion is not None and column in ("all", confusion[0]):
         below = _cell_flips(compared, flips, confusion, listing)
     return f'<div class="rw-classes">{cards}</div>{below}'
+
+
+def groups(compared: Comparison) -> str:
+    """Accuracy of each (label, group), and which lose more than a point; empty without groups."""
+    table = compared.reports[-1].groups if compared.reports else None
+    if table is None:
+        return ""
+    heads, rows = table.cells(compared.classes)
+    body = "".join(
+        f"<tr><td>{escape(label)}</td><td>{escape(group)}</td>{markup.numbers(line)}</tr>"
+        for label, group, *line in rows
+    )
+    label, group, *more = (text.capitalize() for text in heads)
+    words = "<br>".join(escape(text) for text in table.sentences(compared.classes))
+    return (
+        f"<div>{markup.heading('Groups', 'accuracy, Wilson intervals at 95 %')}<br>"
+        f'<span class="rw-soft">{words}</span>'
+        + markup.table(
+            "rw-recall", f"<th>{label}</th><th>{group}</th>{markup.numbers(more, 'th')}", body
+        )
+        + "</div>"
+    )
 
 
 def _cell_flips(
@@ -334,10 +359,16 @@ def _class_card(compared: Comparison, column: str) -> str:
     names = [_row_name(number, compared.classes) for number in listed]
     before, after = (found.classes[column] for found in compared.predictions)
     note = f"{(before != after).sum()} of {markup.some(len(before), 'prediction')} differ"
-    total = compared.predictions[0].class_count
-    if len(names) < total:
-        note += f"; the {CLASSES} of {total} classes that change most, the others together"
+    total, named = compared.predictions[0].class_count, len(listed) - (OTHERS in listed)
+    most = " most" if named == CLASSES else ""
+    if 0 < named < total:
+        note += f"; the {named} of {total} classes that change{most}, the others together"
     rows, words = _truth_word(compared), greatest(change, names)
+    title = markup.heading("Inputs" if column == "Input" else f"{column} inputs", note)
+    words_shown = words if named else f"{words} among {total} classes"
+    title += f'<br><span class="rw-soft">{escape(words_shown)}</span>'
+    if not named:
+        return f"<div>{title}</div>"
 
     def handle(row: int, predicted: int) -> str:
         cell = (column.lower(), listed[row], listed[predicted])
@@ -352,12 +383,8 @@ def _class_card(compared: Comparison, column: str) -> str:
         row_title=rows,
         column_title="Predicted class",
     )
-    title = markup.heading("Inputs" if column == "Input" else f"{column} inputs", note)
     recall = _recall(change, names, rows, judged=compared.labels is not None)
-    return (
-        f'<div>{title}<br><span class="rw-soft">{escape(words)}</span>'
-        f'<div class="rw-change"><div data-list>{chart}</div>{recall}</div></div>'
-    )
+    return f'<div>{title}<div class="rw-change"><div data-list>{chart}</div>{recall}</div></div>'
 
 
 def greatest(change: ConfusionChange, names: Sequence[str]) -> str:
@@ -388,7 +415,7 @@ def _recall(change: ConfusionChange, names: Sequence[str], rows: str, *, judged:
     else:
         columns["Same after"] = change.after
     body = "".join(
-        f"<tr><td>{escape(name)}</td>{markup.numbers(line)}</tr>"
+        f"<tr><td{markup.short(name, NAME)}</td>{markup.numbers(line)}</tr>"
         for name, *line in zip(names, *columns.values(), strict=True)
     )
     return markup.table("rw-recall", f"<th>{rows}</th>{markup.numbers(columns, 'th')}", body)

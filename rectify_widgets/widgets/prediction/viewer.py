@@ -23,6 +23,7 @@ from rectify_widgets.engine.base.checks import (
 )
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.measure.groups import check_groups
 from rectify_widgets.engine.measure.metrics import Report
 from rectify_widgets.widgets import markup, view
 from rectify_widgets.widgets.checks import (
@@ -37,12 +38,11 @@ from rectify_widgets.widgets.checks import (
 from rectify_widgets.widgets.controls import Controls, show
 from rectify_widgets.widgets.panel import Panel
 from rectify_widgets.widgets.prediction import html
+from rectify_widgets.widgets.prediction.confusion import OTHERS, Ints
 from rectify_widgets.widgets.prediction.data import (
-    OTHERS,
     Comparison,
     Confusion,
     Flips,
-    Ints,
     PredictionCache,
     Predictions,
     judge,
@@ -85,7 +85,7 @@ PICTURES = 512
 class PredictionViewer(Panel):
     """Class probabilities of each sample, predictions that flipped, and the figures they add up to.
 
-    Headline figures are those of `rectify_widgets.evaluate`, with bootstrap intervals at 95 %.
+    Headline figures are those of `rectify_widgets.evaluate`, with intervals at 95 %.
 
     Args:
         before: a torch module that gives ``N × classes`` scores.
@@ -97,6 +97,8 @@ class PredictionViewer(Panel):
             model that tells several labels the label to look at, None the one that the corruption
             changes most.
         classes: class names, by number.
+        groups: which group each sample belongs to, as in `rectify_widgets.evaluate`: accuracy of each
+            (label, group) of the clean inputs, before and after, stands on the page "Classes".
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         controls: whether to show the slider for the samples; a larger widget may have one for all.
         session: share the worker of another widget.
@@ -105,21 +107,22 @@ class PredictionViewer(Panel):
         TypeError, ValueError: an argument that cannot be used, or an unknown one.
 
     Example:
-        >>> viewer = PredictionViewer(model, result.model, pairs, target=0, classes=names)
+        >>> viewer = rw.PredictionViewer(model, result.model, pairs, target=0, classes=classes)
         >>> viewer.page, viewer.filter, viewer.sort = "flips", "broken", "change"
+        >>> viewer.close()
     """
 
     sheets = ("prediction",)
     handles = ("index", "page", "filter", "column", "confusion", "show_sample", "show_more")
     marks = ("index", "confusion")
 
-    index = traitlets.Int(0)
+    index = traitlets.Int(0).tag(sync=True)
     """The sample in view, from 0."""
 
     after = traitlets.Instance(nn.Module, allow_none=True)
     """The edited model, or None.  Predictions are kept for as long as a model lives."""
 
-    page = CheckedTrait("sample", check_choice, choices=PAGES)
+    page = CheckedTrait("sample", check_choice, choices=PAGES).tag(sync=True)
     """What is in view: ``"sample"``, ``"flips"`` or ``"classes"``."""
 
     filter = CheckedTrait("all", check_choice, choices=FILTERS)
@@ -155,6 +158,7 @@ class PredictionViewer(Panel):
         labels: Tensor | None = None,
         target: int | str | None = None,
         classes: Sequence[str] | None = None,
+        groups: object = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         controls: bool = True,
@@ -183,7 +187,10 @@ class PredictionViewer(Panel):
             check_classes(classes),
             check_channels("mean", mean, first.shape[1]),
             check_channels("std", std, first.shape[1]),
+            groups=check_groups(groups, len(first)),
         )
+        if groups is not None and not labelled and self._compared.lone:
+            raise ValueError("groups: got them without labels, want labels too, to judge by")
         self._picture = lru_cache(PICTURES)(partial(html.thumbnail, self._compared))
         self._cache = PredictionCache()
         self._room = ROOM
@@ -269,7 +276,7 @@ class PredictionViewer(Panel):
                 if labels is None and not compared.lone:
                     labels = found.classes["Clean"]
                 target = compared.target if label is None else 1
-                known.append(replace(found, report=judge(found, labels, target)))
+                known.append(replace(found, report=judge(found, labels, target, compared.groups)))
                 job.call(partial(self._learn, model, known[-1], labels))
             return known
 
@@ -356,11 +363,12 @@ class PredictionViewer(Panel):
         if self.page == "sample":
             page = html.sample(compared, self.index, self._picture)
         elif compared.flips is None or flips is None:
-            page = markup.heading("", html.NO_MODEL)
+            page = markup.heading("", html.NO_MODEL) + html.groups(compared)
         elif self.page == "flips":
             page = listing(flips)
         else:
             page = html.classes(compared, compared.flips, self.column, self.confusion, listing)
+            page += html.groups(compared)
         return f"{note}{html.headline(compared)}<div>{page}</div>"
 
     def draw(self) -> None:
@@ -419,7 +427,9 @@ class PredictionViewer(Panel):
 
     def forget(self) -> None:
         """Let go of models, inputs, predictions and pictures."""
+        self._before = nn.Identity()
+        self.set_trait("after", None)
         self._cache.clear()
         self._picture.cache_clear()
         self._compared.columns, self._compared.predictions = {}, []
-        self._compared.flips = None
+        self._compared.flips = self._compared.labels = self._compared.groups = None

@@ -10,7 +10,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
-SHEETS = ("attribution", "editability", "prediction", "history", "painter", "dashboard")
+SHEETS = (
+    "attribution", "editability", "prediction", "history", "painter", "suspicion", "dashboard",
+)  # fmt: skip
 """Sheets of single widgets; each applies after the shared one, ``base``."""
 
 
@@ -30,3 +32,6 @@ def element(*names: str) -> str:
 
 PAGE = read_sheets("page")
 """The sheet of exported pages, where there is no notebook to give colours and a font."""
+
+AUDIT = read_sheets("audit")
+"""The sheet of an audit report, on screens and on paper."""

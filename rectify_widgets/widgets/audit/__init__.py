@@ -1,0 +1,1 @@
+"""The audit report of a repair: facts, page, and the files that hold them."""

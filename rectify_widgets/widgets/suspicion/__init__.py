@@ -1,0 +1,1 @@
+"""`SuspicionViewer`: what a search for unreliable behaviours found, and the references around it."""
