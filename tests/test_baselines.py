@@ -45,7 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
 """Options that make a method quick on `Tiny`; what is left out is tuned."""
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from tests.test_baselines import batch_of, repair, through, tiny_pairs, tiny_tas
 SHAPES = {"map": (5, 4, 3, 2), "tokens": (5, 7, 4), "vector": (5, 6)}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ LAYERS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pairs_of(count: int = 3) -> tuple[SamplePairs, Tensor]:

@@ -10,7 +10,7 @@ from rectify_widgets.engine.model.outputs import adapt
 from tests.engine.traces import Tiny
 from tests.test_baselines import QUICK, repair
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Probable(Tiny):

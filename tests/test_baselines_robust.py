@@ -28,7 +28,7 @@ from tests.engine.models import make
 from tests.engine.traces import Tiny, images, untouched
 from tests.test_baselines import batch_of, repair, through, tiny_input, tiny_pairs, tiny_task
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Sharpness-aware fine-tuning

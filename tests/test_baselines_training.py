@@ -22,7 +22,7 @@ from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.traces import Tiny, corrupted, images
 from tests.test_baselines import batch_of, repair, tiny_pairs, tiny_task
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The loop

@@ -33,7 +33,7 @@ from tests.vision_folders import (
     write_isic,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TROJAN = replace(
     vision.preset("cifar10-trojan"),

@@ -20,7 +20,7 @@ from tests.benchmarks.memory import DrawnImages, Job, Spent
 from tests.benchmarks.speed_fakes import SPAN, capped
 from tests.benchmarks.tables import Table
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = "resnet18-cifar"
 

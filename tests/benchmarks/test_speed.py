@@ -21,7 +21,7 @@ from tests.benchmarks.speed_tasks import Measurements, SpeedOptions
 from tests.benchmarks.speed_timing import Comparison, Cost, Ratio, Span, Work
 from tests.benchmarks.tables import Cell, Table
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(what: str, ratio: float) -> Callable[[SpeedOptions], Measurements]:

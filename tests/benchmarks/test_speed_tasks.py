@@ -15,7 +15,7 @@ from tests.benchmarks import speed_tasks as tasks
 from tests.benchmarks.speed_fakes import Ticking, options, tiny
 from tests.benchmarks.speed_timing import Comparison, Cost, Span, forward_work
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAME = "stage1.block0.conv2"
 

@@ -15,7 +15,7 @@ from tests.benchmarks import speed_timing as timing
 from tests.benchmarks.speed_fakes import CPU, Ticking, options, spans, tiny
 from tests.benchmarks.speed_timing import Comparison, Cost, Ratio, Span, Work
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_tasks_take_turns_after_one_untimed_run_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
