@@ -188,7 +188,7 @@ def test_our_own_runs_are_what_rectify_gives(
     assert "failure" not in record
 
 
-@pytest.mark.parametrize(("found_again", "passes"), [((), 1), (((0, 0),), 2), (((0, 0),) * 9, 3)])
+@pytest.mark.parametrize(("found_again", "passes"), [((), 1), (((0, 0),) * 9, 3)])
 def test_everywhere_is_dynamic_from_every_place_until_there_is_none(
     toy: Case,
     monkeypatch: pytest.MonkeyPatch,

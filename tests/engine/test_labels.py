@@ -166,8 +166,8 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
         Behind(case.model, lambda y: odds_of_all(y)[:, shown]), task="multilabel", scores="logits"
     )
     pairs, reference = replace(case.pairs, labels=None), case.reference[:192]
-    twin = rw.rectify(case.model, pairs, reference=reference)
-    result = rw.rectify(model, pairs, reference=reference)
+    given: dict[str, Any] = {"reference": reference, "refine_steps": 50}
+    twin, result = rw.rectify(case.model, pairs, **given), rw.rectify(model, pairs, **given)
     (x, y), bad = case.clean, case.corrupted[0]
     truth = one_hot(y, len(case.classes))[:, shown]
 
