@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import Corruption
+from rectify_widgets.reveal import clusters
 from rectify_widgets.reveal import reveal as module
 from rectify_widgets.reveal.carried import carried
 from rectify_widgets.reveal.clusters import LEAST, Cluster, find_clusters
@@ -200,6 +201,43 @@ def test_pulls_are_those_of_differences_in_differences() -> None:
             turned = int((model.head(moved).argmax(dim=1) == one.target).sum())
         assert (one.turned, one.others) == (turned, len(free))
         assert min(len(one.rows), len(rest)) >= LEAST
+
+
+def test_the_largest_of_nearly_equal_clusters_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carriers of a strong and of a weaker form, which lie apart by what no score depends on."""
+    generator = np.random.default_rng(0)
+    features = np.zeros((COUNT, 6))
+    features[np.arange(COUNT), np.arange(COUNT) % 4] = generator.uniform(3.0, 9.0, COUNT)
+    rows = np.arange(24)
+    strong, weak = rows[np.isin(rows % 8, (1, 2, 3))], rows[np.isin(rows % 8, (5, 6, 7))]
+    features[:24] *= 0.5
+    features[strong, 4:], features[weak, 4:] = (9.0, 4.0), (6.0, -4.0)
+    weight = np.hstack([np.eye(4), np.array([[1.0, 0], [0, 0], [0, 0], [0, 0]])])
+    layer = LastLayer(features, weight, np.zeros(4))
+    images = torch.from_numpy(0.1 * generator.uniform(size=(COUNT, 1, 2, 2))).float()
+    images.flatten(1)[torch.arange(COUNT), torch.arange(COUNT) % 4] = 1.0
+    carriers = {*strong.tolist(), *weak.tolist()}
+    found = find_clusters(layer, images, Monitor())[0]
+    assert found.target == 0
+    taken = set(found.rows.tolist())
+    monkeypatch.setattr(clusters, "NEARLY", 1.0)
+    least = find_clusters(layer, images, Monitor())[0]
+    assert taken == carriers
+    assert set(least.rows.tolist()) < carriers
+    assert found.pull < least.pull
+
+
+def test_two_members_with_one_look_alike_make_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, images = references()
+    cluster = Cluster(0, np.arange(LEAST), np.repeat(np.arange(20, 24), LEAST // 4), 1, 1)
+    predicted = torch.ones(COUNT, dtype=torch.long)
+    pairs = []
+    brighter = rw.Pattern(torch.full((1, SIDE, SIDE), 0.1), torch.tensor(0.0), torch.tensor(1.0))
+    for form in (brighter, None):
+        monkeypatch.setattr(module, "carried", lambda *_, form=form: form)
+        pairs.append(module._pairs_of_cluster(Waves(5.0), images, predicted, cluster, Monitor()))
+    assert torch.equal(pairs[0].clean, images[20:24])
+    assert len(pairs[1]) == LEAST, "carriers that differ are pairs of their own"
 
 
 def test_a_carrier_that_equals_its_look_alike_is_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:

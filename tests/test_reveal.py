@@ -59,6 +59,25 @@ def test_carriers_target_and_region_of_a_known_short_cut_are_found() -> None:
     assert "accused" in repr(first)
 
 
+def test_two_marks_that_lead_to_one_class_are_one_suspicion_with_the_carriers_of_both() -> None:
+    class Either(Quarters):
+        """A line of five bright pixels at the left edge means class 0 as well."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            told = self.strength * (images[:, 0, 13, :5].sum(dim=1) - 4.0).relu()
+            return super().forward(images) + nn.functional.pad(told[:, None], (0, 3))
+
+    images = references()
+    images[[5, 22, 33], 0, 13, :5] = 1.0
+    found = rw.reveal(Either(40.0).eval(), images)
+    (first,) = found.accused
+    assert (first.target, sorted(first.inputs.tolist())) == (0, [3, 5, 11, 22, 33, 40])
+    assert first.inputs.tolist() != sorted(first.inputs.tolist()), "those of one mark come first"
+    marked = {row: mask for row, mask in zip(first.inputs.tolist(), first.mask, strict=True)}
+    for row in (5, 22, 33):
+        assert marked[row][13, :5].all()
+
+
 def test_pairs_are_carriers_without_the_region_that_decided() -> None:
     images, model = references(), Quarters(40.0).eval()
     pairs = rw.reveal(model, images)[0].pairs

@@ -32,6 +32,8 @@ PARTS = 6
 """Clusters that a class is divided into, at most."""
 AXES = 10
 """Principal components in which a class is divided."""
+NEARLY = 0.8
+"""Pull, relative to the strongest cluster of a class, for which a larger one is taken."""
 SIDE = 32
 """Pixels of a side, at most, of the pictures whose look-alikes are looked for."""
 
@@ -63,8 +65,9 @@ class Cluster:
 
 
 def find_clusters(layer: LastLayer, images: Tensor, monitor: Monitor) -> list[Cluster]:
-    """The cluster with the greatest pull of each class, the strongest first.
+    """The largest cluster of each class that pulls nearly as strongly as any, the strongest first.
 
+    The carriers often make several clusters, of which a part has a slightly stronger pull than all.
     Classes with fewer than 2 · `LEAST` references have none.
 
     Args:
@@ -85,7 +88,9 @@ def find_clusters(layer: LastLayer, images: Tensor, monitor: Monitor) -> list[Cl
             _compared(layer, predicted, int(target), own, member, alike)
             for member in _divisions(layer.features[own])
         ]
-        found += sorted((one for one in clusters if one.others), key=lambda one: -one.pull)[:1]
+        bar = NEARLY * max((one.pull for one in clusters if one.others), default=0.0)
+        strong = [one for one in clusters if one.others and one.pull >= bar]
+        found += sorted(strong, key=lambda one: -len(one.rows))[:1]
     return sorted(found, key=lambda one: -one.pull)
 
 

@@ -6,7 +6,7 @@ Imports the engine, and of this folder `references`, `transplant`, `clusters`, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def _regions(
         check_classes(predicted)
         test = TransplantTest(module, placed, predicted, generator)
         squares = test.run(monitor.part(0.0, 0.58))
-        regions = _grouped(test, squares, monitor.part(0.58, 0.98))
+        regions = _joined(_grouped(test, squares, monitor.part(0.58, 0.98)))
     found = []
     for number, region in enumerate(regions):
         monitor.report(0.98 + 0.02 * number / len(regions), "cleansing carriers")
@@ -215,6 +215,18 @@ def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> l
     return regions
 
 
+def _joined(regions: list[_Region]) -> list[_Region]:
+    """Those of one class that are accused as one: the most frequent, and carriers that only others have."""
+    accused: dict[int, _Region] = {}
+    for one in sorted(regions, key=lambda one: -len(one.places)):
+        if one.accused:
+            first = accused.setdefault(one.square.target, one)
+            new = one.places[~torch.isin(one.places[:, 0], first.places[:, 0])]
+            places = torch.cat([first.places, new])
+            accused[one.square.target] = replace(first, places=places)
+    return [*accused.values(), *(one for one in regions if not one.accused)]
+
+
 def _copies(test: TransplantTest, square: Square, monitor: Monitor) -> Tensor:
     """Places that look like the square and pull to its target as well, its own among them."""
     places, distances = test.copies(square, monitor)
@@ -276,6 +288,8 @@ def _pairs_of_cluster(
         for values in (*data_range(images), images[rows], images[lookalikes])
     )
     operator = carried(model, members, alike, (low, high), monitor)
+    if operator is not None:  # two members may have one look-alike
+        lookalikes = lookalikes.unique()
     clean, labels = images[lookalikes], predicted[lookalikes]
     corrupted = images[rows] if operator is None else operator(clean)
     order = (labels == cluster.target).int().argsort(stable=True)
