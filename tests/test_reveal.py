@@ -73,7 +73,7 @@ def test_two_marks_that_lead_to_one_class_are_one_suspicion_with_the_carriers_of
     (first,) = found.accused
     assert (first.target, sorted(first.inputs.tolist())) == (0, [3, 5, 11, 22, 33, 40])
     assert first.inputs.tolist() != sorted(first.inputs.tolist()), "those of one mark come first"
-    marked = {row: mask for row, mask in zip(first.inputs.tolist(), first.mask, strict=True)}
+    marked = dict(zip(first.inputs.tolist(), first.mask, strict=True))
     for row in (5, 22, 33):
         assert marked[row][13, :5].all()
 
