@@ -20,6 +20,7 @@ from rectify_widgets.reveal.carried import carried
 from rectify_widgets.reveal.clusters import LEAST, Cluster, find_clusters
 from rectify_widgets.reveal.latent import LastLayer
 from rectify_widgets.reveal.shrinking import Blend
+from rectify_widgets.reveal.suspicions import Suspicion
 from rectify_widgets.widgets.session import Session
 from tests.test_reveal import Quarters
 from tests.test_reveal import references as with_boards
@@ -96,6 +97,26 @@ def test_the_default_goes_on_to_clusters_only_where_no_region_is_accused() -> No
     model, boards = Quarters(40.0).eval(), with_boards()
     default, regions = (rw.reveal(model, boards, search=one) for one in ("carriers", "regions"))
     assert str(default) == str(regions)
+
+
+def test_all_searches_end_with_the_first_that_accuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    weak = Suspicion(
+        0, 0.1, (0.0, 0.2), 10, torch.tensor([1, 2]), torch.zeros(2, 4, 4, dtype=torch.bool),
+        "region", 1.0, accused=False, pairs=None,
+    )  # fmt: skip
+
+    def searched(search: str, *_: object) -> list[Suspicion]:
+        made.append(search)
+        return [replace(weak, accused=search == accusing)]
+
+    monkeypatch.setattr(module, "_searched", searched)
+    names = ("regions", "clusters", "changes")
+    for accusing, count in ("regions", 1), ("clusters", 2), ("changes", 3), ("none", 3):
+        made.clear()
+        found = rw.reveal(Waves(5.0), references()[1], search="all")
+        assert made == list(names[:count])
+        assert [one.accused for one in found] == [accusing in made, *[False] * (count - 1)]
 
 
 def test_what_is_accused_comes_first_whichever_search_found_it(

@@ -34,8 +34,12 @@ from rectify_widgets.reveal.smallest_change import SmallestChange, smallest_chan
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, RESEMBLING, Square, TransplantTest
 
-CARRIERS, REGIONS, CLUSTERS, CHANGES = "carriers", "regions", "clusters", "changes"
-SEARCHES = (CARRIERS, REGIONS, CLUSTERS, CHANGES)
+ALL, CARRIERS, REGIONS, CLUSTERS, CHANGES = "all", "carriers", "regions", "clusters", "changes"
+SEARCHES = (ALL, CARRIERS, REGIONS, CLUSTERS, CHANGES)
+IN_TURN = {ALL: (REGIONS, CLUSTERS, CHANGES), CARRIERS: (REGIONS, CLUSTERS)}
+"""Searches of which each is made where those before it accuse nothing."""
+COST = {REGIONS: 19, CLUSTERS: 1, CHANGES: 40}
+"""Time that each takes on small inputs, relative to one another, for the progress bar."""
 FEWEST = 32
 """References that are needed."""
 MOST = 6
@@ -87,10 +91,11 @@ def reveal(
     filter, and what has another place and shape in each input.  It needs at least eight carriers,
     and references among which most have a look-alike, better 1,000 or more.
 
-    ``"carriers"``, the default, is the first and, where that accuses nothing, the second.
-
     ``"changes"`` needs no carrier: `smallest_changes` looks for a class that an unusually small
-    change of clean references leads to.
+    change of clean references leads to.  It takes longest: on large inputs, many times the others.
+
+    ``"carriers"``, the default, is the first and, where that accuses nothing, the second; ``"all"``
+    goes on to the third.
 
     What merely strengthens an answer that the object gives by itself is found by none.
 
@@ -98,7 +103,7 @@ def reveal(
         model: the classifier; left as it was.
         reference: unlabelled inputs, ``N × C × H × W``, at least 32 of at least two predicted
             classes, some of which may carry what is looked for.
-        search: ``"carriers"``, ``"regions"``, ``"clusters"`` or ``"changes"``.
+        search: ``"all"``, ``"carriers"``, ``"regions"``, ``"clusters"`` or ``"changes"``.
         seed: of the order in which references are drawn.
         progress, cancel: hooks, see `rectify_widgets.engine.base.progress`.
 
@@ -117,23 +122,34 @@ def reveal(
         '1 found on 102 references, stronger than in healthy networks.'
         >>> repaired = rw.rectify(model, found[0].pairs, reference=reference)
     """
-    generator = torch.Generator().manual_seed(check_int("seed", seed, low=0))
+    check_int("seed", seed, low=0)
+    searches = IN_TURN.get(check_choice("search", search, SEARCHES), (search,))
+    images = gather_references(reference, FEWEST_SEARCHED if search == CHANGES else FEWEST)
     monitor = Monitor(progress, cancel)
-    if check_choice("search", search, SEARCHES) == CHANGES:
-        images = gather_references(reference, FEWEST_SEARCHED)
-        changes = smallest_changes(model, images, seed=seed, progress=progress, cancel=cancel)
-        return Suspicions(tuple(map(_of_change, changes[:MOST])), len(images))
-    images = gather_references(reference, FEWEST)
     found: list[Suspicion] = []
-    if search != CLUSTERS:
-        end = 0.95 if search == CARRIERS else 1.0
-        found += _regions(model, images, generator, monitor.part(0.0, end))
-    if search == CLUSTERS or (search == CARRIERS and not any(one.accused for one in found)):
-        start = 0.0 if search == CLUSTERS else 0.95
-        found += _clusters(model, images, monitor.part(start, 1.0))
+    done, whole = 0.0, sum(COST[one] for one in searches)
+    for one in searches:
+        end = done + COST[one] / whole
+        if not any(suspicion.accused for suspicion in found):
+            found += _searched(one, model, images, seed, monitor.part(done, end))
+        done = end
     monitor.report(1.0, f"searched {len(images)} references")
-    found.sort(key=lambda one: not one.accused)  # regions before clusters among the others
+    found.sort(key=lambda one: not one.accused)  # among the others those that were found first
     return Suspicions(tuple(found[:MOST]), len(images))
+
+
+def _searched(
+    search: str, model: nn.Module, images: Tensor, seed: int, monitor: Monitor
+) -> list[Suspicion]:
+    """What one search finds."""
+    if search == REGIONS:
+        return _regions(model, images, torch.Generator().manual_seed(seed), monitor)
+    if search == CLUSTERS:
+        return _clusters(model, images, monitor)
+    changes = smallest_changes(
+        model, images, seed=seed, progress=monitor.report, cancel=monitor.cancelled
+    )
+    return list(map(_of_change, changes[:MOST]))
 
 
 def _regions(

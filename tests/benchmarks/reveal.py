@@ -189,7 +189,8 @@ def _healthy(options: Namespace, monitor: Monitor) -> Table:
     """Networks trained without a corruption, on the data of ``--data``."""
     table = Table(
         "reveal healthy",
-        "Networks trained on clean images; largest lower end of a pull, of regions and of clusters.",
+        "Networks trained on clean images; largest lower end of a pull, of regions and of clusters, "
+        "and smallest change over the median of the other classes.",
     )
     cache = options.cache or default_cache()
     images, labels = load_images(options.data, "train", 1, 0)
@@ -225,7 +226,10 @@ def _healthy(options: Namespace, monitor: Monitor) -> Table:
             one: f"{100 * max((each.interval[0] for each in suspicions), default=0.0):.1f}"
             for one, suspicions in found.items()
         }
+        changes = rw.smallest_changes(model, given, seed=seed)
+        strongest["changes"] = f"{min(one.relative for one in changes):.2f}"
         accused = any(suspicions.accused for suspicions in found.values())
+        accused = accused or any(one.suspected for one in changes)
         table.add(
             data=options.data.name, network=f"{kind} {seed}", **strongest,
             accused="yes" if accused else "no",

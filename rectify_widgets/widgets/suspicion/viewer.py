@@ -19,7 +19,7 @@ from rectify_widgets.engine.data.inputs import Inputs
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import copied, model_device, model_dtype
 from rectify_widgets.reveal.references import gather_references
-from rectify_widgets.reveal.reveal import CARRIERS, CHANGES, CLUSTERS, REGIONS, reveal
+from rectify_widgets.reveal.reveal import ALL, CARRIERS, CHANGES, CLUSTERS, REGIONS, reveal
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.widgets import markup, render
 from rectify_widgets.widgets.checks import (
@@ -44,6 +44,7 @@ from rectify_widgets.widgets.suspicion.scatter import Scatter, draw
 from rectify_widgets.widgets.view import still
 
 SEARCHES = {
+    ALL: "Everything, in turn",
     CARRIERS: "What some carry",
     REGIONS: "Regions that some carry",
     CLUSTERS: "Clusters of odd members",
@@ -104,7 +105,7 @@ class SuspicionViewer(Panel):
     """Row numbers of the references that are selected, ascending."""
 
     search = CheckedTrait(CARRIERS, check_choice, choices=tuple(SEARCHES)).tag(sync=True)
-    """What `reveal` looks for: ``"carriers"``, ``"regions"``, ``"clusters"`` or ``"changes"``."""
+    """What `reveal` looks for: ``"all"``, ``"carriers"``, ``"regions"``, ``"clusters"`` or ``"changes"``."""
 
     def __init__(
         self,
