@@ -76,6 +76,19 @@ def test_two_marks_that_lead_to_one_class_are_one_suspicion_with_the_carriers_of
     marked = dict(zip(first.inputs.tolist(), first.mask, strict=True))
     for row in (5, 22, 33):
         assert marked[row][13, :5].all()
+    assert len({one.target for one in found}) == len(found), "each class once"
+
+
+def test_carriers_that_keep_their_class_when_covered_are_found() -> None:
+    images = references()
+    images[list(CARRIERS)] = images[[7, 15, 44]]
+    own = [0, 4, 8, 12]  # of class 0 by their quarter
+    images[own, 0, 12:15, 12:15] = torch.tensor([1.0, 0, 1, 0, 1, 0, 1, 0, 1]).view(3, 3)
+    model, covered = Quarters(40.0).eval(), images.clone()
+    covered[own, 0, 12:15, 12:15] = images[1:80:4, 0, 12:15, 12:15].mean(dim=0)
+    assert (model(covered[own]).argmax(dim=1) == 0).all()
+    (first,) = rw.reveal(model, images).accused
+    assert (first.target, first.inputs.tolist()) == (0, own)
 
 
 def test_pairs_are_carriers_without_the_region_that_decided() -> None:

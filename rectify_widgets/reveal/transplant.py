@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model.gradients import margin
+from rectify_widgets.engine.model.heads import runner_up
 from rectify_widgets.engine.model.running import chunk_size, predict_all
 from rectify_widgets.explain import attribute
 
@@ -24,7 +26,10 @@ PROPOSED = 4
 """Squares of one size that are covered on each reference."""
 FEW, MANY = 8, 32
 """Other references in the first and in the second round of transplants."""
-LEAST = 0.25
+SPARED = 0.25
+"""Squares for each reference, whose covering leaves the class and costs most of its margin, that are
+transplanted as well."""
+LEAST = 1 / FEW
 """Pull in the first round below which a square is dropped."""
 RESEMBLING = 0.5
 """Squared distance to the template, relative to its squared contrast, of a copy of it."""
@@ -48,14 +53,16 @@ class TransplantTest:
     Args:
         model: in evaluation mode, its head read by `with_head`.
         images: ``N × C × H × W``, on the model's device.
-        predicted: ``N`` classes that the model gives them.
+        scores: that the model gives them, ``N × classes``.
         generator: of the order in which others are drawn.
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, predicted: Tensor, generator: torch.Generator
+        self, model: nn.Module, images: Tensor, scores: Tensor, generator: torch.Generator
     ) -> None:
-        self.model, self.images, self.predicted = model, images, predicted
+        self.model, self.images = model, images
+        self.predicted = scores.argmax(dim=1).to(images.device)
+        self.margins = _margins(scores, self.predicted)
         self.order = torch.randperm(len(images), generator=generator).to(images.device)
         self.mean = images.mean(dim=0)
         self.chunk = chunk_size(images, images.device)
@@ -103,15 +110,22 @@ class TransplantTest:
         return torch.cat([rows[:, None], places, torch.full_like(rows, size)[:, None]], dim=1)
 
     def _decisive(self, places: Tensor, monitor: Monitor) -> Tensor:
-        """The places which, covered by the references' mean, change their own reference's class."""
-        changed = []
+        """The places which matter most to their own reference's class when they are covered.
+
+        They are covered by the references' mean.  Those that change the class, and a few of the others.
+        """
+        left = []
         for part in places.split(self.chunk):
-            inside = self._inside(part)
-            covered = torch.where(inside, self.mean, self.images[part[:, 0]])
-            answers = predict_all(self.model, covered, self.chunk, monitor).argmax(dim=1)
-            changed.append(answers.to(self.predicted.device) != self.predicted[part[:, 0]])
-            monitor.report(sum(map(len, changed)) / len(places), "covering squares")
-        return places[torch.cat(changed)]
+            rows = part[:, 0]
+            covered = torch.where(self._inside(part), self.mean, self.images[rows])
+            scores = predict_all(self.model, covered, self.chunk, monitor)
+            left.append(_margins(scores, self.predicted[rows]))
+            monitor.report(sum(map(len, left)) / len(places), "covering squares")
+        margins = torch.cat(left)
+        changed = margins < 0.0
+        lost = (self.margins[places[:, 0]] - margins).masked_fill(changed, -torch.inf)
+        spared = lost.topk(min(int(SPARED * len(self.images)), len(places))).indices
+        return places[changed.index_fill(0, spared, value=True)]
 
     def _inside(self, places: Tensor) -> Tensor:
         """Boolean ``K × 1 × H × W``."""
@@ -176,3 +190,9 @@ class TransplantTest:
         corner = torch.cat(places)
         rows = torch.arange(len(corner), device=corner.device)[:, None]
         return torch.cat([rows, corner, torch.full_like(rows, size)], dim=1), torch.cat(distances)
+
+
+def _margins(scores: Tensor, classes: Tensor) -> Tensor:
+    """What each row scores its class above the runner-up, ``N``."""
+    scores = scores.to(classes.device)
+    return margin(scores, classes, runner_up(scores, classes))
