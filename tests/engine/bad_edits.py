@@ -151,6 +151,10 @@ bad(APPLY, "an infinite edit", "model", ValueError, "weight of layer 'third' inf
 bad("Edits.apply", "the second edit is refused", "model", ValueError, "no layer 'fourth'",
     lambda s: rw.Edits([s.edit(), _renamed_edit(s, "fourth")]).apply(s.model),
     writes=True)
+bad("Edits.renamed", "a dictionary of names", "names", TypeError, "got dict, want a function",
+    lambda s: rw.Edits([s.edit()]).renamed({}))  # type: ignore[arg-type]
+bad("Edits.renamed", "no new name", "names", TypeError, "got NoneType, want a function",
+    lambda s: rw.Edits([s.edit()]).renamed({}.get))  # type: ignore[arg-type]
 bad("Edits", "something that is no edit", "edits", TypeError, "got str, want RankOneEdit",
     lambda s: rw.Edits(["third"]))  # type: ignore[list-item]
 bad(REVERT, "without apply", "model", ValueError, "is not applied to it",

@@ -315,3 +315,38 @@ def test_digest_is_of_values_type_and_shape() -> None:
         torch.nextafter(weight, -weight),
     )
     assert all(digest(weight) != digest(other) for other in others)
+
+
+class Adapter(nn.Module):
+    """A linear layer and a detour of low rank, named as PEFT names them."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.Linear(base.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.base_layer(x) + self.lora_B(self.lora_A(x))
+        return total
+
+
+def test_edits_beside_an_adapter_do_the_same_in_the_merged_network() -> None:
+    wrapped = make("perceptron")
+    merged = copy.deepcopy(wrapped)
+    adapter = Adapter(wrapped.get_submodule("layers.1"))  # type: ignore[arg-type]
+    wrapped.set_submodule("layers.1", adapter)
+    with torch.no_grad():
+        merged.get_submodule("layers.1").weight += adapter.lora_B.weight @ adapter.lora_A.weight  # type: ignore[operator]
+    edits = Edits([solved(wrapped, "layers.1.base_layer")])
+    alone = bits(merged)
+    renamed = edits.renamed(lambda name: name.replace(".base_layer", ""))
+    with pytest.raises(ValueError, match="is not the one that this edit was solved for"):
+        renamed.apply(merged)
+    edits.apply(wrapped)
+    renamed.apply(merged, force=True)
+    with torch.no_grad():
+        assert torch.allclose(merged(images(5)), wrapped(images(5)), atol=1e-5)
+    renamed.revert(merged)
+    assert same(merged, alone)
+    assert edits[0].is_applied(wrapped)

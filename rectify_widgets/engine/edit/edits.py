@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -236,6 +236,33 @@ class Edits(Sequence[RankOneEdit]):
         """Revert all edits, last first, to the bit; see `RankOneEdit.revert`."""
         for edit in reversed(self._edits):
             edit.revert(model)
+
+    def renamed(self, names: Callable[[str], str]) -> Edits:
+        """The same changes for a network whose layers have other names, not yet applied.
+
+        From adapters of PEFT to the network that they are merged into, it is ``lambda name:
+        name.removeprefix("base_model.model.").replace(".base_layer", "")``.  Merging changes the
+        weights, so that the edits are then applied with ``force=True``; they do there what they did
+        before, as long as none is of an adapter itself.
+
+        Args:
+            names: gives the new dotted name of a layer for its old one.
+
+        Raises:
+            TypeError: ``names`` is not a function, or gives something that is no string.
+
+        Example:
+            >>> wrapped = torch.nn.ModuleDict({"network": model})
+            >>> edits = rw.Edits(result.edits).renamed("network.{}".format)
+            >>> edits.apply(wrapped)
+            >>> edits.revert(wrapped)
+        """
+        want = "a function from a layer's name to its new name"
+        if not callable(names):
+            raise TypeError(f"names: got {type(names).__name__}, want {want}")
+        new = [check_type("names", names(edit.layer), str, want) for edit in self]
+        pairs = zip(self, new, strict=True)
+        return Edits([replace(edit, layer=name, _before={}) for edit, name in pairs])
 
     def save(self, path: str | Path) -> None:
         """Write the edits as one safetensors file; see `load_edits`."""
