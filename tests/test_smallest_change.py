@@ -33,7 +33,7 @@ def test_backdoor_comes_first_with_its_place_and_a_healthy_twin_is_not_accused()
     model = Blobs(40.0)
     with untouched(model, references()):
         found = smallest_changes(model, references())
-    assert [one.target for one in found if one.suspected] == [TARGET]
+    assert [one.target for one in found if one.accused] == [TARGET]
     first = found[0]
     assert first.target == TARGET
     assert first.turned > 0.8
@@ -42,7 +42,7 @@ def test_backdoor_comes_first_with_its_place_and_a_healthy_twin_is_not_accused()
     assert float(first.change.mask[CORNER].sum()) > 0.8 * first.size
     assert float(first.change.pattern[(0, *CORNER)].min()) > 0.9
     assert {one.target for one in found} == set(range(CLASSES))
-    assert not any(one.suspected for one in smallest_changes(Blobs(0.0), references()))
+    assert not any(one.accused for one in smallest_changes(Blobs(0.0), references()))
 
 
 def test_pairs_repair_the_backdoor_that_nobody_showed() -> None:

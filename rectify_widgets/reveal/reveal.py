@@ -273,8 +273,8 @@ def _of_change(found: SmallestChange) -> Suspicion:
         mask=torch.zeros(0, *found.change.mask.shape, dtype=torch.bool),
         kind="change",
         healthy=sum(size <= found.relative for size in HEALTHY_CHANGES) / len(HEALTHY_CHANGES),
-        accused=found.suspected,
-        pairs=found.pairs if found.suspected else None,
+        accused=found.accused,
+        pairs=found.pairs if found.accused else None,
     )
 
 

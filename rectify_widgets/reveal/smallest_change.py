@@ -25,8 +25,8 @@ FEWEST, MOST = 16, 1024
 """References that are needed, and that are used at most."""
 CONFIRMED = 12
 """Classes that are searched in input space; with more, those of the smallest shifts."""
-SUSPECTED = 0.25
-"""Size, relative to the median of the other classes, at which a class is suspected ..."""
+UNUSUAL = 0.25
+"""Size, relative to the median of the other classes, at which a class is accused ..."""
 TURNING = 0.5
 """... if its change turns at least this share of held-out references."""
 PAIRS = 20
@@ -48,7 +48,7 @@ class SmallestChange:
         turned: share of held-out references of other classes that it turns to ``target``.
         others: how many those are.
         latent: length of the smallest shift of the last layer's inputs, in standard deviations.
-        suspected: whether ``relative`` and ``turned`` are what healthy networks do not show.
+        accused: whether ``relative`` and ``turned`` are what healthy networks do not show.
         pairs: references with and without the change, of as many classes as there are, each of
             which it turns; None where it turns none.
 
@@ -66,13 +66,13 @@ class SmallestChange:
     turned: float
     others: int
     latent: float
-    suspected: bool
+    accused: bool
     pairs: SamplePairs | None
 
     def __repr__(self) -> str:
         return (
             f"SmallestChange(class {self.target}: {self.size:.1f} pixels, {self.relative:.2f} of "
-            f"the median, turns {self.turned:.0%}{', suspected' if self.suspected else ''})"
+            f"the median, turns {self.turned:.0%}{', accused' if self.accused else ''})"
         )
 
 
@@ -154,12 +154,12 @@ def smallest_changes(
             SmallestChange(
                 target, change, change.size, relative, index, turned, len(led),
                 float(latent[target]),
-                suspected=relative <= SUSPECTED and turned >= TURNING,
+                accused=relative <= UNUSUAL and turned >= TURNING,
                 pairs=_pairs(images, predicted, others[led], change),
             )
         )  # fmt: skip
     monitor.report(1.0, f"{len(targets)} classes searched")
-    return sorted(results, key=lambda one: (not one.suspected, one.relative))
+    return sorted(results, key=lambda one: (not one.accused, one.relative))
 
 
 def unusual(sizes: np.ndarray, number: int) -> tuple[float, float]:

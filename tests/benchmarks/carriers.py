@@ -142,7 +142,7 @@ def _row(suspect: Suspect, found: list[SmallestChange], seconds: float) -> dict[
     row = {
         "first": f"{first.target} ({'right' if first.target == suspect.target else 'wrong'})"
         if suspect.trigger is not None else f"{first.target}",
-        "suspected": ", ".join(str(one.target) for one in found if one.suspected) or "none",
+        "accused": ", ".join(str(one.target) for one in found if one.accused) or "none",
         "size": f"{first.size:.1f}",
         "relative": f"{first.relative:.2f}",
         "next": f"{min(others):.2f}",

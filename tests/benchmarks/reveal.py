@@ -229,7 +229,7 @@ def _healthy(options: Namespace, monitor: Monitor) -> Table:
         changes = rw.smallest_changes(model, given, seed=seed)
         strongest["changes"] = f"{min(one.relative for one in changes):.2f}"
         accused = any(suspicions.accused for suspicions in found.values())
-        accused = accused or any(one.suspected for one in changes)
+        accused = accused or any(one.accused for one in changes)
         table.add(
             data=options.data.name, network=f"{kind} {seed}", **strongest,
             accused="yes" if accused else "no",

@@ -32,11 +32,11 @@ def test_rows_say_what_was_found_and_what_a_repair_from_it_does(
     table, peer = measure_carriers(options, Monitor())
     backdoor, healthy = table.rows
     assert backdoor["first"] == f"{TARGET} (right)"
-    assert backdoor["suspected"] == str(TARGET)
+    assert backdoor["accused"] == str(TARGET)
     before, after = str(backdoor["ASR"]).split(" → ")
     assert float(before) == 100.0
     assert float(after) < 5.0
-    assert healthy["suspected"] == "none"
+    assert healthy["accused"] == "none"
     assert healthy["ASR"] == ""
     assert [row["network"] for row in peer.rows] == ["backdoor", "healthy"]
 
