@@ -121,7 +121,7 @@ def _columns(draws: Sequence[tuple[float, ...]]) -> dict[str, str]:
     """Cells of a table that sum draws up."""
     first, rank, recall, false, pull, wrong, seconds = zip(*draws, strict=True)
     return {
-        "first": f"{sum(first)} of {len(draws)}",
+        "first": f"{int(sum(first))} of {len(draws)}",
         "rank": spread(rank, digits=1),
         "pull": spread(pull, 100, 0),
         "recall": spread(recall, 100, 0),
