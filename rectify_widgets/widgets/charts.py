@@ -32,8 +32,8 @@ WIDTH, HEIGHT = 470, 180
 LEFT, TOP, LEGEND, BOTTOM = 46, 26, 18, 36
 """Size of a chart in CSS pixels, and room beside its area, above it, for a legend, and below it."""
 
-LETTER, HERE = 6.2, 14
-"""Mean width of a letter, and width of the mark of the chosen place."""
+LETTER, LARGER, HERE = 6.2, 7.8, 14
+"""Mean width of a letter, the same where a dashboard draws it larger, and width of the chosen place's mark."""
 
 CROWDED = 0.3
 """Most of the distance between two places that the radius of a marker takes."""
@@ -179,7 +179,7 @@ def _legend(curves: Sequence[Line]) -> str:
         colour = LOOKS[curve.look][0]
         drawn += f'<path d="M{x + 5:.1f},{TOP}{_marker(curve.look)}" fill="{colour}"/>'
         drawn += _text(curve.name, x + 14, TOP + 4)
-        x += LETTER * len(curve.name) + 32
+        x += LARGER * len(curve.name) + 32
     return drawn
 
 
