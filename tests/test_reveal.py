@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import rectify_widgets as rw
+from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.reveal.reveal import _grouped
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
+from rectify_widgets.reveal.transplant import Square
 
 SIDE = 28
 CARRIERS = (3, 11, 40)
@@ -89,6 +92,27 @@ def test_carriers_that_keep_their_class_when_covered_are_found() -> None:
     assert (model(covered[own]).argmax(dim=1) == 0).all()
     (first,) = rw.reveal(model, images).accused
     assert (first.target, first.inputs.tolist()) == (0, own)
+
+
+class Weak:
+    """A transplant test in which the squares of class 0 and 1 turn little, those of class 2 all."""
+
+    def copies(self, square: Square, _: object) -> tuple[Tensor, Tensor]:
+        return torch.tensor([[square.row, 0, 0, 3]]), torch.zeros(1)
+
+    def others(self, targets: Tensor, _: int, count: int) -> Tensor:
+        return torch.zeros(len(targets), count)
+
+    def turned(self, places: Tensor, *_: object) -> Tensor:
+        return (places[:, 0] >= 20).float().clamp_min(0.1)
+
+
+def test_a_class_that_turns_little_takes_no_place_of_others() -> None:
+    many = [Square(row, 0, 0, 3, 0, 0.3) for row in range(9)]
+    strong = [Square(row, 0, 0, 3, 2, 1.0) for row in (20, 21)]
+    squares = [*strong, *many, Square(9, 0, 0, 3, 1, 0.2)]
+    found = _grouped(Weak(), squares, Monitor())  # type: ignore[arg-type]
+    assert [one.square.target for one in found] == [2, 2, 0, 1]
 
 
 def test_pairs_are_carriers_without_the_region_that_decided() -> None:

@@ -238,16 +238,18 @@ def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> l
 
 
 def _by_class(regions: list[_Region]) -> list[_Region]:
-    """One for each class: the most frequent that is accused, with what only the other accused ones have.
+    """One for each class: its most frequent accused region, with carriers that only its others have.
 
-    Where none is, it is the strongest.
+    Of a class of which none is accused it is the strongest.
     """
     found: dict[int, _Region] = {}
-    for one in sorted(regions, key=lambda one: (not one.accused, -one.accused * len(one.places))):
+    accused = [one for one in regions if one.accused]
+    for one in sorted(accused, key=lambda one: -len(one.places)):
         first = found.setdefault(one.square.target, one)
-        if one.accused:
-            new = one.places[~torch.isin(one.places[:, 0], first.places[:, 0])]
-            found[one.square.target] = replace(first, places=torch.cat([first.places, new]))
+        new = one.places[~torch.isin(one.places[:, 0], first.places[:, 0])]
+        found[one.square.target] = replace(first, places=torch.cat([first.places, new]))
+    for one in regions:
+        found.setdefault(one.square.target, one)
     return list(found.values())
 
 
