@@ -71,13 +71,15 @@ def test_two_marks_that_lead_to_one_class_are_one_suspicion_with_the_carriers_of
             return super().forward(images) + nn.functional.pad(told[:, None], (0, 3))
 
     images = references()
-    images[[5, 22, 33], 0, 13, :5] = 1.0
+    lines = [5, 22, 33, 46]
+    images[lines, 0, 13, :5] = 1.0
     found = rw.reveal(Either(40.0).eval(), images)
     (first,) = found.accused
-    assert (first.target, sorted(first.inputs.tolist())) == (0, [3, 5, 11, 22, 33, 40])
-    assert first.inputs.tolist() != sorted(first.inputs.tolist()), "those of one mark come first"
+    assert (first.target, first.inputs.tolist()) == (0, [*lines, *CARRIERS]), (
+        "the more frequent first"
+    )
     marked = dict(zip(first.inputs.tolist(), first.mask, strict=True))
-    for row in (5, 22, 33):
+    for row in lines:
         assert marked[row][13, :5].all()
     assert len({one.target for one in found}) == len(found), "each class once"
 
@@ -133,16 +135,19 @@ def test_the_same_references_accuse_no_network_without_the_short_cut() -> None:
     assert str(found).startswith(found.verdict)
 
 
-def test_what_turns_a_third_of_the_others_is_listed_and_not_accused() -> None:
-    """As much as strokes of healthy networks do."""
+@pytest.mark.parametrize(("every", "least", "most"), [(3, 0.2, 0.5), (6, 0.05, 0.2)])
+def test_what_turns_some_of_the_others_is_listed_and_not_accused(
+    every: int, least: float, most: float
+) -> None:
+    """As much as strokes of healthy networks do, or less."""
     images = references()
     for row in range(len(images)):
-        if row % 3 and row not in CARRIERS:  # too sure to be turned
+        if row % every and row not in CARRIERS:  # too sure to be turned
             top, left = 14 * (row % 4 // 2), 14 * (row % 2)
             images[row, :, top : top + 14, left : left + 14] += 0.3
-    found = rw.reveal(Quarters(16.0).eval(), images)
+    found = rw.reveal(Quarters(16.0).eval(), images, search="regions")
     assert found[0].target == 0
-    assert 0.2 < found[0].pull < 0.5
+    assert least < found[0].pull < most
     assert len(found[0].inputs) >= 2
     assert not found.accused
     assert found[0].pairs is None

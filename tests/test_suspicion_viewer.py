@@ -14,7 +14,7 @@ import traitlets
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
-from rectify_widgets.reveal.reveal import reveal
+from rectify_widgets.reveal.reveal import SEARCHES, reveal
 from rectify_widgets.reveal.suspicions import Suspicions
 from rectify_widgets.widgets.session import Session
 from rectify_widgets.widgets.suspicion import viewer as module
@@ -27,6 +27,10 @@ from tests.widget_fakes import texts
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Make = Callable[..., SuspicionViewer]
+
+
+def test_every_search_is_offered() -> None:
+    assert tuple(module.SEARCHES) == SEARCHES
 
 
 @pytest.fixture(scope="module")

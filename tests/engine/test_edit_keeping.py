@@ -350,3 +350,4 @@ def test_edits_beside_an_adapter_do_the_same_in_the_merged_network() -> None:
     renamed.revert(merged)
     assert same(merged, alone)
     assert edits[0].is_applied(wrapped)
+    assert not edits.renamed(str)[0].is_applied(wrapped), "a copy has been applied to nothing"
