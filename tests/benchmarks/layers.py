@@ -89,7 +89,7 @@ def _one_pair(
     with eval_mode(case.model) as model:
         problem = pose_problem(model, case.pairs[pair], case.reference, seed=pair)
         collected = StatisticsSource(problem, None, None, pair)
-        probe = problem.probe(model, pair)
+        probe = problem.probe(pair)
         looked = propose_edits(problem, collected, probe, problem.sources(pair), monitor)
         known: dict[int, float] = {}
         for method, name, trials in (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.problem import pose_problem
-from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
+from rectify_widgets.engine.repair.diagnosis import diagnose, gather_evidence
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Evidence, Rectification
 from tests.engine.toy import CLASSES, TARGET, Toy, samples, stamped
@@ -94,13 +94,25 @@ def test_nothing_is_said_of_what_was_cancelled(trojan: Toy) -> None:
 # --- what is left, and why it ended --------------------------------------------------------------
 
 
+def judged(toy: Toy, result: Rectification, reference: Tensor) -> Tensor:
+    """Mask of the references that the edits were judged on, which they were not solved for."""
+    numbers = torch.arange(len(reference))
+    with torch.no_grad():
+        problem = pose_problem(toy.model, toy.pairs[0], reference)
+    problem = replace(problem, answers=numbers)
+    rows = numbers[~torch.isin(numbers, result.flagged)]
+    mask = torch.zeros(len(reference), dtype=torch.bool)
+    mask[problem.halves(rows, 0)[1].answers] = True
+    assert int(mask.sum()) == len(rows) - len(rows) // 2
+    return mask
+
+
 def test_what_is_left_is_counted_on_the_references(trojan: Toy, short: Rectification) -> None:
     carriers = Transplant(trojan.pairs[0])(trojan.reference)
     clean = answers(trojan.model, trojan.reference)
     before = answers(trojan.model, carriers) != clean
     after = answers(short.model, carriers) != clean
-    kept = torch.ones(len(clean), dtype=torch.bool)
-    kept[short.flagged] = False
+    kept = judged(trojan, short, trojan.reference)
     assert evidence(short).shown == pytest.approx(float(before[kept].float().mean()))
     assert evidence(short).left == pytest.approx(float(after[kept].float().mean()))
     shares = {c: float(after[kept & (clean == c)].float().mean()) for c in range(CLASSES)}
@@ -250,9 +262,8 @@ def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: in
     model = copy.deepcopy(trojan.model)
     with torch.no_grad():
         problem = pose_problem(model, trojan.pairs[0], trojan.reference)
-        changes = ClassChanges(problem)
         model.get_submodule("head").bias[label] -= 1e3  # type: ignore[index,operator]
-    found = changes.evidence([], 0.0, shared=False)
+        found = gather_evidence(problem, problem, 0.0, shared=False)
     of_class = float((answers(trojan.model, trojan.reference) == label).float().mean())
     assert found.changed == pytest.approx(of_class)
     assert found.worst_changed == (label, 1.0)
@@ -284,8 +295,7 @@ def test_references_that_were_left_out_are_not_counted(trojan: Toy) -> None:
     reference[5::10] = stamped(reference[5::10])
     result = run(trojan, reference=reference, max_rounds=1)
     assert len(result.flagged) >= 10
-    kept = torch.ones(len(reference), dtype=torch.bool)
-    kept[result.flagged] = False
+    kept = judged(trojan, result, reference)
     carriers = Transplant(trojan.pairs[0])(reference)
     moved = answers(trojan.model, carriers) != answers(trojan.model, reference)
     assert evidence(result).shown == pytest.approx(float(moved[kept].float().mean()))

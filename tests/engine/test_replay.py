@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import SILENT, Cancelled, Monitor
 from rectify_widgets.engine.measure.judge import Judge
 from rectify_widgets.engine.measure.replay import Replay
 from rectify_widgets.engine.model.catalog import editable_layers
@@ -98,6 +98,11 @@ def edited(module: nn.Module) -> Iterator[None]:
         weight.data = before
 
 
+def scores(replay: Replay, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Tensor:
+    """What a replay gives in batches."""
+    return torch.cat(list(replay.batches(model, edited, monitor)))
+
+
 def sample_of(model: nn.Module, count: int) -> Tensor:
     """Inputs that the network takes."""
     for size in (9, 12, 16):
@@ -121,8 +126,8 @@ def test_scores_are_those_of_the_whole_model_to_the_bit(network: str) -> None:
         replay = Replay(module, x, layers, monitor=Monitor())
         for layer in layers:
             with edited(layer.module):
-                assert torch.equal(replay.scores(module, layer.name), predict_all(module, x))
-        assert torch.equal(replay.scores(module, "unknown"), predict_all(module, x))
+                assert torch.equal(scores(replay, module, layer.name), predict_all(module, x))
+        assert torch.equal(scores(replay, module, "unknown"), predict_all(module, x))
     assert not any("forward" in part.__dict__ for part in model.modules())
 
 
@@ -134,11 +139,11 @@ def test_what_runs_before_the_layer_is_not_run_again() -> None:
         replay = Replay(module, x, layers, monitor=Monitor())
         model.count.calls = 0  # type: ignore[union-attr]
         for layer in layers[1:]:
-            replay.scores(module, layer.name)
+            scores(replay, module, layer.name)
         assert model.count.calls == 0  # type: ignore[union-attr]
-        replay.scores(module, layers[0].name)
+        scores(replay, module, layers[0].name)
         assert model.count.calls == 0  # type: ignore[union-attr]
-        Replay(module, x, layers, room=0, monitor=Monitor()).scores(module, "third")
+        scores(Replay(module, x, layers, room=0, monitor=Monitor()), module, "third")
         assert model.count.calls > 0  # type: ignore[union-attr]
 
 
@@ -156,7 +161,7 @@ def test_a_model_that_draws_random_numbers_is_run_whole() -> None:
         x = images(4, size=9)
         replay = Replay(module, x, list(editable_layers(module, x)), monitor=Monitor())
         model[0].calls = 0  # type: ignore[index]
-        replay.scores(module, "4")
+        scores(replay, module, "4")
         assert model[0].calls > 0  # type: ignore[index]
 
 
@@ -188,7 +193,7 @@ def test_chunks_beyond_the_room_are_run_whole(monkeypatch: pytest.MonkeyPatch) -
         some = Replay(module, x, layers, room=3 * one, monitor=Monitor())
         assert 0 < len(some._kept) < 4
         with edited(layers[2].module):
-            assert torch.equal(some.scores(module, "third"), whole.scores(module, "third"))
+            assert torch.equal(scores(some, module, "third"), scores(whole, module, "third"))
 
 
 def test_a_failure_leaves_no_forward_behind() -> None:
@@ -208,7 +213,7 @@ def test_a_failure_leaves_no_forward_behind() -> None:
         replay = Replay(module, x, layers, monitor=Monitor())
         model.fail = True  # type: ignore[assignment]
         with pytest.raises(RuntimeError, match="on purpose"):
-            replay.scores(module, "third")
+            scores(replay, module, "third")
         with pytest.raises(RuntimeError, match="on purpose"):
             Replay(module, x, layers, monitor=Monitor())
     assert not any("forward" in part.__dict__ for part in model.modules())
@@ -229,7 +234,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
         layers = list(editable_layers(module, x))
         replay = Replay(module, x, layers, monitor=Monitor())
         before = len(seen)
-        replay.scores(module, "third")
+        scores(replay, module, "third")
         assert len(seen) == before
     assert model.pair.__dict__["forward"] is own
 
@@ -243,7 +248,7 @@ def test_it_stops_when_asked() -> None:
             Replay(module, x, layers, monitor=Monitor(None, lambda: True))
         replay = Replay(module, x, layers, monitor=Monitor())
         with pytest.raises(Cancelled):
-            replay.scores(module, "third", Monitor(None, lambda: True))
+            scores(replay, module, "third", Monitor(None, lambda: True))
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -290,6 +295,6 @@ def test_where_memory_runs_out_less_is_kept(when: str) -> None:
         assert bool(replay._kept) == (when == "going on")
         model.most = 2  # type: ignore[assignment]
         with edited(layers[2].module):
-            found = replay.scores(module, "third")
+            found = scores(replay, module, "third")
             assert not replay._kept
             assert torch.equal(found, predict_all(module, x))

@@ -69,7 +69,9 @@ TRANSPLANT = Transplant(PATCH)
 def chosen(monkeypatch: pytest.MonkeyPatch, pairs: SamplePairs, *estimates: Estimate) -> Transfer:
     """The choice among these forms, the first being supported best."""
     monkeypatch.setattr(transfer, "estimate_corruptions", lambda *_, **__: list(estimates))
-    return choose_corruption(Meter(), pairs, GRAY, 0)
+    model = Meter()
+    scores = model(pairs.corrupted), model(pairs.clean), model(GRAY)
+    return choose_corruption(model, pairs, GRAY, scores, 0)[0]
 
 
 def shows(share: float, error: float = 0.0, **flags: bool) -> Estimate:
@@ -263,7 +265,7 @@ def test_where_nothing_carries_over_the_problem_is_the_pairs(trojan: Toy) -> Non
             assert torch.equal(part.carriers, pairs.corrupted)
             assert torch.equal(part.origins, pairs.clean)
         assert len(half.references) == len(other.references) == len(reference) // 2
-        probe = problem.probe(trojan.model, 0)
+        probe = problem.probe(0)
     assert torch.equal(probe.corrupted, pairs.corrupted)
     assert torch.equal(probe.clean, pairs.clean)
     ((corrupted, clean),) = problem.sources(0)

@@ -105,7 +105,7 @@ def find_corrupted(
         )
         proposals = propose_edits(
             problem, StatisticsSource(problem, reference, statistics, seed),
-            problem.probe(problem.model, seed, monitor), problem.sources(seed), monitor.part(0.0, 0.6),
+            problem.probe(seed), problem.sources(seed), monitor.part(0.0, 0.6),
         )  # fmt: skip
         voters = pick_voters(proposals.options)
         if not voters:

@@ -272,7 +272,7 @@ def rank_layers(
 ) -> Localization:
     """`localize` on a problem that has been posed, with statistics from ``collector``."""
     with problem.ranks.together():
-        probe, sources = problem.probe(problem.model, seed, monitor), problem.sources(seed)
+        probe, sources = problem.probe(seed), problem.sources(seed)
     ranking = RANKING_METHODS[method]
     proposals = propose_edits(
         problem, collector, probe, sources, monitor.part(0.0, 0.9),

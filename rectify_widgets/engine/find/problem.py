@@ -5,6 +5,7 @@ Imports torch only.  A `Problem` is made once per call, from checked input, insi
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.flow import following
-from rectify_widgets.engine.model.gradients import margin
+from rectify_widgets.engine.model.gradients import LARGE, margin
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import check_truth, least, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -40,8 +41,9 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 
-PROBE = 32
-"""References that carry the corruption in one sweep."""
+PROBE, QUICK_PROBE = 32, 16
+"""References with the corruption that edits are solved from, and those of one sweep; the fewer for
+inputs that are `LARGE`, of which a pass takes long."""
 SPLIT = 64
 """References from which on solving and judging use disjoint halves."""
 MAX_REFERENCES = 768
@@ -56,6 +58,19 @@ least."""
 
 
 NO_TRANSFER = Transfer(None, "")
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """Scores of a problem's inputs, as `predict_all` gives them, by the model that it was posed for."""
+
+    pairs: tuple[Tensor, Tensor]
+    """Corrupted and clean."""
+    references: Tensor
+    carriers: Tensor
+    origins: Tensor
+    seconds: float = 0.0
+    """That one prediction took, on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +90,8 @@ class Problem:
     """Inputs with the corruption: the references, each with what `corruption` makes of it, or the pairs."""
     origins: Tensor
     """The same inputs without it."""
+    before: Before
+    """What the model gave all of them when the problem was posed."""
     spare: Tensor
     """Further references to refine with, none that `references` has."""
     given: bool
@@ -140,10 +157,14 @@ class Problem:
 
     def only(self, rows: Tensor | slice) -> Problem:
         """The same problem with some of the references."""
-        some = replace(self, references=self.references[rows], answers=self.answers[rows])
+        before = replace(self.before, references=self.before.references[rows])
+        some = replace(
+            self, references=self.references[rows], answers=self.answers[rows], before=before
+        )
         if not self.coupled:
             return some
-        return replace(some, carriers=self.carriers[rows], origins=some.references)
+        before = replace(before, carriers=before.carriers[rows], origins=before.references)
+        return replace(some, carriers=self.carriers[rows], origins=some.references, before=before)
 
     def halves(self, rows: Tensor, seed: int) -> tuple[Problem, Problem]:
         """Problems to solve and to judge with: disjoint halves of these references, if enough."""
@@ -157,17 +178,20 @@ class Problem:
         """The pairs themselves as a probe."""
         return Probe(self.pairs.corrupted, self.pairs.clean, self.labels)
 
-    def probe(self, model: nn.Module, seed: int, monitor: Monitor = SILENT) -> Probe:
-        """References on which the behaviour still shows; then those closest to it."""
+    def probe(self, seed: int, scores: Tensor | None = None) -> Probe:
+        """References on which the behaviour still shows; then those closest to it.
+
+        Judged by these ``scores`` of the carriers, or by those of before.
+        """
         if self.corruption is None:
             return self.pair_probe()
-        scores = predict_all(model, self.carriers, monitor=monitor)
+        scores = self.before.carriers if scores is None else scores
         margins = least(margin(scores, self.answers, runner_up(scores, self.answers)))
-        wrong = (margins < 0).nonzero().flatten()
-        if len(wrong) >= PROBE:
-            rows = wrong[_shuffle(len(wrong), seed)[:PROBE].to(wrong.device)]
+        wrong, most = (margins < 0).nonzero().flatten(), probe_size(self.references)
+        if len(wrong) >= most:
+            rows = wrong[_shuffle(len(wrong), seed)[:most].to(wrong.device)]
         else:
-            rows = margins.argsort()[:PROBE]
+            rows = margins.argsort()[:most]
         return Probe(self.carriers[rows], self.references[rows], self.answers[rows])
 
     def sources(self, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -178,7 +202,8 @@ class Problem:
         """
         sources = [(self.pairs.corrupted, self.pairs.clean)]
         if self.corruption is not None and len(self.references) >= SPLIT // 2:
-            rows = _shuffle(len(self.references), seed)[:PROBE].to(self.references.device)
+            rows = _shuffle(len(self.references), seed)[: probe_size(self.references)]
+            rows = rows.to(self.references.device)
             more = (self.carriers[rows], self.references[rows])
             sources.append(
                 (torch.cat([sources[0][0], more[0]]), torch.cat([sources[0][1], more[1]]))
@@ -258,17 +283,27 @@ def pose_problem(
     carriers, transfer = pairs.corrupted, NO_TRANSFER
     labels = pairs.labels
     with following(model, catalog.editable) as flow:
-        predict_all(model, pairs.corrupted, monitor=monitor)
-        own_labels = answers_of(predict_all(model, pairs.clean, monitor=monitor))
-        labels = own_labels if labels is None else labels
+        began = time.perf_counter()
+        corrupted, clean = (
+            predict_all(model, some, monitor=monitor) for some in (pairs.corrupted, pairs.clean)
+        )
+        labels = answers_of(clean) if labels is None else labels
         labels = check_truth("pairs.labels", labels, scores)
-        answers = labels
+        given, answers = clean, labels
         if reference is not None:
-            if transferred:
-                transfer = choose_corruption(model, pairs, references, seed, monitor.silent())
+            given = predict_all(model, references, monitor=monitor)
+            answers = answers_of(given)
+        took = (time.perf_counter() - began) / (2 * len(pairs) + len(references))
+        before = Before((corrupted, clean), given, corrupted, clean, took)
+        if reference is not None and transferred:
+            transfer, tried = choose_corruption(
+                model, pairs, references, (corrupted, clean, given), seed, monitor.silent()
+            )
             if transfer.corruption is not None:
                 carriers = transfer.corruption(references).to(references)
-            answers = answers_of(predict_all(model, references, monitor=monitor))
+                if tried is None or len(tried) < len(carriers):
+                    tried = predict_all(model, carriers, monitor=monitor)
+                before = replace(before, carriers=tried, origins=given)
     catalog = catalog.without(flow.reasons())
     chosen = catalog.select(argument, layers)
     sizes = None
@@ -284,6 +319,7 @@ def pose_problem(
         carriers=carriers,
         origins=references if transfer.corruption or reference is None else pairs.clean,
         spare=further,
+        before=before,
         given=reference is not None,
         transfer=transfer,
         limit=memory_limit,
@@ -306,16 +342,22 @@ def most_references(size: int) -> int:
     return min(MAX_REFERENCES, max(ROOM // max(size, 1), SPLIT))
 
 
+def probe_size(inputs: Tensor) -> int:
+    """References in one sweep, at most, where inputs are like these."""
+    return QUICK_PROBE if inputs[0].numel() > LARGE else PROBE
+
+
 def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:
     """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``."""
     taken = min(references, most_references(inputs[0].nbytes))
     chunk = chunk_size(inputs, inputs.device)
-    sources = [pairs, pairs + PROBE] if taken >= SPLIT // 2 else [pairs]
+    probe = probe_size(inputs)
+    sources = [pairs, pairs + probe] if taken >= SPLIT // 2 else [pairs]
     # Of more samples than go through at once, keys are made twice and not kept.
     kept, passing = (sum(n for n in sources if n <= chunk), chunk * (max(sources) > chunk))
     return memory.Counts(
         references=taken,
-        probe=min(PROBE, taken) if taken else pairs,
+        probe=min(probe, taken) if taken else pairs,
         sources=kept + passing,
         chunk=chunk,
     )

@@ -113,49 +113,65 @@ def estimate_corruption(
         if reference is not None:
             references = gather("reference", reference, TRIED).to(own.clean)
             check_inputs("reference", references, like=own.clean)
-        headed = module
-        if own.corrupt is None:  # otherwise nothing is measured
-            headed = with_head(module, own.clean, own.corrupted, references)
-            if own.labels is not None:
-                check_truth("pairs.labels", own.labels, predict(headed, own.clean[:1]))
-        return choose_corruption(headed, own, references, seed, monitor)
+        if own.corrupt is not None:  # nothing is measured
+            return _as_given(as_corruption(own.corrupt))
+        headed = with_head(module, own.clean, own.corrupted, references)
+        if own.labels is not None:
+            check_truth("pairs.labels", own.labels, predict(headed, own.clean[:1]))
+        corrupted, clean, plain = (
+            predict_all(headed, some, monitor=monitor)
+            for some in (own.corrupted, own.clean, references)
+        )
+        scores = corrupted, clean, plain
+        return choose_corruption(headed, own, references, scores, seed, monitor)[0]
 
 
 def choose_corruption(
-    model: nn.Module, pairs: SamplePairs, references: Tensor, seed: int, monitor: Monitor = SILENT
-) -> Transfer:
+    model: nn.Module,
+    pairs: SamplePairs,
+    references: Tensor,
+    scores: tuple[Tensor, Tensor, Tensor],
+    seed: int,
+    monitor: Monitor = SILENT,
+) -> tuple[Transfer, Tensor | None]:
     """The user's function, or the form that explains the pairs and shows the behaviour on references.
+
+    Also the scores of the first references with that corruption; None where nothing was measured.
 
     Args:
         model: in evaluation mode.
         pairs: on its device.
         references: ``M × C × H × W`` without the corruption.
+        scores: of the pairs' corrupted and clean inputs, and of the references.
         seed: of what is random in a corruption.
         monitor: progress and cancellation.
     """
     if pairs.corrupt is not None:
-        given = as_corruption(pairs.corrupt)
-        return Transfer(given, repr(given))
+        return _as_given(as_corruption(pairs.corrupt)), None
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
     local = float(covered(pairs).mean()) <= SMALL
     if local:
         estimates = [one for one in estimates if _replaces(one)]
-    some = references[:TRIED]
-    wanted = _probabilities(model, some, monitor)
-    own = _distance(
-        _probabilities(model, pairs.corrupted, monitor), _probabilities(model, pairs.clean, monitor)
-    )
-    shown = []
+    corrupted, clean, plain = scores
+    some, own = references[:TRIED], _distance(corrupted, clean)
+    tried: list[Tensor] = []
+    shown: list[float] = []
     for estimate in estimates:
         monitor.report(1.0, f"trying {estimate.corruption} on references")
-        answers = _probabilities(model, estimate.corruption(some).to(some), monitor)
-        shown.append(_distance(answers, wanted) / max(own, 1e-6))
+        tried.append(predict_all(model, estimate.corruption(some).to(some), monitor=monitor))
+        shown.append(_distance(tried[-1], plain[:TRIED]) / max(own, 1e-6))
     # More than the pairs show is no better: what disfigures an input changes its class too.
     enough = AS_STRONG * min(max(shown), 1.0)
     number = next(i for i, share in enumerate(shown) if share >= enough)
     best, share = estimates[number], shown[number]
     passes = local or (share >= LEAST and (best.in_sample or best.error <= FORESEEN))
-    return Transfer(best.corruption if passes else None, repr(best.corruption), share, best.error)
+    found = Transfer(best.corruption if passes else None, repr(best.corruption), share, best.error)
+    return found, tried[number]
+
+
+def _as_given(corruption: Corruption) -> Transfer:
+    """The user's own function, which is taken as it is."""
+    return Transfer(corruption, repr(corruption))
 
 
 def _replaces(estimate: Estimate) -> bool:
@@ -165,10 +181,6 @@ def _replaces(estimate: Estimate) -> bool:
     return estimate.structured and not estimate.in_sample and estimate.error <= CLOSELY
 
 
-def _probabilities(model: nn.Module, inputs: Tensor, monitor: Monitor) -> Tensor:
-    return probabilities(predict_all(model, inputs, monitor=monitor))
-
-
 def _distance(one: Tensor, other: Tensor) -> float:
-    """Mean total variation distance."""
-    return float(torch.nan_to_num(most(variation(one, other))).mean())
+    """Mean total variation distance of the probabilities that go with scores."""
+    return float(torch.nan_to_num(most(variation(probabilities(one), probabilities(other)))).mean())

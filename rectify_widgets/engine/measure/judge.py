@@ -39,7 +39,7 @@ from rectify_widgets.engine.model.heads import (
     worst_mean,
 )
 from rectify_widgets.engine.model.keys import EditableLayer
-from rectify_widgets.engine.model.running import predict_all
+from rectify_widgets.engine.model.running import batched, predict_all
 
 WEIGHT = 2.0
 """Weight of a point of disturbance relative to a point of gap."""
@@ -79,6 +79,7 @@ class Judge:
         validation: labelled inputs on which degradation is measured instead, or None.
         monitor: checked between batches.
         room: bytes that `sharing` may keep for each kind of inputs.
+        scores: of the original model on references and origins, where they are known.
     """
 
     def __init__(
@@ -91,16 +92,17 @@ class Judge:
         monitor: Monitor = SILENT,
         *,
         room: int = ROOM,
+        scores: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._room = min(room, ROOM)
         self._inputs = {"corrupted": carriers, "clean": references}
         self._replays: dict[str, Replay] = {}
-        scores = predict_all(model, references, monitor=monitor)
-        self._original = probabilities(scores)
-        self._wanted = self._original
-        if origins is not references:
-            self._wanted = probabilities(predict_all(model, origins, monitor=monitor))
-        self._answers = answers(scores)
+        if scores is None:
+            plain = predict_all(model, references, monitor=monitor)
+            same = origins is references
+            scores = plain, plain if same else predict_all(model, origins, monitor=monitor)
+        self._original, self._wanted = map(probabilities, scores)
+        self._answers = answers(scores[0])
         self._validation = validation
         if validation is None:
             self._groups, self._start = self._answers, torch.zeros_like(self._answers).float()
@@ -110,6 +112,11 @@ class Judge:
             self._groups = labels
             given = answers(predict_all(model, inputs, monitor=monitor))
             self._start = -(given == labels).float()
+
+    @property
+    def inputs(self) -> int:
+        """How many go through the model for one measurement."""
+        return sum(map(len, self._inputs.values()))
 
     @contextmanager
     def sharing(
@@ -144,18 +151,42 @@ class Judge:
         self, model: nn.Module, bar: float, monitor: Monitor = SILENT, edited: str | None = None
     ) -> Verdict | None:
         """Measure ``model``; None where its gap alone is already ``bar`` or more."""
-        gap = self.gap(model, monitor, edited)
+        gap = self.gap(model, monitor, edited, bar)
         return None if gap >= bar else self._finish(model, gap, monitor, edited)
 
-    def gap(self, model: nn.Module, monitor: Monitor = SILENT, edited: str | None = None) -> float:
-        """The gap alone, see `measure`."""
-        scores = self._predict(model, "corrupted", monitor, edited)
-        return _finite(float(most(variation(probabilities(scores), self._wanted)).mean()))
+    def original(self, carriers: Tensor) -> Verdict:
+        """The verdict on the original model, from its scores of the inputs with the corruption."""
+        return Verdict(_finite(self._gap(carriers, slice(None))), 0.0, 0.0, 0.0)
+
+    def gap(
+        self,
+        model: nn.Module,
+        monitor: Monitor = SILENT,
+        edited: str | None = None,
+        bar: float = math.inf,
+    ) -> float:
+        """The gap alone, see `measure`; a number from ``bar`` on where it is at least as large."""
+        done, gap = 0, 0.0
+        for scores in self._batches(model, "corrupted", monitor, edited):
+            gap += self._gap(scores, slice(done, done := done + len(scores)))
+            if gap >= bar:  # what the rest adds is not negative
+                break
+        return _finite(gap)
+
+    def _gap(self, scores: Tensor, rows: slice) -> float:
+        """What some of the inputs with the corruption add to the gap."""
+        apart = most(variation(probabilities(scores), self._wanted[rows]))
+        return float(apart.double().sum()) / len(self._wanted)
+
+    def _batches(
+        self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None
+    ) -> Iterator[Tensor]:
+        if edited is not None and kind in self._replays:
+            return self._replays[kind].batches(model, edited, monitor)
+        return batched(model, self._inputs[kind], monitor=monitor)
 
     def _predict(self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None) -> Tensor:
-        if edited is not None and kind in self._replays:
-            return self._replays[kind].scores(model, edited, monitor)
-        return predict_all(model, self._inputs[kind], monitor=monitor)
+        return torch.cat(list(self._batches(model, kind, monitor, edited)))
 
     def _finish(
         self, model: nn.Module, gap: float, monitor: Monitor, edited: str | None

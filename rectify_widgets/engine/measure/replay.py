@@ -22,9 +22,9 @@ from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import random_states
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import (
+    batched,
     chunk_size,
     predict,
-    predict_all,
     working_dtype,
 )
 
@@ -116,11 +116,11 @@ class Replay:
                     break
                 self._kept.append(kept)
 
-    def scores(self, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Tensor:
+    def batches(self, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Iterator[Tensor]:
         """Scores of the model as it is now, which differs in the edited layer alone."""
         plan = self._plans.get(edited)
         kept = self._kept if plan is not None else []
-        parts = []
+        done = 0
         for chunk, answers in zip(self._chunks, kept, strict=False):
             assert plan is not None  # noqa: S101 - nothing is kept without one
             monitor.check()
@@ -130,11 +130,10 @@ class Replay:
             except torch.OutOfMemoryError:
                 self._kept.clear()
                 break
-            parts.append(scores.to(working_dtype(scores.dtype)))
-        rest = self._inputs[sum(map(len, parts)) :]
-        if len(rest):
-            parts.append(predict_all(model, rest, len(self._chunks[0]), monitor))
-        return torch.cat(parts)
+            done += len(chunk)
+            yield scores.to(working_dtype(scores.dtype))
+        if done < len(self._inputs):
+            yield from batched(model, self._inputs[done:], len(self._chunks[0]), monitor)
 
 
 @contextmanager

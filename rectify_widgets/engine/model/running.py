@@ -382,14 +382,23 @@ def predict_all(
     monitor: Monitor = SILENT,
 ) -> Tensor:
     """Scores of any number of inputs in float32 or better, ``batch_size`` or `chunk_size` at a time."""
+    return torch.cat(list(batched(model, inputs, batch_size, monitor)))
+
+
+def batched(
+    model: nn.Module,
+    inputs: Tensor,
+    batch_size: int | None = None,
+    monitor: Monitor = SILENT,
+) -> Iterator[Tensor]:
+    """The scores of `predict_all`, batch after batch."""
     device, dtype = model_device(model), model_dtype(model)
 
     def scores(rows: slice) -> Tensor:
         monitor.check()
         return predict(model, inputs[rows].to(device, dtype)).to(working_dtype(dtype))
 
-    size = batch_size or chunk_size(inputs, device)
-    return torch.cat(list(in_chunks(len(inputs), size, scores)))
+    return in_chunks(len(inputs), batch_size or chunk_size(inputs, device), scores)
 
 
 def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterator[Result]:

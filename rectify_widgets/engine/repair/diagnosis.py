@@ -1,6 +1,6 @@
 """Why a behaviour is still there after `rectify`, in sentences with figures.  Imports torch only.
 
-`ClassChanges` collects the `Evidence` on pairs and references; `diagnose` reads it together with the
+`gather_evidence` counts on pairs and references; `diagnose` reads the `Evidence` together with the
 trials.  A sentence says what was measured and, where there is a remedy, what to try.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
@@ -21,8 +20,6 @@ from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.refining import REFINE_STEPS
 from rectify_widgets.engine.repair.result import Evidence, Rectification, Step
 
-COUNTED = 512
-"""References on which the behaviour is counted, before the first edit and after the last."""
 LITTLE = 0.5
 """The corruption transfers badly where it shows on less than this share of what it does on the
 pairs."""
@@ -40,66 +37,49 @@ OVER_BUDGET = "over the degradation budget"
 """Reason of a trial that the budget alone ruled out."""
 
 
-class ClassChanges:
-    """Predicted classes before the first edit and after the last, on the same references.
+def gather_evidence(
+    problem: Problem,
+    judged: Problem,
+    suspected: float,
+    *,
+    shared: bool,
+    monitor: Monitor = SILENT,
+) -> Evidence:
+    """The evidence when the loop has ended, from the classes that the model predicts now and before.
 
     Args:
-        problem: with the model as given.
-        monitor: checked between batches, before the first edit.
+        problem: as it was posed.
+        judged: the part of it that edits are judged on, whose references are counted.
+        suspected: share of the references that seem to carry the corruption.
+        shared: whether edits were solved on the same references.
+        monitor: checked between batches.
     """
 
-    def __init__(self, problem: Problem, monitor: Monitor = SILENT) -> None:
-        self._problem = problem
-        self._rows = _spread(len(problem.references))
-        # Where nothing carries the corruption over, the pairs show what is left of the behaviour.
-        self._carriers = self._rows if problem.coupled else _spread(len(problem.carriers))
-        self._wanted = problem.answers if problem.coupled else problem.labels
-        self._before = self._classes(problem.carriers[self._carriers], monitor)
-        scores = predict_all(problem.model, problem.pairs.clean)
-        self._classes_known = scores.shape[1]
-        self._clean = answers_of(scores)
-        self._moved = changed(self._classes(problem.pairs.corrupted), self._clean)
+    def now(inputs: Tensor) -> Tensor:
+        return answers_of(predict_all(problem.model, inputs, monitor=monitor))
 
-    def _classes(self, inputs: Tensor, monitor: Monitor = SILENT) -> Tensor:
-        """What the model now predicts, ``N`` classes or ``N × L`` labels."""
-        return answers_of(predict_all(self._problem.model, inputs, monitor=monitor))
-
-    def evidence(
-        self, flagged: list[int], suspected: float, *, shared: bool, monitor: Monitor = SILENT
-    ) -> Evidence:
-        """The evidence when the loop has ended."""
-        problem, out = self._problem, torch.tensor(flagged)
-        included = ~torch.isin(self._rows, out).to(problem.answers.device)
-        answers = problem.answers[self._rows][included]
-        other = self._classes(problem.references[self._rows], monitor)[included] != answers
-        if not problem.coupled:
-            included = torch.ones(len(self._before), dtype=torch.bool, device=answers.device)
-        wanted = self._wanted[self._carriers][included]
-        led = self._before[included] != wanted
-        wrong = self._classes(problem.carriers[self._carriers], monitor)[included] != wanted
-        return Evidence(
-            pairs=len(problem.pairs),
-            references=len(problem.references) if problem.given else 0,
-            shared=shared,
-            shown=_share(any_label(led)),
-            shown_pairs=_share(self._moved),
-            unlike=int(changed(self._clean, problem.labels).sum()),
-            classes=self._classes_known,
-            classes_seen=len(seen(problem.answers)),
-            suspected=suspected,
-            left=_share(any_label(wrong)),
-            worst_left=_worst(wrong, wanted),
-            changed=_share(any_label(other)),
-            worst_changed=_worst(other, answers),
-            corruption=problem.transfer.name,
-            transferred=problem.coupled,
-            transfer=problem.transfer.shown,
-        )
-
-
-def _spread(count: int) -> Tensor:
-    """Up to `COUNTED` row numbers, spread evenly."""
-    return torch.linspace(0, count - 1, min(count, COUNTED)).round().long()
+    corrupted, clean = (answers_of(scores) for scores in problem.before.pairs)
+    wanted = judged.answers if problem.coupled else problem.labels
+    led, wrong = answers_of(judged.before.carriers) != wanted, now(judged.carriers) != wanted
+    other = now(judged.references) != judged.answers
+    return Evidence(
+        pairs=len(problem.pairs),
+        references=len(problem.references) if problem.given else 0,
+        shared=shared,
+        shown=_share(any_label(led)),
+        shown_pairs=_share(changed(corrupted, clean)),
+        unlike=int(changed(clean, problem.labels).sum()),
+        classes=problem.before.references.shape[1],
+        classes_seen=len(seen(problem.answers)),
+        suspected=suspected,
+        left=_share(any_label(wrong)),
+        worst_left=_worst(wrong, wanted),
+        changed=_share(any_label(other)),
+        worst_changed=_worst(other, judged.answers),
+        corruption=problem.transfer.name,
+        transferred=problem.coupled,
+        transfer=problem.transfer.shown,
+    )
 
 
 def _worst(hits: Tensor, wanted: Tensor) -> tuple[int, float] | None:

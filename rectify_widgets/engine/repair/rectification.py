@@ -24,7 +24,7 @@ from rectify_widgets.engine.model.catalog import LayerCatalog
 from rectify_widgets.engine.model.heads import check_truth
 from rectify_widgets.engine.model.running import copied, eval_mode, predict_all
 from rectify_widgets.engine.repair.checkpoint import Checkpoint
-from rectify_widgets.engine.repair.diagnosis import ClassChanges, diagnose
+from rectify_widgets.engine.repair.diagnosis import diagnose, gather_evidence
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.result import Rectification
 from rectify_widgets.engine.repair.rounds import Rounds
@@ -123,7 +123,6 @@ def rectify(
         labelled = None if validation is None else check_validation(problem.model, validation, like)
         file = Checkpoint(path, problem, labelled, options)
         state = file.load()
-        changes = ClassChanges(problem, monitor.silent())
         loop = Rounds(problem, labelled, options, pace)
         if state is not None:
             loop.restore(state)
@@ -134,9 +133,10 @@ def rectify(
             if stopped != "cancelled":  # cancelling should not take longer
                 ending = Monitor(progress)  # there is nothing left to stop
                 ending.report(pace.fraction, f"stopped: {stopped}")
-                end.evidence = changes.evidence(
-                    end.flagged, end.suspected, shared=loop.shared, monitor=ending.silent()
-                )
+                end.evidence = gather_evidence(
+                    problem, loop.judging, end.suspected, shared=loop.shared,
+                    monitor=ending.silent(),
+                )  # fmt: skip
                 file.save(end)
         end = loop.state
         if end.stopped != "cancelled":

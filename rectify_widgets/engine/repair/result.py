@@ -28,6 +28,8 @@ from rectify_widgets.engine.repair.options import RectifyOptions
 class Evidence:
     """What the diagnosis rests on besides the trials; shares are fractions.
 
+    Shares of the references are of those that edits are judged on, and were not solved for.
+
     Attributes:
         pairs: how many.
         references: how many were used individually; 0 where none were given.

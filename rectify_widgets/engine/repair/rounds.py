@@ -97,7 +97,7 @@ class Rounds:
         self._options = options
         self._method = RANKING_METHODS[options.method]
         self._refine_steps = options.refine_steps or 0
-        self._plain = answers(predict_all(problem.model, problem.pairs.clean, monitor=monitor))
+        self._plain = answers(problem.before.pairs[1])
         self._split([], monitor)
 
     def restore(self, state: State) -> None:
@@ -166,26 +166,18 @@ class Rounds:
         self.solving, self.judging = self.problem.halves(rows, self._options.seed)
         judged = self.judging
         self.shared = torch.equal(self.solving.references, judged.references)
-        seed, room = self._options.seed, self.problem.room
-        self._collected = StatisticsSource(self.solving, None, None, seed, room)
+        self._collected = StatisticsSource(
+            self.solving, None, None, self._options.seed, self.problem.room
+        )
         with self._clock("evaluation"):
-            self._judge = Judge(
-                self.problem.model,
-                judged.references, judged.carriers, judged.origins,
-                self._validation, monitor, room=room,
-            )  # fmt: skip
-            began = time.perf_counter()
-            start = self._judge.measure(self.problem.model, monitor.silent())
-            self._measuring = time.perf_counter() - began
+            self._judge = judge_of(judged, monitor, self._validation)
+        start = self._judge.original(judged.before.carriers)
+        self._measuring = self._judge.inputs * judged.before.seconds
         self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
         self._rehearsal: Judge | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
-                some = self.solving.only(slice(0, REHEARSED))
-                self._rehearsal = Judge(
-                    some.model, some.references, some.carriers, some.origins, monitor=monitor,
-                    room=room,
-                )  # fmt: skip
+                self._rehearsal = judge_of(self.solving.only(slice(0, REHEARSED)), monitor)
 
     def _round(self, number: int) -> bool:
         """One round; returns whether an edit was kept."""
@@ -245,7 +237,10 @@ class Rounds:
         problem = self.solving
         options, seed = self._options, self._options.seed + number
         with self._clock("sweep"):
-            probe = problem.probe(problem.model, seed, monitor)
+            scores = None
+            if self.state.edits and problem.corruption is not None:
+                scores = predict_all(problem.model, problem.carriers, monitor=monitor)
+            probe = problem.probe(seed, scores)
         return propose_edits(
             problem, self._collected, probe, problem.sources(seed), monitor,
             directions=options.directions, ridges=options.ridges,
@@ -441,3 +436,14 @@ class Rounds:
             took = time.perf_counter() - began
             self._seconds[stage] += took - self._nested
             self._nested = around + took
+
+
+def judge_of(
+    problem: Problem, monitor: Monitor, validation: tuple[Tensor, Tensor] | None = None
+) -> Judge:
+    """A judge of what is left of the problem, against the model that it was posed for."""
+    before = problem.before
+    return Judge(
+        problem.model, problem.references, problem.carriers, problem.origins, validation, monitor,
+        room=problem.room, scores=(before.references, before.origins),
+    )  # fmt: skip
