@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
-from rectify_widgets.engine.find.corrupted import THRESHOLD, CorruptedInputs, find_corrupted
+from rectify_widgets.engine.find import corrupted as detection
+from rectify_widgets.engine.find.corrupted import (
+    THRESHOLD,
+    UNCHANGED,
+    CorruptedInputs,
+    carrying,
+    corruption_scores,
+    find_corrupted,
+    pick_voters,
+)
+from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
+from rectify_widgets.engine.model.running import eval_mode
 from tests.engine.models import Plain, images, make
 from tests.engine.toy import TARGET, Toy, samples, stamped
 
@@ -109,6 +122,34 @@ def test_a_model_in_bfloat16_and_training_mode(trojan: Toy) -> None:
     assert precision > 0.7
     assert recall > 0.8
     assert model.training
+
+
+def test_references_that_the_corruption_changes_are_not_looked_at(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, corrupted = mixture(200, 11)
+    looked: list[int] = []
+
+    def spied(*given: Any) -> Tensor:
+        looked.append(len(given[3]))
+        return corruption_scores(*given)
+
+    monkeypatch.setattr(detection, "corruption_scores", spied)
+    with eval_mode(trojan.model) as module:
+        problem = pose_problem(module, trojan.pairs[0], x)
+        source = StatisticsSource(problem, None, None, seed=0)
+        sources = problem.sources(0)
+        found = propose_edits(problem, source, problem.probe(0), sources, Monitor())
+        voters = pick_voters(found.options)
+        carry, spare = carrying(problem, voters, Monitor())
+        every = corruption_scores(module, problem.pairs, voters, x, Monitor()) > THRESHOLD
+        before, after = (module(some).softmax(dim=1) for some in (x, problem.carriers))
+    alike = (before - after).abs().sum(dim=1) / 2 < UNCHANGED
+    assert looked == [int(alike.sum()), 0]
+    assert looked[0] < 120
+    assert torch.equal(carry, every & alike)
+    assert len(spare) == 0
+    assert precision_and_recall(carry, corrupted)[1] > 0.9
 
 
 def test_the_target_class_is_not_what_is_found(trojan: Toy) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT, Judge, Verdict
+from rectify_widgets.engine.model import running
 
 
 class Scores(nn.Module):
@@ -19,8 +20,10 @@ class Scores(nn.Module):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.table = nn.Parameter(table, requires_grad=False)
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
         return self.table[x.flatten(1)[:, 0].long()]
 
 
@@ -73,6 +76,59 @@ def test_all_figures(seed: int) -> None:
 
     assert judge.measure_below(Scores(after), found.gap + 1e-6) == found
     assert judge.measure_below(Scores(after), found.gap - 1e-6) is None
+
+
+def test_what_is_known_of_the_original_is_not_measured_again() -> None:
+    before, after = tables(20, 7)
+    references, carriers = numbered(0, 20), numbered(20, 40)
+    plain = Judge(Scores(before), references, carriers, references)
+    known = Judge(
+        Silent(), references, carriers, references, scores=(before[:20], before[:20])
+    )  # fmt: skip
+    assert known.original(before[20:]) == plain.measure(Scores(before))
+    assert known.measure(Scores(after)) == plain.measure(Scores(after))
+    assert known.inputs == 40
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("the original was run")
+
+
+def test_a_trial_ends_where_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of four, as soon as what is left to come could not save it."""
+    monkeypatch.setattr(running, "MOST", 4)
+    before, after = tables(40, 3)
+    references, carriers = numbered(0, 40), numbered(40, 80)
+    judge = Judge(Scores(before), references, carriers, references)
+    whole = judge.measure(Scores(after))
+    calls = 20
+
+    def spent(bar: float = 1.0, most: float = np.inf) -> tuple[Verdict | None, int]:
+        model = Scores(after)
+        return judge.measure_below(model, bar, most=most), model.calls
+
+    assert spent() == (whole, calls)
+    assert spent(most=whole.objective + 1e-6) == (whole, calls)
+    found, few = spent(bar=0.4 * whole.gap)
+    assert found is None
+    assert few == 1 + int((partial(before, after, 40) < 0.4 * whole.gap).sum())
+    most = whole.gap + 0.3 * WEIGHT * whole.disturbance
+    found, some = spent(most=most)
+    assert found is not None
+    assert not found.finished
+    assert some == 10 + 1 + int((partial(before, after, 0) < 0.3 * whole.disturbance).sum())
+    assert found.gap == whole.gap
+    assert most <= found.objective < whole.objective
+    assert np.isnan([found.degradation, found.worst_class]).all()
+    assert not found.within(1.0)
+
+
+def partial(before: Tensor, after: Tensor, first: int) -> np.ndarray:
+    """What each further batch of four brings the mean distance from the clean ones to."""
+    apart = np.abs(softmax(after)[first : first + 40] - softmax(before)[:40]).sum(axis=1) / 2
+    running_sum: np.ndarray = apart.cumsum()[3::4] / 40
+    return running_sum
 
 
 def test_corrupted_inputs_that_are_no_references() -> None:

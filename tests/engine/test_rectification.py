@@ -13,6 +13,8 @@ import torch
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, load_edits
 from rectify_widgets.engine.edit.solver import DenseSolver
+from rectify_widgets.engine.find import problem
+from rectify_widgets.engine.find.problem import PROBE, QUICK_PROBE
 from rectify_widgets.engine.find.proposals import Proposals, propose_edits
 from rectify_widgets.engine.model import gradients
 from rectify_widgets.engine.model.catalog import editable_layers
@@ -331,20 +333,23 @@ def test_labels_may_be_given(trojan: Toy) -> None:
     assert same(one.model, bits(other.model))
 
 
-@pytest.mark.parametrize(("large", "wanted"), [(2**16, 8), (10, 4)])
-def test_large_inputs_are_swept_in_half_of_the_steps(
-    trojan: Toy, monkeypatch: pytest.MonkeyPatch, large: int, wanted: int
+@pytest.mark.parametrize(("large", "steps", "samples"), [(2**16, 8, PROBE), (10, 4, QUICK_PROBE)])
+def test_large_inputs_are_swept_in_fewer_steps_with_fewer_samples(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch, large: int, steps: int, samples: int
 ) -> None:
-    steps: list[int] = []
+    seen: list[tuple[int, int, list[int]]] = []
 
     def spied(*given: Any, **options: Any) -> Proposals:
-        steps.append(options["steps"])
+        _, _, probe, sources, _ = given
+        seen.append((options["steps"], len(probe), [len(clean) for _, clean in sources]))
         return propose_edits(*given, **options)
 
-    monkeypatch.setattr(gradients, "LARGE", large)
+    for module in (gradients, problem):
+        monkeypatch.setattr(module, "LARGE", large)
     monkeypatch.setattr(rounds, "propose_edits", spied)
     run(trojan, max_rounds=1, refine_steps=0)
-    assert set(steps) == {wanted}
+    assert seen
+    assert all(one == (steps, samples, [1, 1 + samples]) for one in seen)
 
 
 def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def edited(module: nn.Module) -> Iterator[None]:
 
 def scores(replay: Replay, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Tensor:
     """What a replay gives in batches."""
-    return torch.cat(list(replay.batches(model, edited, monitor)))
+    return torch.cat(list(replay.batches(model, "", edited, monitor)))
 
 
 def sample_of(model: nn.Module, count: int) -> Tensor:
@@ -123,7 +123,7 @@ def test_scores_are_those_of_the_whole_model_to_the_bit(network: str) -> None:
     x = sample_of(model, 5)
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
-        replay = Replay(module, x, layers, monitor=Monitor())
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
         for layer in layers:
             with edited(layer.module):
                 assert torch.equal(scores(replay, module, layer.name), predict_all(module, x))
@@ -136,14 +136,14 @@ def test_what_runs_before_the_layer_is_not_run_again() -> None:
     x = images(4)
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
-        replay = Replay(module, x, layers, monitor=Monitor())
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
         model.count.calls = 0  # type: ignore[union-attr]
         for layer in layers[1:]:
             scores(replay, module, layer.name)
         assert model.count.calls == 0  # type: ignore[union-attr]
         scores(replay, module, layers[0].name)
         assert model.count.calls == 0  # type: ignore[union-attr]
-        scores(Replay(module, x, layers, room=0, monitor=Monitor()), module, "third")
+        scores(Replay(module, {"": x}, layers, room=0, monitor=Monitor()), module, "third")
         assert model.count.calls > 0  # type: ignore[union-attr]
 
 
@@ -159,7 +159,7 @@ def test_a_model_that_draws_random_numbers_is_run_whole() -> None:
     )
     with eval_mode(model) as module:
         x = images(4, size=9)
-        replay = Replay(module, x, list(editable_layers(module, x)), monitor=Monitor())
+        replay = Replay(module, {"": x}, list(editable_layers(module, x)), monitor=Monitor())
         model[0].calls = 0  # type: ignore[index]
         scores(replay, module, "4")
         assert model[0].calls > 0  # type: ignore[index]
@@ -175,8 +175,8 @@ def test_only_what_is_looked_at_is_kept() -> None:
     x = images(4)
     with eval_mode(model) as module:
         last = list(editable_layers(module, x))[-1:]
-        replay = Replay(module, x, last, monitor=Monitor())
-    (kept,) = replay._kept
+        replay = Replay(module, {"": x}, last, monitor=Monitor())
+    (kept,) = replay._kept[""]
     # The stand-in runs through the layer itself: only its direct input is real.
     assert [tuple(answer.shape) for answer in kept.values()] == [(4, 50)]
 
@@ -187,13 +187,45 @@ def test_chunks_beyond_the_room_are_run_whole(monkeypatch: pytest.MonkeyPatch) -
     x = images(7)
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
-        whole = Replay(module, x, layers, monitor=Monitor())
-        one = sum(a.nbytes for a in whole._kept[0].values() if isinstance(a, Tensor))
-        assert len(whole._kept) == 4
-        some = Replay(module, x, layers, room=3 * one, monitor=Monitor())
-        assert 0 < len(some._kept) < 4
+        whole = Replay(module, {"": x}, layers, monitor=Monitor())
+        one = sum(a.nbytes for a in whole._kept[""][0].values() if isinstance(a, Tensor))
+        assert len(whole._kept[""]) == 4
+        some = Replay(module, {"": x}, layers, room=3 * one, monitor=Monitor())
+        assert 0 < len(some._kept[""]) < 4
         with edited(layers[2].module):
             assert torch.equal(scores(some, module, "third"), scores(whole, module, "third"))
+
+
+class Block(nn.Module):
+    """Keeps what it gets until its end, and widens it eightfold in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.back(self.wide(x))
+        return x + y
+
+
+def test_where_not_all_fits_a_replay_begins_at_the_block() -> None:
+    """What is kept of the layer within the block is nine times its input."""
+    model = make(lambda: nn.Sequential(*(Block() for _ in range(10)), Counted(), nn.Flatten()))
+    x = images(4, size=6)
+    with eval_mode(model) as module:
+        layers = {layer.name: layer for layer in editable_layers(module, x)}
+        whole = predict_all(module, x)
+        some = [layers["9.back"]]
+        one = x.nbytes
+        finest = Replay(module, {"": x}, some, room=9 * one, monitor=Monitor())
+        coarse = Replay(module, {"": x}, some, room=9 * one - 1, monitor=Monitor())
+        kept = [sorted(answer.shape[1] for answer in replay._kept[""][0].values())
+                for replay in (finest, coarse)]  # fmt: skip
+        assert kept == [[3, 24], [3]]
+        for replay in (finest, coarse):
+            assert torch.equal(scores(replay, module, "9.back"), whole)
+            with edited(layers["9.back"].module):
+                assert torch.equal(scores(replay, module, "9.back"), predict_all(module, x))
 
 
 def test_a_failure_leaves_no_forward_behind() -> None:
@@ -210,12 +242,12 @@ def test_a_failure_leaves_no_forward_behind() -> None:
     x = images(4)
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
-        replay = Replay(module, x, layers, monitor=Monitor())
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
         model.fail = True  # type: ignore[assignment]
         with pytest.raises(RuntimeError, match="on purpose"):
             scores(replay, module, "third")
         with pytest.raises(RuntimeError, match="on purpose"):
-            Replay(module, x, layers, monitor=Monitor())
+            Replay(module, {"": x}, layers, monitor=Monitor())
     assert not any("forward" in part.__dict__ for part in model.modules())
 
 
@@ -232,7 +264,7 @@ def test_a_forward_of_ones_own_is_kept() -> None:
     x = images(4)
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
-        replay = Replay(module, x, layers, monitor=Monitor())
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
         before = len(seen)
         scores(replay, module, "third")
         assert len(seen) == before
@@ -245,8 +277,8 @@ def test_it_stops_when_asked() -> None:
     with eval_mode(model) as module:
         layers = list(editable_layers(module, x))
         with pytest.raises(Cancelled):
-            Replay(module, x, layers, monitor=Monitor(None, lambda: True))
-        replay = Replay(module, x, layers, monitor=Monitor())
+            Replay(module, {"": x}, layers, monitor=Monitor(None, lambda: True))
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
         with pytest.raises(Cancelled):
             scores(replay, module, "third", Monitor(None, lambda: True))
 
@@ -291,10 +323,10 @@ def test_where_memory_runs_out_less_is_kept(when: str) -> None:
         layers = list(editable_layers(module, x))
         if when == "keeping":
             model.most = 2  # type: ignore[assignment]
-        replay = Replay(module, x, layers, monitor=Monitor())
-        assert bool(replay._kept) == (when == "going on")
+        replay = Replay(module, {"": x}, layers, monitor=Monitor())
+        assert bool(replay._kept[""]) == (when == "going on")
         model.most = 2  # type: ignore[assignment]
         with edited(layers[2].module):
             found = scores(replay, module, "third")
-            assert not replay._kept
+            assert not replay._kept[""]
             assert torch.equal(found, predict_all(module, x))

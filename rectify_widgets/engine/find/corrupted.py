@@ -20,14 +20,17 @@ from rectify_widgets.engine.data.inputs import Inputs, batches, count_inputs
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.candidates import Candidate, layer_keys
-from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.find.problem import Problem, pose_problem
 from rectify_widgets.engine.find.proposals import StatisticsSource, propose_edits
+from rectify_widgets.engine.model.heads import most, probabilities, variation
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.running import chunk_size, eval_mode, model_device, model_dtype
 
 EDITS = 12
 """Edits that vote."""
 THRESHOLD = 0.5
+UNCHANGED = 0.5
+"""Total variation distance below which putting the corruption on says that an input may carry it already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,25 @@ def pick_voters(options: Mapping[str, list[Candidate]]) -> list[Candidate]:
     some = [found for found in options.values() if found]
     best = [next((c for c in found if c.direction == "contrast"), found[0]) for found in some]
     return sorted(best, key=lambda candidate: -candidate.score)[:EDITS]
+
+
+def carrying(
+    problem: Problem, voters: Sequence[Candidate], monitor: Monitor
+) -> tuple[Tensor, Tensor]:
+    """Which references of a problem carry the corruption already, and which of the spare ones.
+
+    What changes much when it is put on does not carry it, so that it is not looked at.
+    """
+    before = problem.before
+    shift = most(variation(probabilities(before.references), probabilities(before.carriers)))
+    rows = (shift < UNCHANGED).nonzero().flatten()
+    some, spare = (
+        corruption_scores(problem.model, problem.pairs, voters, inputs, monitor) > THRESHOLD
+        for inputs in (problem.references[rows], problem.spare)
+    )
+    corrupted = torch.zeros(len(shift), dtype=torch.bool)
+    corrupted[rows.cpu()] = some
+    return corrupted, spare
 
 
 def corruption_scores(

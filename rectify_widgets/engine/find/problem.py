@@ -41,7 +41,7 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 
-PROBE, QUICK_PROBE = 32, 16
+PROBE, QUICK_PROBE = 32, 12
 """References with the corruption that edits are solved from, and those of one sweep; the fewer for
 inputs that are `LARGE`, of which a pass takes long."""
 SPLIT = 64

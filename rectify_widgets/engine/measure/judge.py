@@ -51,13 +51,21 @@ CLASS_SIZE = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a `Judge` measured; all numbers are fractions, except the number of a class."""
+    """What a `Judge` measured; all numbers are fractions, except the number of a class.
+
+    Where it was broken off, ``disturbance`` is what was measured till then, and the rest is NaN.
+    """
 
     gap: float
     disturbance: float
     degradation: float
     worst_class: float
     sufferer: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it was measured."""
+        return not math.isnan(self.degradation)
 
     @property
     def objective(self) -> float:
@@ -96,7 +104,7 @@ class Judge:
     ) -> None:
         self._room = min(room, ROOM)
         self._inputs = {"corrupted": carriers, "clean": references}
-        self._replays: dict[str, Replay] = {}
+        self._replay: Replay | None = None
         if scores is None:
             plain = predict_all(model, references, monitor=monitor)
             same = origins is references
@@ -127,13 +135,10 @@ class Judge:
         Within the block only the edited layer may differ from the model as it is now.
         """
         try:
-            for kind, inputs in self._inputs.items():
-                self._replays[kind] = Replay(
-                    model, inputs, layers, room=self._room, monitor=monitor
-                )
+            self._replay = Replay(model, self._inputs, layers, room=self._room, monitor=monitor)
             yield
         finally:
-            self._replays.clear()
+            self._replay = None
 
     def measure(
         self, model: nn.Module, monitor: Monitor = SILENT, edited: str | None = None
@@ -148,11 +153,19 @@ class Judge:
         return self._finish(model, gap, monitor, edited)
 
     def measure_below(
-        self, model: nn.Module, bar: float, monitor: Monitor = SILENT, edited: str | None = None
+        self,
+        model: nn.Module,
+        bar: float,
+        monitor: Monitor = SILENT,
+        edited: str | None = None,
+        most: float = math.inf,
     ) -> Verdict | None:
-        """Measure ``model``; None where its gap alone is already ``bar`` or more."""
+        """Measure ``model``; None where its gap alone is already ``bar`` or more.
+
+        It is broken off where the objective is ``most`` or more whatever is still to come.
+        """
         gap = self.gap(model, monitor, edited, bar)
-        return None if gap >= bar else self._finish(model, gap, monitor, edited)
+        return None if gap >= bar else self._finish(model, gap, monitor, edited, most)
 
     def original(self, carriers: Tensor) -> Verdict:
         """The verdict on the original model, from its scores of the inputs with the corruption."""
@@ -181,20 +194,29 @@ class Judge:
     def _batches(
         self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None
     ) -> Iterator[Tensor]:
-        if edited is not None and kind in self._replays:
-            return self._replays[kind].batches(model, edited, monitor)
+        if edited is not None and self._replay is not None:
+            return self._replay.batches(model, kind, edited, monitor)
         return batched(model, self._inputs[kind], monitor=monitor)
 
-    def _predict(self, model: nn.Module, kind: str, monitor: Monitor, edited: str | None) -> Tensor:
-        return torch.cat(list(self._batches(model, kind, monitor, edited)))
-
     def _finish(
-        self, model: nn.Module, gap: float, monitor: Monitor, edited: str | None
+        self,
+        model: nn.Module,
+        gap: float,
+        monitor: Monitor,
+        edited: str | None,
+        most: float = math.inf,
     ) -> Verdict:
-        scores = self._predict(model, "clean", monitor, edited)
-        losses = self._losses(model, scores, monitor, edited) - self._start
+        parts: list[Tensor] = []
+        done, disturbed = 0, torch.zeros(())
+        for scores in self._batches(model, "clean", monitor, edited):
+            parts.append(scores)
+            own = self._original[done : (done := done + len(scores))]
+            disturbed = disturbed + variation(probabilities(scores), own).double().sum(dim=0)
+            disturbance = float(disturbed.max()) / len(self._original)
+            if done < len(self._original) and gap + WEIGHT * disturbance >= most:
+                return Verdict(gap, disturbance, math.nan, math.nan)
+        losses = self._losses(model, torch.cat(parts), monitor, edited) - self._start
         worst, sufferer = self._worst(losses)
-        disturbance = worst_mean(variation(probabilities(scores), self._original))
         return Verdict(gap, _finite(disturbance), worst_mean(losses), worst, sufferer)
 
     def _losses(
@@ -202,7 +224,7 @@ class Judge:
     ) -> Tensor:
         """Cost of each sample's current prediction; to be compared with that at the start."""
         if self._validation is not None:
-            given = answers(self._predict(model, "validation", monitor, edited))
+            given = answers(torch.cat([*self._batches(model, "validation", monitor, edited)]))
             return -(given == self._validation[1]).float()
         kept = chosen(self._original, answers(scores))
         return chosen(self._original, self._answers) - kept

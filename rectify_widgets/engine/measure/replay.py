@@ -8,7 +8,7 @@ not what happens within.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,10 @@ from rectify_widgets.engine.model.running import (
 )
 
 ROOM = 2**29
-"""Bytes that a replay may cache; chunks of inputs beyond that are run whole."""
+"""Bytes that a replay may cache of each kind of inputs; chunks of inputs beyond that are run whole."""
+AGAIN = 0.1
+"""Where all inputs do not fit, a layer's replay begins further ahead, at a block's input: it may run so
+large a share of the model's modules again."""
 
 
 class _Touched(Exception):  # noqa: N818 - a signal, not an error
@@ -61,8 +64,10 @@ class _Call:
 
     module: nn.Module
     parent: int
+    depth: int
     start: int
     stop: int = 0
+    leaf: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,57 +88,61 @@ class Replay:
 
     Args:
         model: in evaluation mode, with the weights that everything before an edit will have.
-        inputs: ``N × C × H × W`` on the model's device.
+        inputs: by kind, each ``N × C × H × W`` on the model's device.
         layers: those that will be edited.
-        room: bytes to keep at most.
+        room: bytes to keep of each kind at most.
         monitor: checked between chunks.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Mapping[str, Tensor],
         layers: Iterable[EditableLayer],
         *,
         room: int = ROOM,
         monitor: Monitor,
     ) -> None:
         self._inputs = inputs
-        self._chunks = inputs.split(chunk_size(inputs, inputs.device))
-        calls = _trace(model, inputs[:1])
-        self._plans: dict[str, _Plan] = {}
-        for layer in {layer.name: layer for layer in layers}.values() if calls else ():
-            if plan := _plan(model, layer.module, calls, inputs[:1]):
-                self._plans[layer.name] = plan
-        self._kept: list[dict[int, Any]] = []
+        self._chunks = {
+            kind: some.split(chunk_size(some, some.device)) for kind, some in inputs.items()
+        }
+        sample, count = next(iter(inputs.values()))[:1], max(map(len, inputs.values()))
+        calls = _trace(model, sample)
+        self._plans = _plans(model, layers, calls, sample, room / count) if calls else {}
+        self._kept: dict[str, list[dict[int, Any]]] = {kind: [] for kind in inputs}
         wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
-        with suppress(torch.OutOfMemoryError):  # then what is cached so far has to do
-            for chunk in self._chunks if wanted else ():
-                monitor.check()
-                kept = _answers(model, calls, wanted, chunk)
-                room -= sum(leaf.nbytes for leaf in tree_leaves(kept) if isinstance(leaf, Tensor))
-                if room < 0 or len(kept) < len(wanted):
-                    break
-                self._kept.append(kept)
+        for kind, chunks in self._chunks.items() if wanted else ():
+            left = room
+            with suppress(torch.OutOfMemoryError):  # then what is cached so far has to do
+                for chunk in chunks:
+                    monitor.check()
+                    kept = _answers(model, calls, wanted, chunk)[0]
+                    left -= _size(kept)
+                    if left < 0 or len(kept) < len(wanted):
+                        break
+                    self._kept[kind].append(kept)
 
-    def batches(self, model: nn.Module, edited: str, monitor: Monitor = SILENT) -> Iterator[Tensor]:
+    def batches(
+        self, model: nn.Module, kind: str, edited: str, monitor: Monitor = SILENT
+    ) -> Iterator[Tensor]:
         """Scores of the model as it is now, which differs in the edited layer alone."""
-        plan = self._plans.get(edited)
-        kept = self._kept if plan is not None else []
+        plan, chunks = self._plans.get(edited), self._chunks[kind]
+        kept = self._kept[kind] if plan is not None else []
         done = 0
-        for chunk, answers in zip(self._chunks, kept, strict=False):
+        for chunk, answers in zip(chunks, kept, strict=False):
             assert plan is not None  # noqa: S101 - nothing is kept without one
             monitor.check()
             try:
                 with _answering(plan, answers):
                     scores = predict(model, chunk)
             except torch.OutOfMemoryError:
-                self._kept.clear()
+                kept.clear()
                 break
             done += len(chunk)
             yield scores.to(working_dtype(scores.dtype))
-        if done < len(self._inputs):
-            yield from batched(model, self._inputs[done:], len(self._chunks[0]), monitor)
+        if done < len(self._inputs[kind]):
+            yield from batched(model, self._inputs[kind][done:], len(chunks[0]), monitor)
 
 
 @contextmanager
@@ -178,7 +187,10 @@ def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
     def enter(module: nn.Module) -> _Call:
         if not calls:
             states.append(random_states(sample.device))
-        call = _Call(module, under_way[-1] if under_way else -1, next(clock))
+        if under_way:
+            calls[under_way[-1]].leaf = False
+        parent, depth = under_way[-1] if under_way else -1, len(under_way)
+        call = _Call(module, parent, depth, next(clock))
         under_way.append(len(calls))
         calls.append(call)
         return call
@@ -198,9 +210,9 @@ def _trace(model: nn.Module, sample: Tensor) -> list[_Call]:
 
 
 def _answers(
-    model: nn.Module, calls: list[_Call], wanted: frozenset[int], inputs: Tensor
-) -> dict[int, Any]:
-    """Outputs of the wanted calls for these inputs, before anything changes them in place."""
+    model: nn.Module, calls: list[_Call], wanted: Collection[int], inputs: Tensor
+) -> tuple[dict[int, Any], Tensor]:
+    """Outputs of the wanted calls for these inputs, before anything changes them in place; and scores."""
     kept: dict[int, Any] = {}
     modules = {calls[number].module for number in wanted}
     turns = {
@@ -216,22 +228,74 @@ def _answers(
         module: _traced(module, partial(next, turn, -1), keep) for module, turn in turns.items()
     }
     with _instead(forwards):
-        predict(model, inputs)
-    return kept
+        return kept, predict(model, inputs)
 
 
-def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor) -> _Plan | None:
-    """How to run on from the layer; None where that does not reproduce the whole model."""
+def _size(answers: Any) -> int:
+    """Bytes of outputs."""
+    return sum(leaf.nbytes for leaf in tree_leaves(answers) if isinstance(leaf, Tensor))
+
+
+def _plans(
+    model: nn.Module,
+    layers: Iterable[EditableLayer],
+    calls: list[_Call],
+    sample: Tensor,
+    room: float,
+) -> dict[str, _Plan]:
+    """How to run on from each layer, with outputs of so many bytes a sample if possible."""
+    everything, whole = _answers(model, calls, range(1, len(calls)), sample)
+    modules = {layer.name: layer.module for layer in layers}
+
+    def planned(most: float) -> dict[str, _Plan]:
+        found = {}
+        for name, module in modules.items():
+            plan = _plan(model, module, calls, sample, everything, whole, most)
+            if plan is not None:
+                found[name] = plan
+        return found
+
+    plans = planned(0.0)
+    needed = frozenset[int]().union(*(plan.needed for plan in plans.values()))
+    return plans if _size([everything[number] for number in needed]) <= room else planned(AGAIN)
+
+
+def _plan(
+    model: nn.Module,
+    layer: nn.Module,
+    calls: list[_Call],
+    sample: Tensor,
+    everything: Mapping[int, Any],
+    whole: Tensor,
+    again: float,
+) -> _Plan | None:
+    """How to run on from the layer; None where that does not reproduce the whole model.
+
+    Args:
+        model, layer: the layer is one of its modules.
+        calls: of a forward pass.
+        sample: that it was traced with.
+        everything, whole: outputs of all calls but the first, and scores, for the sample.
+        again: share of the modules that may run although they lie before the layer.
+    """
     start = next((call.start for call in calls if call.module is layer), 0)
-    over = [call.stop < start for call in calls]
-    answered = {
-        number
-        for number, call in enumerate(calls)
-        if over[number] and call.parent >= 0 and not over[call.parent]
-    }
-    within = [False] * len(calls)  # inside a call whose output is returned
-    for number, call in enumerate(calls):
-        within[number] = call.parent >= 0 and (call.parent in answered or within[call.parent])
+    for depth in range(1, 1 + max(call.depth for call in calls)):
+        over = [call.stop < start and call.depth <= depth for call in calls]
+        answered = {
+            number
+            for number, call in enumerate(calls)
+            if over[number] and call.parent >= 0 and not over[call.parent]
+        }
+        within = [False] * len(calls)  # inside a call whose output is returned
+        for number, call in enumerate(calls):
+            within[number] = call.parent >= 0 and (call.parent in answered or within[call.parent])
+        run = [
+            number in answered or within[number] or call.stop >= start
+            for number, call in enumerate(calls)
+            if call.leaf
+        ]
+        if run.count(False) <= again * len(run):
+            break
     turns: dict[nn.Module, list[int | None]] = {}
     for number, call in enumerate(calls):
         if not within[number]:
@@ -243,21 +307,19 @@ def _plan(model: nn.Module, layer: nn.Module, calls: list[_Call], sample: Tensor
     }
     if not answers:
         return None
-    whole = predict(model, sample)
-    everything = _answers(model, calls, frozenset(answered), sample)
     # Which part of an output that is not a tensor is used cannot be traced.
-    needed = {number for number, answer in everything.items() if not isinstance(answer, Tensor)}
+    needed = {number for number in answered if not isinstance(everything[number], Tensor)}
     while True:
         plan = _Plan(answers, frozenset(needed))
         try:
             with _answering(plan, everything):
-                again = predict(model, sample)
+                scores = predict(model, sample)
         except _Touched as touched:
             needed.add(touched.call)
         except (AttributeError, RuntimeError, TypeError):
             return None  # scripted code, say, does not accept stand-ins
         else:
-            return plan if torch.equal(again, whole) else None
+            return plan if torch.equal(scores, whole) else None
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def gather_evidence(
     suspected: float,
     *,
     shared: bool,
+    edited: bool = True,
     monitor: Monitor = SILENT,
 ) -> Evidence:
     """The evidence when the loop has ended, from the classes that the model predicts now and before.
@@ -52,16 +53,19 @@ def gather_evidence(
         judged: the part of it that edits are judged on, whose references are counted.
         suspected: share of the references that seem to carry the corruption.
         shared: whether edits were solved on the same references.
+        edited: whether the model has an edit; otherwise it predicts what it did.
         monitor: checked between batches.
     """
 
-    def now(inputs: Tensor) -> Tensor:
-        return answers_of(predict_all(problem.model, inputs, monitor=monitor))
+    def now(inputs: Tensor, before: Tensor) -> Tensor:
+        scores = predict_all(problem.model, inputs, monitor=monitor) if edited else before
+        return answers_of(scores)
 
     corrupted, clean = (answers_of(scores) for scores in problem.before.pairs)
-    wanted = judged.answers if problem.coupled else problem.labels
-    led, wrong = answers_of(judged.before.carriers) != wanted, now(judged.carriers) != wanted
-    other = now(judged.references) != judged.answers
+    before, wanted = judged.before, judged.answers if problem.coupled else problem.labels
+    led = answers_of(before.carriers) != wanted
+    wrong = now(judged.carriers, before.carriers) != wanted
+    other = now(judged.references, before.references) != judged.answers
     return Evidence(
         pairs=len(problem.pairs),
         references=len(problem.references) if problem.given else 0,

@@ -135,7 +135,7 @@ def rectify(
                 ending.report(pace.fraction, f"stopped: {stopped}")
                 end.evidence = gather_evidence(
                     problem, loop.judging, end.suspected, shared=loop.shared,
-                    monitor=ending.silent(),
+                    edited=bool(end.edits), monitor=ending.silent(),
                 )  # fmt: skip
                 file.save(end)
         end = loop.state

@@ -80,7 +80,7 @@ class Step:
         gap_before, gap_after: distance between the predictions on corrupted references and the
             original model's on clean ones; ``gap_after`` is None where it was not worth finishing.
         degradation_before, degradation_after: expected (or, with validation data, measured) loss of
-            accuracy on clean inputs.
+            accuracy on clean inputs; None where the trial was broken off.
         worst_class: the same for the class that suffers most.
         accepted: whether the edit was kept.
         reason: why, or why not.
@@ -90,7 +90,8 @@ class Step:
         gap_without: of a kept edit that was made together with others, the gap with all of them but
             this one; what it contributes is that much more than the gap after the last of them.
         objective: gap plus twice the disturbance on clean inputs, by which trials are compared, the
-            least one being the best; None where the gap alone was too large.
+            least one being the best; None where the trial was broken off, since the gap alone was
+            too large, or what some of the clean inputs had shown of the disturbance.
 
     Example:
         >>> (kept,) = [step for step in result.steps if step.accepted]

@@ -22,7 +22,7 @@ from rectify_widgets.engine.base.pace import Pace
 from rectify_widgets.engine.base.progress import UNKNOWN, Cancelled, Monitor
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.find.candidates import Candidate, trying
-from rectify_widgets.engine.find.corrupted import THRESHOLD, corruption_scores, pick_voters
+from rectify_widgets.engine.find.corrupted import carrying, pick_voters
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
@@ -255,10 +255,7 @@ class Rounds:
         if problem.corruption is None or not voters:
             return False
         with self._clock("evaluation"):
-            corrupted, more = (
-                corruption_scores(problem.model, problem.pairs, voters, some, monitor) > THRESHOLD
-                for some in (problem.references, problem.spare)
-            )
+            corrupted, more = carrying(problem, voters, monitor)
         share = float(corrupted.float().mean())
         if share > MOST_CORRUPTED:
             self.state.suspected = share
@@ -405,7 +402,9 @@ class Rounds:
         began = time.perf_counter()
         name, model = candidate.layer.name, self.problem.model
         with trying(candidate):
-            verdict = self._judge.measure_below(model, bar, monitor, name)
+            verdict = self._judge.measure_below(
+                model, bar, monitor, name, self.state.now.objective - LEAST_GAIN
+            )
         reason = self._objection(verdict, bar)
         self.state.steps.append(trials.step(candidate, verdict, self.state.now, reason, began))
         if verdict is not None and reason is None:
@@ -417,7 +416,7 @@ class Rounds:
         """Why an edit is not kept; None where it is the best so far."""
         if verdict is None:
             return "closes too little of the gap"
-        if verdict.objective > self.state.now.objective - LEAST_GAIN:
+        if verdict.objective >= self.state.now.objective - LEAST_GAIN:
             return "gap and disturbance together do not fall"
         if not verdict.within(max(self._options.max_degradation, self.state.now.degradation)):
             return OVER_BUDGET

@@ -43,6 +43,7 @@ class Trials:
     ) -> Step:
         """The record of a trial; ``reason`` says why the edit is not kept, ``kept`` otherwise."""
         name = candidate.layer.name
+        whole = verdict if verdict and verdict.finished else None
         return Step(
             round=self.number,
             layer=layer or name,
@@ -52,14 +53,14 @@ class Trials:
             gap_before=before.gap,
             gap_after=verdict.gap if verdict else None,
             degradation_before=before.degradation,
-            degradation_after=verdict.degradation if verdict else None,
-            worst_class=verdict.worst_class if verdict else None,
+            degradation_after=whole.degradation if whole else None,
+            worst_class=whole.worst_class if whole else None,
             accepted=reason is None,
             reason=reason or kept,
             seconds=time.perf_counter() - began,
-            sufferer=verdict.sufferer if verdict else None,
+            sufferer=whole.sufferer if whole else None,
             refined=candidate.refined,
-            objective=verdict.objective if verdict else None,
+            objective=whole.objective if whole else None,
         )
 
 
