@@ -37,6 +37,14 @@ class Lent:
         weights = {
             one.untyped_storage().data_ptr() for one in model.parameters() if not one.is_inference()
         }
+        buffers = {id(part._buffers) for part in model.modules()}  # noqa: SLF001 - has no public name
+        self._empty = [
+            (place, name)
+            for place, before in self._all
+            if id(place) in buffers
+            for name, one in before.items()
+            if one is None
+        ]
         self._slots: list[tuple[dict[str, Any], str, Tensor]] = []
         for place, before in self._all:
             for name, one in before.items():
@@ -51,6 +59,8 @@ class Lent:
 
     def renew(self) -> None:
         """Start the next pass from the original values."""
+        for place, name in self._empty:
+            place[name] = None
         for place, name, original in self._slots:
             _, copy, version = self._copies.get(id(original), (original, None, 0))
             if copy is None or _writes(copy) != version or id(original) in self._uncounted:
