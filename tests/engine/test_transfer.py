@@ -12,13 +12,14 @@ import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.corruption import Corruption, Transplant
 from rectify_widgets.engine.data.estimation import Estimate
-from rectify_widgets.engine.data.forms import ToneCurve
+from rectify_widgets.engine.data.forms import PlacedPatches, ToneCurve
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find import transfer
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.find.transfer import (
     AS_STRONG,
     CLOSELY,
+    FEW,
     FORESEEN,
     LEAST,
     Transfer,
@@ -229,6 +230,44 @@ def test_hooks() -> None:
     with pytest.raises(Cancelled):
         estimate_corruption(Meter(), pairs, cancel=stop)
     assert len(asked) == 4
+
+
+# --- one patch, one place ------------------------------------------------------------------------
+
+
+class Brightest(nn.Module):
+    """Answers with the brightest value among the first columns, as a probability."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.inputs = columns, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inputs += len(x)
+        share = x[..., : self.columns].flatten(1).amax(dim=1, keepdim=True)
+        return torch.cat([1 - share, share], dim=1).log()
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "looks"),
+    [(9, PlacedPatches, FEW + 40), (8, PlacedPatches, FEW + 40), (2, Transplant, FEW)],
+)
+def test_a_patch_of_one_pair_goes_where_it_works(
+    columns: int, kind: type[Corruption], looks: int
+) -> None:
+    """A white square of two pixels in a corner: on all places, on nearly all, and on few others."""
+    references = 0.1 * images(40) + 0.1
+    corrupted = references[:1].clone()
+    corrupted[..., :2, :2] = 0.95
+    pair = SamplePairs(corrupted, references[:1])
+    model = Brightest(columns)
+    given = model(pair.corrupted), model(pair.clean), model(references)
+    model.inputs = 0
+    found, scores = choose_corruption(model, pair, references, given, 0)
+    assert isinstance(found.corruption, kind)
+    assert model.inputs == looks + 40
+    assert scores is not None
+    torch.testing.assert_close(scores, model(found.corruption(references)))
 
 
 # --- the pairs alone -----------------------------------------------------------------------------

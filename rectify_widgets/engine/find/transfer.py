@@ -21,6 +21,7 @@ from rectify_widgets.engine.data.corruption import (
     covered,
 )
 from rectify_widgets.engine.data.estimation import Estimate, estimate_corruptions
+from rectify_widgets.engine.data.forms import PlacedPatches
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.model.heads import check_truth, most, probabilities, variation
@@ -35,12 +36,15 @@ from rectify_widgets.engine.model.running import (
 
 TRIED = 256
 """References that each form is put onto."""
+FEW = 16
+"""References that say whether a patch that one pair shows works at other places at all."""
 AS_STRONG = 0.9
 """A form that the pairs support better is preferred if it shows at least this share of what the most
 effective one shows."""
 LEAST = 0.5
 """Share of the pairs' own change of predictions that a corruption of the whole input has to show on
-references.  A patch is exempt: what it covers is replaced as in the pair, whatever it does."""
+references, and a patch at other places than the pair's.  At its own place a patch is exempt: what it
+covers is replaced as in the pair, whatever it does."""
 FORESEEN = 0.5
 """Nor may its error in predicting pairs that it was not fitted to be larger."""
 CLOSELY = 0.05
@@ -148,18 +152,24 @@ def choose_corruption(
     """
     if pairs.corrupt is not None:
         return _as_given(as_corruption(pairs.corrupt)), None
+    corrupted, clean, plain = scores
+    own = max(_distance(corrupted, clean), 1e-6)
+
+    def put_on(estimate: Estimate, count: int) -> tuple[Tensor, float]:
+        """Scores of the first references with this corruption, and what it shows on them."""
+        monitor.report(1.0, f"trying {estimate.corruption} on references")
+        some = references[:count]
+        answers = predict_all(model, estimate.corruption(some).to(some), monitor=monitor)
+        return answers, _distance(answers, plain[:count]) / own
+
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
     local = float(covered(pairs).mean()) <= SMALL
     if local:
-        estimates = [one for one in estimates if _replaces(one)]
-    corrupted, clean, plain = scores
-    some, own = references[:TRIED], _distance(corrupted, clean)
-    tried: list[Tensor] = []
-    shown: list[float] = []
-    for estimate in estimates:
-        monitor.report(1.0, f"trying {estimate.corruption} on references")
-        tried.append(predict_all(model, estimate.corruption(some).to(some), monitor=monitor))
-        shown.append(_distance(tried[-1], plain[:TRIED]) / max(own, 1e-6))
+        anywhere = [
+            one for one in estimates if _goes_anywhere(one) and put_on(one, FEW)[1] >= LEAST
+        ]
+        estimates = anywhere + [one for one in estimates if _replaces(one)]
+    tried, shown = zip(*(put_on(one, TRIED) for one in estimates), strict=True)
     # More than the pairs show is no better: what disfigures an input changes its class too.
     enough = AS_STRONG * min(max(shown), 1.0)
     number = next(i for i, share in enumerate(shown) if share >= enough)
@@ -172,6 +182,11 @@ def choose_corruption(
 def _as_given(corruption: Corruption) -> Transfer:
     """The user's own function, which is taken as it is."""
     return Transfer(corruption, repr(corruption))
+
+
+def _goes_anywhere(estimate: Estimate) -> bool:
+    """Whether this puts a patch that was seen at one place at any other."""
+    return estimate.in_sample and isinstance(estimate.corruption, PlacedPatches)
 
 
 def _replaces(estimate: Estimate) -> bool:
