@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,31 @@ def test_a_rectification_has_the_figures_of_its_own_steps(shop: Workshop, model:
     measured = [(verdict.gap, verdict.degradation) for verdict in shop.measure(revision.edits)[1:]]
     said = [(step.gap_after, step.degradation_after) for step in kept]
     assert measured == [pytest.approx(figures, abs=1e-6) for figures in said]
+
+
+def test_a_checkpoint_is_there_till_the_end(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run leaves it behind, from which the next one goes on; an ended one does not."""
+    file, left = tmp_path / "run.safetensors", list[bytes]()
+
+    def kept(*given: Any, **options: Any) -> Any:
+        result = rectify(*given, **options)
+        left.append(file.read_bytes())
+        return result
+
+    def once() -> Any:
+        options = RectifyOptions(max_rounds=2)
+        return run(lambda job: shop.rectify(job, (), options, checkpoint=str(file)))
+
+    monkeypatch.setattr(workshop, "rectify", kept)
+    first, result = once()
+    assert not file.exists()
+    file.write_bytes(left[0])
+    again, same_result = once()
+    assert same(state(again.model), state(first.model))
+    assert same_result.steps == result.steps, "nothing was tried anew"
+    assert not file.exists()
 
 
 def test_a_rectification_of_an_edited_model_is_measured_against_the_original(

@@ -17,6 +17,9 @@ import ipywidgets as ipw
 from rectify_widgets.widgets import markup
 from rectify_widgets.widgets.panel import Panel
 
+Conversion = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+"""What makes an entry's value of a trait's, and the other way round."""
+
 INTERVAL = 900
 """Milliseconds between two samples while playing."""
 
@@ -120,17 +123,16 @@ class Controls:
         tip: str,
         *,
         width: str = "auto",
-        percent: bool = False,
+        shown: Conversion | None = None,
         **options: Any,
     ) -> Any:
         """An entry (``ipw.BoundedIntText``, ``ipw.Text``, ``ipw.Checkbox`` ...) for a trait.
 
-        With ``percent`` it shows a share of 0..1 as a number of 0..100.
+        ``shown`` says what the entry shows of the trait, if it is not the trait itself.
         """
-        transform = (_to_percent, _to_share) if percent else None
         value = getattr(self._panel, name)
         entry = kind(
-            value=_to_percent(value) if percent else value,
+            value=shown[0](value) if shown else value,
             description=label,
             tooltip=tip,
             layout=self.layout(width=width, flex="0 0 auto", margin="0"),
@@ -138,7 +140,7 @@ class Controls:
             **options,
         )
         entry.add_class("rw-field")
-        self._panel.link(name, entry, "value", transform)
+        self._panel.link(name, entry, "value", shown)
         return entry
 
     def described(self, kind: type[ipw.Widget]) -> Any:
@@ -332,11 +334,3 @@ def _pairs(options: Sequence[Any]) -> list[tuple[str, Any]]:
         (option[0], _plain(option[1])) if isinstance(option, tuple) else (str(option), option)
         for option in options
     ]
-
-
-def _to_percent(share: float) -> float:
-    return round(100.0 * share, 6)
-
-
-def _to_share(percent: float) -> float:
-    return percent / 100.0

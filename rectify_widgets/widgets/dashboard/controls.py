@@ -28,7 +28,12 @@ REPORT = (
 )  # fmt: skip
 """The button of the last step, likewise."""
 
-SHARE = {"percent": True, "max": 100.0, "step": 0.5}
+PERCENT = (lambda share: round(100.0 * share, 6)), (lambda percent: percent / 100.0)
+MEGABYTES = (lambda size: round((size or 0) / 1e6)), (lambda number: number * 10**6 or None)
+NAMED = (lambda name: name or ""), (lambda text: text.strip() or None)
+"""What entries show of a share, of bytes or None, and of a name or None, and what they mean."""
+
+SHARE = {"shown": PERCENT, "max": 100.0, "step": 0.5}
 OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
     ("method", ipw.Dropdown, "Ranking", "How layers are ranked", {"options": list(RANKING_METHODS)}),
     ("target_gap", ipw.BoundedFloatText, "Target gap, %",
@@ -41,6 +46,12 @@ OPTIONS: tuple[tuple[str, type[ipw.Widget], str, str, dict[str, Any]], ...] = (
     ("refine_steps", ipw.BoundedIntText, "Refining steps",
      "Steps on edits of all layers together, where single ones fall short; 0 for none",
      {"min": 0, "max": 1000}),
+    ("memory_limit", ipw.BoundedIntText, "Memory, MB",
+     "Most memory that locating and rectifying take beyond model and data; 0 for the usual",
+     {"shown": MEGABYTES, "min": 0, "max": 10**7, "step": 100}),
+    ("checkpoint", ipw.Text, "Checkpoint",
+     "File from which Rectify goes on after the kernel was killed; removed at the end",
+     {"shown": NAMED, "placeholder": "run.safetensors"}),
 )  # fmt: skip
 """Trait, entry, label, explanation and limits of each option."""
 

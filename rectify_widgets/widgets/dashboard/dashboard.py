@@ -75,7 +75,8 @@ class RectificationDashboard(Reporting):
         mean, std: the normalisation of the inputs, one number a channel, undone for display.
         session: share the worker of another widget.
         **options: of `rectify_widgets.rectify`: ``method``, ``strategy``, ``max_rounds``,
-            ``max_degradation``, ``target_gap``, ``refine_steps`` and the others of `RectifyOptions`.
+            ``max_degradation``, ``target_gap``, ``refine_steps``, ``memory_limit`` and the others of
+            `RectifyOptions`.  Its ``checkpoint`` is a trait.
 
     Raises:
         TypeError, ValueError: an argument that cannot be used, or an unknown one.

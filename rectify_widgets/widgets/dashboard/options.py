@@ -30,6 +30,7 @@ class OptionTraits(traitlets.HasTraits):
     max_degradation = CheckedTrait(DEFAULTS.max_degradation, _check)
     max_rounds = CheckedTrait(DEFAULTS.max_rounds, _check)
     refine_steps = CheckedTrait(DEFAULTS.refine_steps, _check)
+    memory_limit = CheckedTrait(DEFAULTS.memory_limit, _check)
 
     _given = DEFAULTS
 

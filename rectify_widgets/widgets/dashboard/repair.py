@@ -66,6 +66,10 @@ class Repair(Panel, OptionTraits):
     file = traitlets.Unicode("edits.safetensors")
     """Where the Save button writes."""
 
+    checkpoint = traitlets.Unicode(None, allow_none=True)
+    """File in which `rectify` keeps how far it is until it has ended, see `rectify_widgets.rectify`: a
+    dashboard that is started anew goes on from there after the kernel was killed.  None for none."""
+
     scores = traitlets.Dict(read_only=True)
     """Layer name to score, best first; empty until the layers are scored."""
 
@@ -219,9 +223,10 @@ class Repair(Panel, OptionTraits):
 
     def locate(self) -> Job[Localization]:
         """Score every layer of the version in view."""
-        workshop, edits, method = self.bench.workshop, self.edits, self.method
+        workshop, edits = self.bench.workshop, self.edits
+        method, limit = self.method, self.memory_limit
         return self.act(
-            lambda job: workshop.locate(job, edits, method),
+            lambda job: workshop.locate(job, edits, method, memory_limit=limit),
             "Locate",
             lambda job: self._show_scores(job.result(), len(edits)),
         )
@@ -253,14 +258,19 @@ class Repair(Panel, OptionTraits):
         """
         workshop, edits, scored = self.bench.workshop, self.edits, bool(self.scores)
         parent = self.history.timeline.here.number
-        options, done = self.options(self.layer), list[Revision]()
+        options, checkpoint = self.options(self.layer), self.checkpoint
+        done = list[Revision]()
 
         def work(job: Job[Rectification]) -> Rectification:
             start = 0.0 if scored else LOCATE_SHARE
             if not scored:
-                found = workshop.locate(job, edits, options.method, stop=start)
+                found = workshop.locate(
+                    job, edits, options.method, memory_limit=options.memory_limit, stop=start
+                )
                 job.call(lambda: self._show_scores(found, len(edits)))
-            revision, result = workshop.rectify(job, edits, options, start=start)
+            revision, result = workshop.rectify(
+                job, edits, options, checkpoint=checkpoint, start=start
+            )
             done.append(revision)
             return result
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,12 +75,18 @@ class Workshop:
         return model
 
     def locate(
-        self, job: Job[Any], edits: Sequence[RankOneEdit], method: str, *, stop: float = 1.0
+        self,
+        job: Job[Any],
+        edits: Sequence[RankOneEdit],
+        method: str,
+        *,
+        memory_limit: int | None = None,
+        stop: float = 1.0,
     ) -> Localization:
         """Score every layer of the model with these edits, up to ``stop`` of the job's progress."""
         return actions.locate(
             job, self.edited(edits), self.pairs, span=(0.0, stop), reference=self.reference,
-            method=method, seed=self.seed,
+            method=method, memory_limit=memory_limit, seed=self.seed,
         )  # fmt: skip
 
     def edit(self, job: Job[Any], edits: Sequence[RankOneEdit], layer: str | None) -> Revision:
@@ -92,16 +99,26 @@ class Workshop:
         return self._measured(job, edits, (edit,))
 
     def rectify(
-        self, job: Job[Any], edits: Sequence[RankOneEdit], options: RectifyOptions, start: float = 0
+        self,
+        job: Job[Any],
+        edits: Sequence[RankOneEdit],
+        options: RectifyOptions,
+        *,
+        checkpoint: str | None = None,
+        start: float = 0,
     ) -> tuple[Revision, Rectification]:
         """Edit the model with these edits further, from ``start`` of the job's progress.
 
-        A rectification that was cancelled gives the edits that it had kept.
+        A rectification that was cancelled gives the edits that it had kept.  The checkpoint is for
+        a run that is killed, so that it is removed at the end.
         """
         result = rectify(
             self.edited(edits), self.pairs, reference=self.reference, validation=self.validation,
-            progress=job.part(start, 0.95 + 0.05 * start), cancel=job.cancelled, **asdict(options),
+            progress=job.part(start, 0.95 + 0.05 * start), cancel=job.cancelled,
+            checkpoint=checkpoint, **asdict(options),
         )  # fmt: skip
+        if checkpoint is not None:
+            Path(checkpoint).unlink(missing_ok=True)
         if len(result.flagged) or not edits:
             self._exclude(result.flagged)
         if not edits:  # measured already, on the same references
