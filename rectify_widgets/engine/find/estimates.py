@@ -13,7 +13,7 @@ from rectify_widgets.engine.base.checks import check_choice, check_int
 from rectify_widgets.engine.base.tables import html_table
 from rectify_widgets.engine.edit.statistics import BATCH
 from rectify_widgets.engine.find.candidates import RIDGES
-from rectify_widgets.engine.find.problem import counts_of
+from rectify_widgets.engine.find.problem import SPLIT, counts_of
 from rectify_widgets.engine.measure.replay import ROOM
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import editable_layers
@@ -128,6 +128,9 @@ def estimate_memory(
             + sizes.copy
             + (2 * min(ROOM, budget // 4, shared) + moments if limit is None else 0)
         )
+    if call == "rectify" and references >= SPLIT:
+        chunk = memory.refining_chunk(sizes, counts, limit)
+        phases["refining"] = memory.refining_peak(sizes, counts, chunk)
     if call == "rectify" and limit is None:
         kept = min(budget // 4, len(RIDGES) * moments)
         phases = {name: size + kept for name, size in phases.items()}

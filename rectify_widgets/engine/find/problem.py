@@ -136,6 +136,19 @@ class Problem:
         names = memory.parts(self.sizes, counts, list(self.layers), self.limit)
         return [{name: self.layers[name] for name in some} for some in names]
 
+    @property
+    def lesson(self) -> int:
+        """Samples whose gradients refining takes at one time.
+
+        Raises:
+            ValueError: the limit leaves no room for a single one.
+        """
+        if self.sizes is None:
+            return self.chunk
+        counts = counts_of(len(self.pairs), len(self.references), self.references)
+        counts = replace(counts, spare=len(self.spare))
+        return memory.refining_chunk(self.sizes, counts, self.limit)
+
     def sweeps(self) -> list[dict[str, EditableLayer]]:
         """The layers, as many as one sweep may go through at a time; all where there is no limit."""
         return self.parts() if self.limit is not None else [dict(self.layers)]
@@ -262,7 +275,7 @@ def pose_problem(
     if reference is not None:
         size = max(pairs.clean[0].nbytes, 1)
         limit = min(limit, most_references(size))
-        more = min(SPARE, SPARE_ROOM // size) if spare else 0
+        more = most_spare(size) if spare else 0
         taken = _take(reference, limit + more, seed, ranks).to(pairs.clean)
         references, further = taken[:limit], taken[limit:]
         if references.shape[1:] == pairs.clean.shape:
@@ -328,6 +341,8 @@ def pose_problem(
         sizes=sizes,
     )
     problem.parts()  # raises now if the limit is too low
+    if spare and problem.given and len(references) >= SPLIT:
+        _ = problem.lesson  # likewise
     return problem
 
 
@@ -340,6 +355,11 @@ def differentiable(model: nn.Module, catalog: LayerCatalog, example: Tensor) -> 
 def most_references(size: int) -> int:
     """References that are used individually at most, of so many bytes each."""
     return min(MAX_REFERENCES, max(ROOM // max(size, 1), SPLIT))
+
+
+def most_spare(size: int) -> int:
+    """Further references to refine with at most, of so many bytes each."""
+    return min(SPARE, SPARE_ROOM // max(size, 1))
 
 
 def probe_size(inputs: Tensor) -> int:
@@ -360,6 +380,7 @@ def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:
         probe=min(probe, taken) if taken else pairs,
         sources=kept + passing,
         chunk=chunk,
+        spare=min(references - taken, most_spare(inputs[0].nbytes)),
     )
 
 

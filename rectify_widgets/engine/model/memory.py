@@ -35,6 +35,9 @@ MOST_KEPT = 2**31
 SHARE_KEPT = 4
 """... and one part in so many of what is free."""
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+WEIGHTS, LESSON = 4.5, 7
+"""Copies of the layers' weights, and of the samples of one step, that refining holds: measured on a
+ResNet-18 and an EfficientNet."""
 SLACK = 0.05
 """By how much a peak may exceed its estimate: buffers of libraries, and gaps between tensors."""
 
@@ -51,6 +54,8 @@ class LayerSize:
     """Its second moment."""
     unfolded: int
     """Its unfolded keys on one sample, as far as statistics take them."""
+    weight: int
+    """Its weight."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def measure_sizes(
             outputs=output.numel() * each,
             moment=key * layer.key_size,
             unfolded=key * min(64, output.numel() // layer.outputs),
+            weight=layer.module.weight.nbytes,
         )
 
     tensors = [*model.parameters(), *model.buffers()]
@@ -158,7 +164,9 @@ class Counts:
     chunk: int
     """Those in one pass of a sweep or of a prediction."""
     batch: int = 64
-    """Those in one pass of the statistics."""
+    """Those in one pass of the statistics, and in one step of refining."""
+    spare: int = 0
+    """Further references to refine with."""
 
 
 def held(size: LayerSize, counts: Counts) -> int:
@@ -209,6 +217,27 @@ def collect_chunk(sizes: Sizes, names: Collection[str], batch: int, limit: int |
     _refuse_below(limit_for(collect_peak(sizes, names, 1)), limit, why)
     fitting = (limit / (1 + SLACK) - _standing(sizes, names)) // _passing(sizes, names)
     return max(1, min(batch, int(fitting)))
+
+
+def refining_peak(sizes: Sizes, counts: Counts, chunk: int) -> int:
+    """Bytes of refining all layers together, with gradients of so many samples at a time, at most."""
+    samples = (2 * counts.references + counts.spare + LESSON * counts.batch) * sizes.sample
+    weights = sum(size.weight for size in sizes.layers.values())
+    return samples + round(WEIGHTS * weights) + sizes.copy + chunk * sizes.sweep
+
+
+def refining_chunk(sizes: Sizes, counts: Counts, limit: int | None) -> int:
+    """Samples whose gradients are taken at one time: as many as fit, at least one, `chunk` at most.
+
+    Raises:
+        ValueError: one sample alone takes more than the limit.
+    """
+    if limit is None:
+        return counts.chunk
+    why = "to refine edits of all layers together; give more, or refine_steps=0"
+    _refuse_below(limit_for(refining_peak(sizes, counts, 1)), limit, why)
+    room = limit / (1 + SLACK) - refining_peak(sizes, counts, 0)
+    return max(1, min(counts.chunk, int(room // max(sizes.sweep, 1))))
 
 
 def limit_for(peak: int) -> int:

@@ -112,6 +112,7 @@ def refine(
     seed: int,
     monitor: Monitor,
     turn: int = 0,
+    chunk: int | None = None,
 ) -> dict[str, Factors]:
     """The factors after gradient steps; the model, its flags and gradients stay as they are.
 
@@ -124,6 +125,7 @@ def refine(
         seed: draws the inputs of each step.
         monitor: progress and cancellation.
         turn: how often the factors have been refined already, see `STRICTER`.
+        chunk: samples whose gradients are taken at one time; None for as many as a pass may have.
     """
     steps = math.ceil(steps / STRICTER**turn)
     weights = {name: layer.module.weight.detach() for name, layer in layers.items()}
@@ -157,7 +159,7 @@ def refine(
         monitor.report(step / steps, f"refining {len(free)} layers together")
         inputs, wanted, share = _lesson(before, goal, scores, mix, draw, KEEP * STRICTER**turn)
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
-        _set_gradients(factors, loss, len(inputs), chunk_size(inputs, inputs.device))
+        _set_gradients(factors, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
         optimizer.step()
         schedule.step()
     return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
@@ -289,9 +291,11 @@ def _set_gradients(
     factors: Sequence[Tensor], loss: Callable[[slice], Tensor], count: int, size: int
 ) -> None:
     """The gradient of a loss that adds up over ``count`` rows, ``size`` of them at a time."""
-    parts = in_chunks(count, size, lambda part: torch.autograd.grad(loss(part), factors))
-    for factor, gradients in zip(factors, zip(*parts, strict=True), strict=True):
-        factor.grad = torch.stack(gradients).sum(dim=0)
+    for factor in factors:
+        factor.grad = None
+    for parts in in_chunks(count, size, lambda rows: torch.autograd.grad(loss(rows), factors)):
+        for factor, part in zip(factors, parts, strict=True):
+            factor.grad = part if factor.grad is None else factor.grad.add_(part)
 
 
 def rank_one_parts(factors: Factors) -> list[Factors]:

@@ -328,7 +328,7 @@ class Rounds:
                 if turn < TURNS:
                     factors = refine(
                         model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
-                        monitor=part,
+                        monitor=part, chunk=self.problem.lesson,
                     )  # fmt: skip
                 else:
                     factors = scaled(factors, WEAKER)
