@@ -196,48 +196,6 @@ def test_every_version_is_measured_against_the_model_as_given(make: Make) -> Non
     assert gaps == pytest.approx([measure.measure(model).gap for model in models])
 
 
-def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def watch(*given: Any, **options: Any) -> Rectification:
-        asked.append(options)
-        return fake_rectification(*given, **options)
-
-    def look(*given: Any, **options: Any) -> Localization:
-        looked.append(options["memory_limit"])
-        return fake_localization(*given, **options)
-
-    looked: list[int | None] = []
-    monkeypatch.setattr(workshop, "rectify", watch)
-    monkeypatch.setattr(actions, "localize", look)
-    dashboard = make(target_gap=0.1, seed=4)
-    dashboard._controls.toggle_options()
-    fields = {field.description: field for field in dashboard._controls.options.values()}
-    chosen = {
-        "Budget, %": 2.5, "Rounds": 3, "Refining steps": 7, "Ranking": "projection",
-        "Memory, MB": 1500, "Checkpoint": " run.safetensors ",
-    }  # fmt: skip
-    for text, value in chosen.items():
-        fields[text].value = value
-    dashboard.rectify().wait()
-    wanted = {
-        "target_gap": 0.1, "max_degradation": 0.025, "max_rounds": 3, "method": "projection",
-        "strategy": "dynamic", "seed": 4, "refine_steps": 7, "layer": None,
-        "memory_limit": 1_500_000_000, "checkpoint": "run.safetensors",
-    }  # fmt: skip
-    assert looked == [1_500_000_000]
-    assert {name: asked[0].get(name) for name in wanted} == wanted
-    assert dashboard.history.max_degradation == 0.025
-    dashboard.strategy, dashboard.layer = "static", "6"
-    assert fields["Strategy"].value == "static"
-    dashboard.rectify().wait()
-    assert (asked[1]["layer"], asked[1]["refine_steps"]) == ("6", 0)
-    for text, value in (("Memory, MB", 0), ("Checkpoint", "")):
-        fields[text].value = value
-    dashboard.rectify().wait()
-    assert (asked[2]["memory_limit"], asked[2]["checkpoint"]) == (None, None)
-
-
 def test_save_needs_edits(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard = make()
     with pytest.raises(ValueError, match="there are no edits"):

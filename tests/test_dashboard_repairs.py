@@ -1,4 +1,4 @@
-"""What the dashboard says of a repair: the corruption that was found, and edits of many layers."""
+"""What a repair of the dashboard is asked for, and what it says: the corruption that was found, and edits of many layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.localization import Localization
 from rectify_widgets.engine.repair.result import Evidence, Rectification
 from rectify_widgets.widgets import actions
 from rectify_widgets.widgets.dashboard import workshop
@@ -112,3 +113,45 @@ def test_only_single_edits_say_what_a_layer_closes(
     assert dashboard.status.startswith("Done after 2 edits, refined together over several layers")
     assert dashboard.layers.edited == ("3", "6")
     assert "2 layers" in texts(dashboard.history)
+
+
+def test_options_reach_the_engine(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def watch(*given: Any, **options: Any) -> Rectification:
+        asked.append(options)
+        return fake_rectification(*given, **options)
+
+    def look(*given: Any, **options: Any) -> Localization:
+        looked.append(options["memory_limit"])
+        return fake_localization(*given, **options)
+
+    looked: list[int | None] = []
+    monkeypatch.setattr(workshop, "rectify", watch)
+    monkeypatch.setattr(actions, "localize", look)
+    dashboard = make(target_gap=0.1, seed=4)
+    dashboard._controls.toggle_options()
+    fields = {field.description: field for field in dashboard._controls.options.values()}
+    chosen = {
+        "Budget, %": 2.5, "Rounds": 3, "Refining steps": 7, "Ranking": "projection",
+        "Memory, MB": 1500, "Checkpoint": " run.safetensors ",
+    }  # fmt: skip
+    for text, value in chosen.items():
+        fields[text].value = value
+    dashboard.rectify().wait()
+    wanted = {
+        "target_gap": 0.1, "max_degradation": 0.025, "max_rounds": 3, "method": "projection",
+        "strategy": "dynamic", "seed": 4, "refine_steps": 7, "layer": None,
+        "memory_limit": 1_500_000_000, "checkpoint": "run.safetensors",
+    }  # fmt: skip
+    assert looked == [1_500_000_000]
+    assert {name: asked[0].get(name) for name in wanted} == wanted
+    assert dashboard.history.max_degradation == 0.025
+    dashboard.strategy, dashboard.layer = "static", "6"
+    assert fields["Strategy"].value == "static"
+    dashboard.rectify().wait()
+    assert (asked[1]["layer"], asked[1]["refine_steps"]) == ("6", 0)
+    for text, value in (("Memory, MB", 0), ("Checkpoint", "")):
+        fields[text].value = value
+    dashboard.rectify().wait()
+    assert (asked[2]["memory_limit"], asked[2]["checkpoint"]) == (None, None)

@@ -32,10 +32,8 @@ from rectify_widgets.engine.model.memory import (
     measure_sizes,
     parts,
     proposal_peak,
-    refining_peak,
 )
 from rectify_widgets.engine.model.running import eval_mode
-from rectify_widgets.engine.repair import refining, rounds
 from tests.engine.models import images, make
 from tests.engine.test_editing import patched
 from tests.engine.toy import Toy
@@ -309,42 +307,6 @@ def test_a_limit_is_not_estimated_to_be_exceeded(call: str) -> None:
         assert 1.05 * found.peak <= limit  # a twentieth is left free
         assert all(size <= limit for size in found.phases.values())
     assert least < whole.peak
-
-
-def test_refining_keeps_to_the_limit(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients of fewer samples at a time, with the same result; and none where not one fits."""
-    sizes: list[int] = []
-    whole = refining._set_gradients
-
-    def spied(factors: Any, loss: Any, count: int, size: int) -> None:
-        sizes.append(size)
-        whole(factors, loss, count, size)
-
-    monkeypatch.setattr(refining, "_set_gradients", spied)
-    monkeypatch.setattr(rounds, "ENOUGH", 1.0)  # always refined
-    monkeypatch.setattr(memory, "LESSON", 400)  # so that nothing else takes as much
-    about: dict[str, Any] = {"reference": trojan.reference, "target_gap": 0.0, "max_rounds": 1}
-    steps: dict[str, Any] = {**about, "refine_steps": 3}
-    usual = rw.rectify(trojan.model, trojan.pairs[:1], **steps)
-    assert set(sizes) == {256}
-    pairs, example = trojan.pairs[:1], trojan.reference[:1]
-    with torch.no_grad():
-        layers = pose_problem(trojan.model, pairs, trojan.reference).layers
-        found = measure_sizes(trojan.model, layers, example, copied=True)
-    counts = counts_of(1, len(trojan.reference), trojan.reference)
-    limit = limit_for(refining_peak(found, counts, 5))
-    sizes.clear()
-    less = rw.rectify(trojan.model, pairs, **steps, memory_limit=limit)
-    assert set(sizes) == {5}
-    for one, other in zip(usual.edits, less.edits, strict=True):
-        torch.testing.assert_close(one.delta, other.delta, rtol=1e-3, atol=1e-5)
-    few = limit_for(refining_peak(found, counts, 1)) - 1
-    with pytest.raises(ValueError, match=r"memory_limit: .* give more, or refine_steps=0"):
-        rw.rectify(trojan.model, pairs, **steps, memory_limit=few)
-    estimate = rw.estimate_memory(
-        trojan.model, example.shape[1:], references=len(trojan.reference), memory_limit=limit
-    )
-    assert estimate.phases["refining"] == refining_peak(found, counts, 5)
 
 
 def test_what_was_freed_is_handed_back_between_the_steps(

@@ -13,9 +13,12 @@ from torch import nn
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.candidates import Candidate
-from rectify_widgets.engine.find.problem import SPLIT
+from rectify_widgets.engine.find.estimates import estimate_memory
+from rectify_widgets.engine.find.problem import SPLIT, counts_of, pose_problem
 from rectify_widgets.engine.measure.judge import Verdict
-from rectify_widgets.engine.repair import rounds
+from rectify_widgets.engine.model import memory
+from rectify_widgets.engine.model.memory import limit_for, measure_sizes, refining_peak
+from rectify_widgets.engine.repair import refining, rounds
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
 from rectify_widgets.engine.repair.joint import together
@@ -308,3 +311,39 @@ def test_cancelled_after_it(trojan: Toy) -> None:
     # Once on the references that were learnt from, for all edits, and once for those kept.
     assert sum(text.startswith("leaving out") for text in texts) > 2 * len(result.edits)
     same_but_for_edits(result, trojan.model)
+
+
+def test_refining_keeps_to_the_limit(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of fewer samples at a time, with the same result; and none where not one fits."""
+    sizes: list[int] = []
+    whole = refining._set_gradients
+
+    def spied(factors: Any, loss: Any, count: int, size: int) -> None:
+        sizes.append(size)
+        whole(factors, loss, count, size)
+
+    monkeypatch.setattr(refining, "_set_gradients", spied)
+    monkeypatch.setattr(rounds, "ENOUGH", 1.0)  # always refined
+    monkeypatch.setattr(memory, "LESSON", 400)  # so that nothing else takes as much
+    about: dict[str, Any] = {"reference": trojan.reference, "target_gap": 0.0, "max_rounds": 1}
+    steps: dict[str, Any] = {**about, "refine_steps": 3}
+    usual = rectify(trojan.model, trojan.pairs[:1], **steps)
+    assert set(sizes) == {256}
+    pairs, example = trojan.pairs[:1], trojan.reference[:1]
+    with torch.no_grad():
+        layers = pose_problem(trojan.model, pairs, trojan.reference).layers
+        found = measure_sizes(trojan.model, layers, example, copied=True)
+    counts = counts_of(1, len(trojan.reference), trojan.reference)
+    limit = limit_for(refining_peak(found, counts, 5))
+    sizes.clear()
+    less = rectify(trojan.model, pairs, **steps, memory_limit=limit)
+    assert set(sizes) == {5}
+    for one, other in zip(usual.edits, less.edits, strict=True):
+        torch.testing.assert_close(one.delta, other.delta, rtol=1e-3, atol=1e-5)
+    few = limit_for(refining_peak(found, counts, 1)) - 1
+    with pytest.raises(ValueError, match=r"memory_limit: .* give more, or refine_steps=0"):
+        rectify(trojan.model, pairs, **steps, memory_limit=few)
+    estimate = estimate_memory(
+        trojan.model, example.shape[1:], references=len(trojan.reference), memory_limit=limit
+    )
+    assert estimate.phases["refining"] == refining_peak(found, counts, 5)

@@ -35,7 +35,7 @@ class MemoryEstimate:
     Example:
         >>> estimate = rw.estimate_memory(model, (1, 12, 12), references=96)
         >>> estimate.passes, list(estimate.phases)
-        (1, ['statistics', 'sweep and solving', 'trying edits'])
+        (1, ['statistics', 'sweep and solving', 'trying edits', 'refining'])
     """
 
     peak: int
