@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rectify_widgets.engine.edit.moments import BLOCK, POSITIONS_PER_INPUT, POSITIONS_PER_KEY
 from rectify_widgets.engine.find.candidates import RIDGES
 from rectify_widgets.engine.find.localization import TRIALS
-from rectify_widgets.engine.find.problem import MAX_REFERENCES, PROBE
+from rectify_widgets.engine.find.problem import MAX_REFERENCES, QUICK_PROBE
 from rectify_widgets.engine.find.ranking import VERIFY
 from tests.benchmarks.speed_timing import BATCH, TRACE_PASSES
 from tests.benchmarks.tables import Table
@@ -188,7 +188,7 @@ def terms(
         moved("collect", "second moments in memory", 2 * moments * batches, machine.memory),
         moved("collect", "all-reduce", 2 * (gpus - 1) * moments, machine.link),
         passes("localize", "references and carriers, on each GPU", 2 * MAX_REFERENCES, 1),
-        passes("localize", "sweep", PROBE * TRACE_PASSES),
+        passes("localize", "sweep", QUICK_PROBE * TRACE_PASSES),
         Term(
             "localize", "factorising, on each GPU", f"{factors / 1e15:.4f} PFLOP",
             computed(1, factors, machine.solving, 1),

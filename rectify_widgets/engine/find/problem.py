@@ -42,8 +42,10 @@ from rectify_widgets.engine.model.running import (
 )
 
 PROBE, QUICK_PROBE = 32, 12
-"""References with the corruption that edits are solved from, and those of one sweep; the fewer for
-inputs that are `LARGE`, of which a pass takes long."""
+"""References with the corruption in one sweep; the fewer where inputs are `LARGE`, of which a pass takes
+long, and the prediction only chooses what is tried."""
+SOLVED, QUICK_SOLVED = 32, 24
+"""Those that edits are solved from besides the pairs, likewise."""
 SPLIT = 64
 """References from which on solving and judging use disjoint halves."""
 MAX_REFERENCES = 768
@@ -215,7 +217,7 @@ class Problem:
         """
         sources = [(self.pairs.corrupted, self.pairs.clean)]
         if self.corruption is not None and len(self.references) >= SPLIT // 2:
-            rows = _shuffle(len(self.references), seed)[: probe_size(self.references)]
+            rows = _shuffle(len(self.references), seed)[: solved_size(self.references)]
             rows = rows.to(self.references.device)
             more = (self.carriers[rows], self.references[rows])
             sources.append(
@@ -367,17 +369,21 @@ def probe_size(inputs: Tensor) -> int:
     return QUICK_PROBE if inputs[0].numel() > LARGE else PROBE
 
 
+def solved_size(inputs: Tensor) -> int:
+    """References that edits are solved from, at most, where inputs are like these."""
+    return QUICK_SOLVED if inputs[0].numel() > LARGE else SOLVED
+
+
 def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:
     """Samples that a call uses, from so many pairs and references (0 for none) like ``inputs``."""
     taken = min(references, most_references(inputs[0].nbytes))
     chunk = chunk_size(inputs, inputs.device)
-    probe = probe_size(inputs)
-    sources = [pairs, pairs + probe] if taken >= SPLIT // 2 else [pairs]
+    sources = [pairs, pairs + solved_size(inputs)] if taken >= SPLIT // 2 else [pairs]
     # Of more samples than go through at once, keys are made twice and not kept.
     kept, passing = (sum(n for n in sources if n <= chunk), chunk * (max(sources) > chunk))
     return memory.Counts(
         references=taken,
-        probe=min(probe, taken) if taken else pairs,
+        probe=min(probe_size(inputs), taken) if taken else pairs,
         sources=kept + passing,
         chunk=chunk,
         spare=min(references - taken, most_spare(inputs[0].nbytes)),
