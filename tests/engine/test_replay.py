@@ -147,6 +147,15 @@ def test_what_runs_before_the_layer_is_not_run_again() -> None:
         assert model.count.calls > 0  # type: ignore[union-attr]
 
 
+def test_without_layers_nothing_is_looked_at() -> None:
+    model = make(Awkward)
+    x = images(4)
+    with eval_mode(model) as module:
+        replay = Replay(module, {"": x}, [], monitor=Monitor())
+        assert model.count.calls == 0  # type: ignore[union-attr]
+        assert torch.equal(scores(replay, module, "third"), predict_all(module, x))
+
+
 class Zeros(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)

@@ -108,8 +108,9 @@ class Replay:
             kind: some.split(chunk_size(some, some.device)) for kind, some in inputs.items()
         }
         sample, count = next(iter(inputs.values()))[:1], max(map(len, inputs.values()))
-        calls = _trace(model, sample)
-        self._plans = _plans(model, layers, calls, sample, room / count) if calls else {}
+        modules = {layer.name: layer.module for layer in layers}
+        calls = _trace(model, sample) if modules else []
+        self._plans = _plans(model, modules, calls, sample, room / count) if calls else {}
         self._kept: dict[str, list[dict[int, Any]]] = {kind: [] for kind in inputs}
         wanted = frozenset[int]().union(*(plan.needed for plan in self._plans.values()))
         for kind, chunks in self._chunks.items() if wanted else ():
@@ -238,14 +239,13 @@ def _size(answers: Any) -> int:
 
 def _plans(
     model: nn.Module,
-    layers: Iterable[EditableLayer],
+    modules: Mapping[str, nn.Module],
     calls: list[_Call],
     sample: Tensor,
     room: float,
 ) -> dict[str, _Plan]:
     """How to run on from each layer, with outputs of so many bytes a sample if possible."""
     everything, whole = _answers(model, calls, range(1, len(calls)), sample)
-    modules = {layer.name: layer.module for layer in layers}
 
     def planned(most: float) -> dict[str, _Plan]:
         found = {}
@@ -305,7 +305,7 @@ def _plan(
         for module, turn in turns.items()
         if any(number is not None for number in turn)
     }
-    if not answers:
+    if not answers or not answered <= everything.keys():
         return None
     # Which part of an output that is not a tensor is used cannot be traced.
     needed = {number for number in answered if not isinstance(everything[number], Tensor)}
