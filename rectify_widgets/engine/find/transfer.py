@@ -36,7 +36,7 @@ from rectify_widgets.engine.model.running import (
 
 TRIED = 256
 """References that each form is put onto."""
-FEW = 16
+FEW = 8
 """References that say whether a patch that one pair shows works at other places at all."""
 AS_STRONG = 0.9
 """A form that the pairs support better is preferred if it shows at least this share of what the most
