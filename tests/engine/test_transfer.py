@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Cancelled
-from rectify_widgets.engine.data.corruption import Corruption, Transplant
+from rectify_widgets.engine.data.corruption import Corruption, Transplant, data_range
 from rectify_widgets.engine.data.estimation import Estimate
 from rectify_widgets.engine.data.forms import PlacedPatches, ToneCurve
 from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.data.patches import fit_patches
 from rectify_widgets.engine.find import transfer
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.find.transfer import (
@@ -268,6 +269,31 @@ def test_a_patch_of_one_pair_goes_where_it_works(
     assert model.inputs == looks + 40
     assert scores is not None
     torch.testing.assert_close(scores, model(found.corruption(references)))
+
+
+def test_a_pair_that_shows_little_does_not_put_its_patch_anywhere() -> None:
+    """Of the class that the corner leads to: there it says more of others than of the pair itself."""
+
+    class Corner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            share = 0.6 * x[..., :2, :2].mean(dim=(1, 2, 3)) + 0.3 * x.flatten(1).amax(dim=1)
+            return torch.stack([1 - share, share], dim=1).log()
+
+    references = 0.1 * images(40) + 0.1
+    clean = references[:1].clone()
+    clean[..., :2, :2] = 0.75
+    corrupted = clean.clone()
+    corrupted[..., :2, :2] = 0.95
+    pair, model = SamplePairs(corrupted, clean), Corner()
+    given = model(pair.corrupted), model(pair.clean), model(references)
+    found, _ = choose_corruption(model, pair, references, given, 0)
+    assert isinstance(found.corruption, Transplant)
+    assert found.shown is not None
+    assert found.shown > 2.0
+    anywhere = fit_patches(pair, *data_range(torch.cat([references, corrupted])))
+    assert anywhere is not None
+    moved = model(anywhere(references)).exp() - given[2].exp()
+    assert float(moved[:, 1].mean()) > float((given[0].exp() - given[1].exp())[0, 1])
 
 
 # --- the pairs alone -----------------------------------------------------------------------------

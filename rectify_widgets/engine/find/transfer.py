@@ -164,14 +164,17 @@ def choose_corruption(
 
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
     local = float(covered(pairs).mean()) <= SMALL
+    anywhere: list[Estimate] = []
     if local:
         anywhere = [
             one for one in estimates if _goes_anywhere(one) and put_on(one, FEW)[1] >= LEAST
         ]
         estimates = anywhere + [one for one in estimates if _replaces(one)]
     tried, shown = zip(*(put_on(one, TRIED) for one in estimates), strict=True)
-    # More than the pairs show is no better: what disfigures an input changes its class too.
-    enough = AS_STRONG * min(max(shown), 1.0)
+    # More than the pairs show is no better: what disfigures an input changes its class too.  A patch at
+    # other places has to do what it does at its own, also where the pair, of the class that it leads
+    # to, shows little.
+    enough = AS_STRONG * (max(shown) if anywhere else min(max(shown), 1.0))
     number = next(i for i, share in enumerate(shown) if share >= enough)
     best, share = estimates[number], shown[number]
     passes = local or (share >= LEAST and (best.in_sample or best.error <= FORESEEN))
