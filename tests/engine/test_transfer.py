@@ -281,9 +281,9 @@ def test_a_pair_that_shows_little_does_not_put_its_patch_anywhere() -> None:
 
     references = 0.1 * images(40) + 0.1
     clean = references[:1].clone()
-    clean[..., :2, :2] = 0.75
+    clean[..., :2, :2] = torch.tensor([[0.75, 0.7], [0.8, 0.72]])
     corrupted = clean.clone()
-    corrupted[..., :2, :2] = 0.95
+    corrupted[..., :2, :2] = torch.tensor([[0.85, 0.95], [0.82, 0.95]])  # no tone curve does this
     pair, model = SamplePairs(corrupted, clean), Corner()
     given = model(pair.corrupted), model(pair.clean), model(references)
     found, _ = choose_corruption(model, pair, references, given, 0)
