@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from rectify_widgets.engine.find.estimates import estimate_memory
 from rectify_widgets.engine.find.problem import SPLIT, counts_of, pose_problem
 from rectify_widgets.engine.measure.judge import Verdict
 from rectify_widgets.engine.model import memory
+from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.memory import limit_for, measure_sizes, refining_peak
 from rectify_widgets.engine.repair import refining, rounds
 from rectify_widgets.engine.repair.checkpoint import State
@@ -34,6 +37,7 @@ from rectify_widgets.engine.repair.rounds import (
     WHEN_CANCELLED,
     Rounds,
 )
+from rectify_widgets.engine.repair.trials import Trials
 from tests.engine.calls import LONG
 from tests.engine.refining_spy import Refined, Seen, run
 from tests.engine.test_no_trace import same_but_for_edits
@@ -313,6 +317,15 @@ def test_cancelled_after_it(trojan: Toy) -> None:
     same_but_for_edits(result, trojan.model)
 
 
+def test_a_trial_that_was_broken_off_has_the_figures_that_are_known(trojan: Toy) -> None:
+    layer = editable_layers(trojan.model, trojan.reference[:1]).editable["head"]
+    edit = Candidate(layer, "key", 0.1, torch.ones(1, 5), torch.ones(1, 2), 0.5, 0.0)
+    start, broken = Verdict(0.9, 0.0, 0.0, 0.0), Verdict(0.3, 0.4, math.nan, math.nan)
+    step = Trials(1, {"head": 0.5}).step(edit, broken, start, "no net gain", time.perf_counter())
+    assert (step.gap_before, step.gap_after, step.accepted) == (0.9, 0.3, False)
+    assert (step.degradation_after, step.worst_class, step.sufferer, step.objective) == (None,) * 4
+
+
 def test_refining_keeps_to_the_limit(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of fewer samples at a time, with the same result; and none where not one fits."""
     sizes: list[int] = []
@@ -340,9 +353,11 @@ def test_refining_keeps_to_the_limit(trojan: Toy, monkeypatch: pytest.MonkeyPatc
     assert set(sizes) == {5}
     for one, other in zip(usual.edits, less.edits, strict=True):
         torch.testing.assert_close(one.delta, other.delta, rtol=1e-3, atol=1e-5)
-    few = limit_for(refining_peak(found, counts, 1)) - 1
+    few, told = limit_for(refining_peak(found, counts, 1)) - 1, list[str]()
+    steps["progress"] = lambda _, message: told.append(message)
     with pytest.raises(ValueError, match=r"memory_limit: .* give more, or refine_steps=0"):
         rectify(trojan.model, pairs, **steps, memory_limit=few)
+    assert not [message for message in told if "round" in message], "refused at once"
     estimate = estimate_memory(
         trojan.model, example.shape[1:], references=len(trojan.reference), memory_limit=limit
     )
