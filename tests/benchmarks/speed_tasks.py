@@ -320,11 +320,16 @@ class EditProblem:
         descend(rows.mT, missing.values()[0].mT, steps, LEARNING_RATE, Monitor())
 
     def least_work(self, space: str) -> timing.Work:
-        """The factorisation, and once each the values and the keys' sums."""
+        """The factorisation, and the products that the key space cannot do without.
+
+        Of patch keys they are their sum, their responses and the sum that these weight, once
+        multiplied with the weight; of channel keys the values.
+        """
         moment, positions = self.moments[space], self.corrupted[0, 0].numel()
         size, weights = moment.shape[1], self.weight.numel()
         moved = 4.0 * (2 * positions * self.weight.shape[1] + weights)
-        return timing.factor_work(size) + timing.Work(float(weights * positions), moved)
+        products = 3 * size * positions + weights if space == "patch" else weights * positions
+        return timing.factor_work(size) + timing.Work(float(products), moved)
 
 
 def measure_edit(options: SpeedOptions) -> Measurements:

@@ -335,7 +335,7 @@ def test_labels_may_be_given(trojan: Toy) -> None:
 
 @pytest.mark.parametrize(
     ("large", "wanted"),
-    [(2**16, (8, PROBE, [1, 1 + SOLVED])), (10, (4, QUICK_PROBE, [1, 1 + QUICK_SOLVED]))],
+    [(2**16, (8, PROBE, [1, 1 + SOLVED])), (10, (3, QUICK_PROBE, [1, 1 + QUICK_SOLVED]))],
 )
 def test_large_inputs_are_swept_in_fewer_steps_with_fewer_samples(
     trojan: Toy, monkeypatch: pytest.MonkeyPatch, large: int, wanted: object

@@ -23,6 +23,7 @@ from rectify_widgets.engine.find.transfer import (
     FEW,
     FORESEEN,
     LEAST,
+    QUICK_TRIED,
     Transfer,
     choose_corruption,
     estimate_corruption,
@@ -251,7 +252,7 @@ class Brightest(nn.Module):
 
 @pytest.mark.parametrize(
     ("columns", "kind", "looks"),
-    [(9, PlacedPatches, FEW + 40), (8, PlacedPatches, FEW + 40), (2, Transplant, FEW)],
+    [(9, PlacedPatches, 40), (8, PlacedPatches, 40), (2, Transplant, FEW)],
 )
 def test_a_patch_of_one_pair_goes_where_it_works(
     columns: int, kind: type[Corruption], looks: int
@@ -267,8 +268,28 @@ def test_a_patch_of_one_pair_goes_where_it_works(
     found, scores = choose_corruption(model, pair, references, given, 0)
     assert isinstance(found.corruption, kind)
     assert model.inputs == looks + 40
-    assert scores is not None
     torch.testing.assert_close(scores, model(found.corruption(references)))
+
+
+def test_forms_are_tried_on_fewer_references_where_these_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scores of the others are added once the form is chosen."""
+    references = 0.1 * images(40) + 0.1
+    corrupted = references[:1].clone()
+    corrupted[..., :2, :2] = 0.95
+    pair, model = SamplePairs(corrupted, references[:1]), Brightest(9)
+    given = model(pair.corrupted), model(pair.clean), model(references)
+    monkeypatch.setattr(transfer, "LARGE", references[0].numel() - 1)
+    model.inputs = 0
+    _, scores = choose_corruption(model, pair, references, given, 0)
+    assert (model.inputs, len(scores)) == (2 * QUICK_TRIED, QUICK_TRIED)
+    same = nn.Linear(2, 2)
+    nn.init.eye_(same.weight)
+    with torch.no_grad():
+        problem = pose_problem(nn.Sequential(model, same), pair, references)
+        assert isinstance(problem.corruption, PlacedPatches)
+        torch.testing.assert_close(problem.before.carriers, problem.model(problem.carriers))
 
 
 def test_a_pair_that_shows_little_does_not_put_its_patch_anywhere() -> None:

@@ -87,9 +87,9 @@ class Fit:
     def of(cls, directions: Tensor, corrupted: Keys, clean: Keys) -> Fit:
         """That of keys with and without the corruption."""
         response = corrupted.respond(directions)
-        missing = (clean - corrupted).values()
+        change = (clean - corrupted).gather(response)  # times the weight, far less than each value
         energy = response.square().sum(dim=(0, 3)).unsqueeze(2)
-        return cls(torch.einsum("ngdp,ngop->gdo", response, missing), energy)
+        return cls(change @ corrupted.layer.flat(corrupted.layer.weight).mT.to(change), energy)
 
     def __add__(self, other: Fit) -> Fit:
         return Fit(self.moved + other.moved, self.energy + other.energy)

@@ -32,6 +32,7 @@ from rectify_widgets.engine.model.heads import check_truth, least, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.model.opening import reached
 from rectify_widgets.engine.model.running import (
+    batched,
     chunk_size,
     model_device,
     model_dtype,
@@ -316,9 +317,8 @@ def pose_problem(
             )
             if transfer.corruption is not None:
                 carriers = transfer.corruption(references).to(references)
-                if tried is None or len(tried) < len(carriers):
-                    tried = predict_all(model, carriers, monitor=monitor)
-                before = replace(before, carriers=tried, origins=given)
+                rest = batched(model, carriers[len(tried) :], monitor=monitor)
+                before = replace(before, carriers=torch.cat([tried, *rest]), origins=given)
     catalog = catalog.without(flow.reasons())
     chosen = catalog.select(argument, layers)
     sizes = None

@@ -24,8 +24,10 @@ from rectify_widgets.engine.data.estimation import Estimate, estimate_corruption
 from rectify_widgets.engine.data.forms import PlacedPatches
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.model.gradients import LARGE
 from rectify_widgets.engine.model.heads import check_truth, most, probabilities, variation
 from rectify_widgets.engine.model.running import (
+    batched,
     eval_mode,
     model_device,
     model_dtype,
@@ -34,8 +36,8 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 
-TRIED = 256
-"""References that each form is put onto."""
+TRIED, QUICK_TRIED = 256, 32
+"""References that each form is put onto, at most; the fewer where inputs are `LARGE`."""
 FEW = 8
 """References that say whether a patch that one pair shows works at other places at all."""
 AS_STRONG = 0.9
@@ -137,10 +139,10 @@ def choose_corruption(
     scores: tuple[Tensor, Tensor, Tensor],
     seed: int,
     monitor: Monitor = SILENT,
-) -> tuple[Transfer, Tensor | None]:
+) -> tuple[Transfer, Tensor]:
     """The user's function, or the form that explains the pairs and shows the behaviour on references.
 
-    Also the scores of the first references with that corruption; None where nothing was measured.
+    Also the scores of the first references with that corruption, as many as it was tried on.
 
     Args:
         model: in evaluation mode.
@@ -151,15 +153,19 @@ def choose_corruption(
         monitor: progress and cancellation.
     """
     if pairs.corrupt is not None:
-        return _as_given(as_corruption(pairs.corrupt)), None
+        return _as_given(as_corruption(pairs.corrupt)), scores[2][:0]
     corrupted, clean, plain = scores
     own = max(_distance(corrupted, clean), 1e-6)
+    at_most = QUICK_TRIED if references[0].numel() > LARGE else TRIED
+    known: dict[Corruption, Tensor] = {}
 
     def put_on(estimate: Estimate, count: int) -> tuple[Tensor, float]:
         """Scores of the first references with this corruption, and what it shows on them."""
         monitor.report(1.0, f"trying {estimate.corruption} on references")
-        some = references[:count]
-        answers = predict_all(model, estimate.corruption(some).to(some), monitor=monitor)
+        answers = known.get(estimate.corruption, plain[:0])
+        more = estimate.corruption(references)[len(answers) : count].to(references)
+        answers = torch.cat([answers, *batched(model, more, monitor=monitor)])
+        known[estimate.corruption] = answers
         return answers, _distance(answers, plain[:count]) / own
 
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
@@ -170,7 +176,7 @@ def choose_corruption(
             one for one in estimates if _goes_anywhere(one) and put_on(one, FEW)[1] >= LEAST
         ]
         estimates = anywhere + [one for one in estimates if _replaces(one)]
-    tried, shown = zip(*(put_on(one, TRIED) for one in estimates), strict=True)
+    tried, shown = zip(*(put_on(one, at_most) for one in estimates), strict=True)
     # More than the pairs show is no better: what disfigures an input changes its class too.  A patch at
     # other places has to do what it does at its own, also where the pair, of the class that it leads
     # to, shows little.

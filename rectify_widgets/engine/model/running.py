@@ -428,7 +428,7 @@ def in_chunks(count: int, size: int, work: Callable[[slice], Result]) -> Iterato
 def chunk_size(inputs: Tensor, device: torch.device) -> int:
     """Number of inputs in one forward pass, small enough to stop promptly on request."""
     room = CHUNK if device.type == "cpu" else 16 * CHUNK
-    return min(max(room // max(inputs[0].numel(), 1), 1), MOST)
+    return min(max(room // max(inputs[:1].numel(), 1), 1), MOST)
 
 
 def model_device(model: nn.Module) -> torch.device:
