@@ -36,7 +36,7 @@ from rectify_widgets.engine.model.running import (
     with_head,
 )
 
-TRIED, QUICK_TRIED = 256, 32
+TRIED, QUICK_TRIED = 256, 24
 """References that each form is put onto, at most; the fewer where inputs are `LARGE`."""
 FEW = 8
 """References that say whether a patch that one pair shows works at other places at all."""
