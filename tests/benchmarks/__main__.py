@@ -17,6 +17,7 @@ from tests.benchmarks.carton import measure_carton
 from tests.benchmarks.cleanse import measure_cleanse
 from tests.benchmarks.failures import measure_failures
 from tests.benchmarks.first_edit import measure_first_edit
+from tests.benchmarks.heads import measure_heads
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.pace import measure_pace
 from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, SEEDS, plan
@@ -65,6 +66,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                 measure_several),
     "failures": (SEEDS, "where rectification fails, what it says, what then helps (--seeds)",
                  measure_failures),
+    "heads": (SEEDS, "one label and many, beside the same networks with classes (--seeds)",
+              measure_heads),
     "cleanse": (SEEDS, "repairs from true and suggested masks instead of pairs (--seeds, --cases)",
                 measure_cleanse),
     "carton": (10, "a shortcut of an ImageNet network, taken out from one photograph (--methods)",
