@@ -46,7 +46,7 @@ from rectify_widgets.engine.repair.joint import (
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.refining import STRICTER, first_factors, refine
 from rectify_widgets.engine.repair.shortlist import TRIALS, shortlist
-from rectify_widgets.engine.repair.trials import Trials, rounds_to_come
+from rectify_widgets.engine.repair.trials import SHARE, Trials, rounds_to_come
 
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
 """Stages whose time is recorded."""
@@ -173,6 +173,7 @@ class Rounds:
             self._judge = judge_of(judged, monitor, self._validation)
         start = self._judge.original(judged.before.carriers)
         self._measuring = self._judge.inputs * judged.before.seconds
+        self._trying = SHARE * TRIALS * self._measuring
         self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
         self._rehearsal: Judge | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
@@ -204,7 +205,7 @@ class Rounds:
         """Seconds to expect after a stage of this round before its trials, which takes ``cost``."""
         if self._may_refine():
             return None
-        trying = self._pace.took.get("trying", TRIALS * self._measuring)
+        trying = self._pace.took.get("trying", self._trying)
         return trying + self._rounds_to_come() * (cost + trying)
 
     def _after_trying(self, cost: float) -> float | None:
@@ -271,7 +272,7 @@ class Rounds:
         Where none closes much of the gap, edits of all layers are refined together and tried.
         """
         model, number = self.problem.model, trials.number
-        monitor = self._pace.stage("trying", self._after_trying, TRIALS * self._measuring)
+        monitor = self._pace.stage("trying", self._after_trying, self._trying)
         # What is cached takes memory, which a limit may not allow.
         layers = [] if self.problem.limit else [candidate.layer for candidate in chosen]
         monitor.report(0.0, f"round {number}: trying {len(chosen)} edits")

@@ -15,6 +15,9 @@ TO_COME = (2.0, 1.0, 0.7)
 a factor of two where there are two to five in all, as with every shipped Trojan and spurious correlation."""
 LATER = 0.5
 """The same after more rounds."""
+SHARE = 0.6
+"""What a trial takes of a whole measurement: what comes before the layer is not run again, and hopeless
+ones are broken off (0.40 to 0.94 in eleven rounds on four cases)."""
 
 
 @dataclass
