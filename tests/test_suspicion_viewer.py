@@ -65,6 +65,8 @@ def test_a_search_fills_list_details_and_pairs(make: Make) -> None:
     shown = viewer.canvas.html
     assert "⚠ accused" in shown
     assert "3 references carry it" in shown
+    assert all(f">reference {row + 1}</div>" in shown for row in CARRIERS)  # people count from 1
+    assert f"the region of reference {CARRIERS[0] + 1}, " in shown
     assert "&lt;dog&gt; → ant" in shown
     assert "<dog>" not in texts(viewer)
     assert f"{100 * result[0].pull:.0f} % (" in shown

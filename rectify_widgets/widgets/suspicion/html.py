@@ -117,7 +117,7 @@ def details(
     if carriers:
         count = len(one.inputs)
         some = f", {len(carriers)} shown" if count > len(carriers) else ""
-        tiles = "".join(_tile(pixels, f"reference {row}") for row, pixels in carriers)
+        tiles = "".join(_tile(pixels, _numbered(row)) for row, pixels in carriers)
         note = "the region is framed" if len(one.mask) else ""
         verb = "carry" if one.accused or len(one.mask) else "would carry"
         blocks += _block(f"{markup.some(count, 'reference')} {verb} it{some}", note, tiles)
@@ -128,15 +128,15 @@ def details(
         )
     if moved is not None:
         name = markup.class_name(classes, one.target)
-        what = f"the region of reference {moved.source}"
-        if moved.source is None:
-            what = "what they carry" if len(one.inputs) else "the change"
+        what = "what they carry" if len(one.inputs) else "the change"
+        if moved.source is not None:
+            what = f"the region of {_numbered(moved.source)}"
         rows = zip(pictures, moved.rows, moved.before, moved.after, strict=True)
         tiles = "".join(
             _tile(
                 pixels,
                 f"{markup.class_name(classes, old)} → {markup.class_name(classes, new)}",
-                "" if row < 0 else f"reference {row}",
+                "" if row < 0 else _numbered(row),
             )
             for pixels, row, old, new in rows
         )
@@ -147,11 +147,16 @@ def details(
     return blocks
 
 
+def _numbered(row: int) -> str:
+    """A reference as people count, from 1."""
+    return f"reference {row + 1}"
+
+
 def selection(tiles: Sequence[tuple[int, render.Pixels, str]], count: int, total: int) -> str:
     """The references that are selected, as pictures."""
     if not count:
         return ""
-    shown = "".join(_tile(pixels, name, f"reference {row}") for row, pixels, name in tiles)
+    shown = "".join(_tile(pixels, name, _numbered(row)) for row, pixels, name in tiles)
     some = f", {len(tiles)} shown" if count > len(tiles) else ""
     return _block(f"{count} of {total} references selected{some}", "", shown)
 
