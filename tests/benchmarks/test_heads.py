@@ -6,12 +6,13 @@ from argparse import Namespace
 from functools import partial
 
 import pytest
+import torch
 
 import rectify_widgets as rw
 from rectify_widgets.cases.figures import classes, share
 from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import fakes, heads
-from tests.benchmarks.heads import Behaviour, measure_heads
+from tests.benchmarks.heads import Behaviour, _Told, measure_heads
 from tests.benchmarks.tables import spread
 from tests.benchmarks.trojan import PER_CENT
 from tests.engine.toy import TARGET, odds_of_all
@@ -48,3 +49,16 @@ def test_labels_and_their_twins_are_measured_on_the_same_network(
         assert row["wrong, twin"] == row["wrong, after"]
         assert row["right, twin"] == row["right, after"]
         assert row["not shown, after"] == "–"
+
+
+def test_figures_by_hand() -> None:
+    """Three images of three classes, the last of which the corruption leads to."""
+    clean = torch.tensor([[1.0, -1.0, -1.0], [1.0, -0.5, -1.0], [-1.0, -1.0, 1.0]])
+    corrupted = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]])
+    told = _Told(corrupted, clean, torch.arange(3), target=2)
+    assert told.accuracies.tolist() == pytest.approx([2 / 3, 2 / 3, 1.0])
+    assert told.wrong([0, 1, 2], False) == 0.5  # the first is told the last label
+    assert told.wrong([0, 1], True) == 0.5  # the second is not told its own
+    assert told.wrong([0], True) == 0.0
+    assert told.right([0, 1, 2]) == pytest.approx(2 / 3)
+    assert told.right([2]) == 1.0

@@ -21,7 +21,7 @@ LAYERS: dict[str, nn.Conv2d | nn.Linear] = {
     "strided": nn.Conv2d(3, 4, (3, 2), stride=(2, 1)),
     "dilated": nn.Conv2d(3, 4, 2, dilation=2, padding=2, padding_mode="circular"),
     "grouped": nn.Conv2d(4, 6, 3, groups=2, padding="same", dilation=2),
-    "depthwise": nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1, padding_mode="reflect"),
+    "depthwise": nn.Conv2d(12, 12, 3, groups=12, stride=2, padding=1, padding_mode="reflect"),
     "pointwise": nn.Conv2d(5, 3, 1),
     "linear": nn.Linear(7, 3),
     "tokens": nn.Linear(6, 3),

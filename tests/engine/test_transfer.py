@@ -276,6 +276,7 @@ def test_forms_are_tried_on_fewer_references_where_these_are_large(
 ) -> None:
     """The scores of the others are added once the form is chosen."""
     references = 0.1 * images(40) + 0.1
+    references[30:, :, 8, 8] = torch.linspace(0.96, 0.98, 10)[:, None]  # brighter than the patch
     corrupted = references[:1].clone()
     corrupted[..., :2, :2] = 0.95
     pair, model = SamplePairs(corrupted, references[:1]), Brightest(9)

@@ -67,7 +67,7 @@ class DenseSolver:
         if ridge not in self._factors:
             self._factors[ridge] = self._factorise(ridge).to(right)
         factor = self._factors[ridge]
-        if len(factor) > 1:  # to solve with hundreds of small ones takes 30 times longer than this
+        if len(factor) > factor.shape[1]:  # hundreds of small ones: 30 times faster than to solve
             return right @ torch.cholesky_inverse(factor)
         return torch.cholesky_solve(right.transpose(1, 2), factor).transpose(1, 2)
 

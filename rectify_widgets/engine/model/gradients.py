@@ -25,7 +25,7 @@ QUICK_STEPS, LARGE = 3, 2**16
 """... and where inputs hold more numbers than that.  There a pass takes long, and the prediction only
 chooses what is tried and measured.  Predictions with three and eight steps, on six photographs of the
 case `carton`: scores differ by 0.11 at most, five times the best layer is the same, and nine or ten of
-the first ten layers are (with two steps by 0.20, and seven to nine)."""
+the first ten layers are (with two steps by 0.20, and seven to ten)."""
 
 
 def quick_steps(inputs: Tensor) -> int:

@@ -17,7 +17,7 @@ LATER = 0.5
 """The same after more rounds."""
 SHARE = 0.6
 """What a trial takes of a whole measurement: what comes before the layer is not run again, and hopeless
-ones are broken off (0.40 to 0.94 in eleven rounds on four cases)."""
+ones are broken off (0.40 to 0.94 in twelve rounds on four cases)."""
 
 
 @dataclass
