@@ -347,8 +347,7 @@ def test_large_inputs_are_swept_in_fewer_steps_with_fewer_samples(
         seen.append((options["steps"], len(probe), [len(clean) for _, clean in sources]))
         return propose_edits(*given, **options)
 
-    for module in (gradients, problem):
-        monkeypatch.setattr(module, "LARGE", large)
+    monkeypatch.setattr(gradients, "LARGE", large)
     monkeypatch.setattr(rounds, "propose_edits", spied)
     run(trojan, max_rounds=1, refine_steps=0)
     assert seen

@@ -28,6 +28,7 @@ from rectify_widgets.engine.find.transfer import (
     choose_corruption,
     estimate_corruption,
 )
+from rectify_widgets.engine.model import gradients
 from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
@@ -281,7 +282,7 @@ def test_forms_are_tried_on_fewer_references_where_these_are_large(
     corrupted[..., :2, :2] = 0.95
     pair, model = SamplePairs(corrupted, references[:1]), Brightest(9)
     given = model(pair.corrupted), model(pair.clean), model(references)
-    monkeypatch.setattr(transfer, "LARGE", references[0].numel() - 1)
+    monkeypatch.setattr(gradients, "LARGE", references[0].numel() - 1)
     model.inputs = 0
     _, scores = choose_corruption(model, pair, references, given, 0)
     assert (model.inputs, len(scores)) == (2 * QUICK_TRIED, QUICK_TRIED)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.edit.edits import RankOneEdit, digest
 from rectify_widgets.engine.model.computed import moved
-from rectify_widgets.engine.model.gradients import margin, sweep
+from rectify_widgets.engine.model.gradients import layer_gradients, margin, sweep
 from rectify_widgets.engine.model.heads import label_weights, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer, Keys
 from rectify_widgets.engine.model.running import (
@@ -182,12 +182,18 @@ def keys_and_scores(
 
     chunks = in_chunks(len(inputs), chunk_size(inputs, inputs.device), run)
     parts, scores = zip(*chunks, strict=True)
-    keys = {
+    return _joined(layers, parts), torch.cat(scores)
+
+
+def _joined(
+    layers: Mapping[str, EditableLayer], parts: Sequence[dict[str, Keys]]
+) -> dict[str, Keys]:
+    """Keys of all samples from those of some at a time, which are given up."""
+    return {
         name: Keys(layer, torch.cat([part.pop(name).inputs for part in parts]))
         for name, layer in layers.items()
         if name in parts[0]
     }
-    return keys, torch.cat(scores)
 
 
 def sweep_probe(
@@ -198,23 +204,40 @@ def sweep_probe(
     steps: int,
     monitor: Monitor,
 ) -> ProbeSweep:
-    """One sweep along the path of the probe and one at its clean end; all of it is held at once."""
+    """One sweep along the path of the probe and one pass at its clean end; all of it is held at once."""
     labels = probe.labels
     corrupted, before = keys_and_scores(model, layers, probe.corrupted, monitor)
-    clean, after = keys_and_scores(model, layers, probe.clean, monitor)
+
+    def at_clean_end(rows: slice) -> tuple[dict[str, Keys], Tensor, dict[str, Tensor]]:
+        monitor.check()
+        keys: dict[str, Keys] = {}
+        given: list[Tensor] = []
+
+        def see(name: str, layer_input: Tensor) -> None:
+            keys[name] = layers[name].keys(layer_input.clone(), samples=rows.stop - rows.start)
+
+        def clean_margin(scores: Tensor) -> Tensor:
+            given.append(known := scores.detach().to(working_dtype(scores.dtype)))
+            still = label_weights(before[rows], known)[1]
+            return margin(scores, labels[rows], runner_up(known, labels[rows]), still)
+
+        gradients = layer_gradients(model, layers, probe.clean[rows], clean_margin, see)
+        return keys, given[0], gradients
+
+    most = chunk_size(probe.clean, probe.clean.device)
+    parts, scores, slopes = zip(*in_chunks(len(probe), most, at_clean_end), strict=True)
+    clean, after = _joined(layers, parts), torch.cat(scores)
     rivals, seconds = runner_up(before, labels), runner_up(after, labels)
     path, still = label_weights(before, after)
+    reached = [name for name in layers if all(name in part for part in slopes)]
     return ProbeSweep(
         corrupted=corrupted,
         clean=clean,
         path_gradients=sweep(
             model, layers, probe.corrupted, probe.clean, labels, rivals, weights=path,
-            steps=steps, monitor=monitor.part(0.0, 0.8),
+            steps=steps, monitor=monitor,
         ),
-        clean_gradients=sweep(
-            model, layers, probe.clean, probe.clean, labels, seconds, weights=still,
-            steps=1, monitor=monitor.part(0.8, 1.0),
-        ),
+        clean_gradients={name: torch.cat([part[name] for part in slopes]) for name in reached},
         gap=margin(after, labels, rivals, path) - margin(before, labels, rivals, path),
         clean_margin=margin(after, labels, seconds, still),
     )  # fmt: skip

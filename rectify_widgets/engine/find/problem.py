@@ -26,7 +26,7 @@ from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.flow import following
-from rectify_widgets.engine.model.gradients import LARGE, margin
+from rectify_widgets.engine.model.gradients import large, margin
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import check_truth, least, runner_up
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -43,7 +43,7 @@ from rectify_widgets.engine.model.running import (
 )
 
 PROBE, QUICK_PROBE = 32, 12
-"""References with the corruption in one sweep; the fewer where inputs are `LARGE`, of which a pass takes
+"""References with the corruption in one sweep; the fewer where inputs are `large`, of which a pass takes
 long, and the prediction only chooses what is tried."""
 SOLVED, QUICK_SOLVED = 32, 24
 """Those that edits are solved from besides the pairs, likewise."""
@@ -366,12 +366,12 @@ def most_spare(size: int) -> int:
 
 def probe_size(inputs: Tensor) -> int:
     """References in one sweep, at most, where inputs are like these."""
-    return QUICK_PROBE if inputs[0].numel() > LARGE else PROBE
+    return QUICK_PROBE if large(inputs) else PROBE
 
 
 def solved_size(inputs: Tensor) -> int:
     """References that edits are solved from, at most, where inputs are like these."""
-    return QUICK_SOLVED if inputs[0].numel() > LARGE else SOLVED
+    return QUICK_SOLVED if large(inputs) else SOLVED
 
 
 def counts_of(pairs: int, references: int, inputs: Tensor) -> memory.Counts:

@@ -24,7 +24,7 @@ from rectify_widgets.engine.data.estimation import Estimate, estimate_corruption
 from rectify_widgets.engine.data.forms import PlacedPatches
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
-from rectify_widgets.engine.model.gradients import LARGE
+from rectify_widgets.engine.model.gradients import large
 from rectify_widgets.engine.model.heads import check_truth, most, probabilities, variation
 from rectify_widgets.engine.model.running import (
     batched,
@@ -37,7 +37,7 @@ from rectify_widgets.engine.model.running import (
 )
 
 TRIED, QUICK_TRIED = 256, 24
-"""References that each form is put onto, at most; the fewer where inputs are `LARGE`."""
+"""References that each form is put onto, at most; the fewer where inputs are `large`."""
 FEW = 8
 """References that say whether a patch that one pair shows works at other places at all."""
 AS_STRONG = 0.9
@@ -156,7 +156,7 @@ def choose_corruption(
         return _as_given(as_corruption(pairs.corrupt)), scores[2][:0]
     corrupted, clean, plain = scores
     own = max(_distance(corrupted, clean), 1e-6)
-    at_most = QUICK_TRIED if references[0].numel() > LARGE else TRIED
+    at_most = QUICK_TRIED if large(references) else TRIED
     known: dict[Corruption, Tensor] = {}
 
     def put_on(estimate: Estimate, count: int) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ al. 2018, "Influence-Directed Explanations for Deep Convolutional Networks", uni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,14 @@ case `carton`: scores differ by 0.11 at most, five times the best layer is the s
 the first ten layers are (with two steps by 0.20, and seven to ten)."""
 
 
+def large(inputs: Tensor) -> bool:
+    """Whether a pass of such inputs takes long."""
+    return inputs[0].numel() > LARGE
+
+
 def quick_steps(inputs: Tensor) -> int:
     """Midpoints that are enough to choose what is tried."""
-    return QUICK_STEPS if inputs[0].numel() > LARGE else PATH_STEPS
+    return QUICK_STEPS if large(inputs) else PATH_STEPS
 
 
 def margin(scores: Tensor, labels: Tensor, rivals: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -92,15 +97,6 @@ def path_average(
 ) -> dict[str, Tensor]:
     """The averages of one chunk by layer, ``most`` points of the path in one pass; see `sweep`."""
     sums: dict[str, Tensor] = {}
-    edges: dict[str, GradientEdge] = {}
-
-    def keep(name: str, _: Tensor, output: Tensor) -> None:
-        # The edge stands for the layer's own output even where what follows changes the tensor in
-        # place (in-place ReLU); the tensor itself would not.
-        if output.requires_grad:
-            edges[name] = get_gradient_edge(output)
-
-    modules = {name: layer.module for name, layer in layers.items()}
     # Several steps in one pass where one alone would not fill the device.
     together = max(1, most // len(start))
     places = (torch.arange(steps, device=start.device) + 0.5).to(start) / steps
@@ -109,27 +105,49 @@ def path_average(
         monitor.report(rows.start / steps, "following gradients through every layer")
         at = places[rows].reshape(-1, 1, *[1] * (start.ndim - 1))
         count = len(at)
-        point = arranged(model, (start + at * (end - start)).flatten(0, 1).detach())
-        edges.clear()
-        with torch.enable_grad(), capturing(modules, keep):
-            point.requires_grad_(True)
-            scores = predict(model, point)
-            own = None if weights is None else torch.cat([weights] * count)
-            total = margin(
-                scores, torch.cat([labels] * count), torch.cat([rivals] * count), own
-            ).sum()
-        if not edges or not total.requires_grad:
-            return {}
-        # Unused: layers behind which the model stops the gradient.
-        per_layer = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
-        parts = {}
-        for name, gradient in zip(edges, per_layer, strict=True):
-            if gradient is not None:
-                part = layers[name].positions(gradient, samples=len(point))
-                parts[name] = part.unflatten(0, (count, -1)).sum(dim=0)
-        return parts
+        point = (start + at * (end - start)).flatten(0, 1)
+        own = None if weights is None else torch.cat([weights] * count)
+        ends = torch.cat([labels] * count), torch.cat([rivals] * count), own
+        parts = layer_gradients(model, layers, point, lambda scores: margin(scores, *ends))
+        return {name: part.unflatten(0, (count, -1)).sum(dim=0) for name, part in parts.items()}
 
     for parts in in_chunks(steps, together, gradients):
         for name, part in parts.items():
             sums[name] = part if name not in sums else sums[name].add_(part)
     return {name: total / steps for name, total in sums.items()}
+
+
+def layer_gradients(
+    model: nn.Module,
+    layers: Mapping[str, EditableLayer],
+    inputs: Tensor,
+    target: Callable[[Tensor], Tensor],
+    see: Callable[[str, Tensor], None] = lambda *_: None,
+) -> dict[str, Tensor]:
+    """Each layer's gradient of what ``target`` makes of the scores, ``N × G × O/G × P``, in one pass.
+
+    Layers that the gradient does not reach are missing.  ``see`` is shown the input of each layer.
+    """
+    edges: dict[str, GradientEdge] = {}
+
+    def keep(name: str, layer_input: Tensor, output: Tensor) -> None:
+        see(name, layer_input.detach())
+        # The edge stands for the layer's own output even where what follows changes the tensor in
+        # place (in-place ReLU); the tensor itself would not.
+        if output.requires_grad:
+            edges[name] = get_gradient_edge(output)
+
+    modules = {name: layer.module for name, layer in layers.items()}
+    point = arranged(model, inputs.detach())
+    with torch.enable_grad(), capturing(modules, keep):
+        point.requires_grad_(True)
+        total = target(predict(model, point)).sum()
+    if not edges or not total.requires_grad:
+        return {}
+    # Unused: layers behind which the model stops the gradient.
+    found = torch.autograd.grad(total, list(edges.values()), allow_unused=True)
+    gradients = {}
+    for name, gradient in zip(edges, found, strict=True):
+        if gradient is not None:
+            gradients[name] = layers[name].positions(gradient, samples=len(point))
+    return gradients

@@ -27,7 +27,7 @@ from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.find.proposals import Proposals, StatisticsSource, propose_edits
 from rectify_widgets.engine.find.ranking import RANKING_METHODS
 from rectify_widgets.engine.measure.judge import Judge, Verdict
-from rectify_widgets.engine.model.gradients import quick_steps
+from rectify_widgets.engine.model.gradients import large, quick_steps
 from rectify_widgets.engine.model.heads import answers, changed
 from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
@@ -125,9 +125,7 @@ class Rounds:
         save()
         try:
             for number in range(self.state.rounds + 1, max_rounds + 1):
-                if self._done():
-                    break
-                if self._refined():
+                if self._done() or self._refined():
                     break
                 if not self._round(number):
                     stopped = "no layer helps"
@@ -196,7 +194,7 @@ class Rounds:
         monitor.report(0.0, f"round {number}: ranking layers")
         with self._clock("sweep"):
             scores = self._method.score(self.solving, proposals, 0, monitor)
-        chosen = shortlist(options, scores, self._method)
+        chosen = shortlist(options, scores, self._method, hopeful=large(self.solving.references))
         with self._clock("evaluation"):
             self._trials = Trials(number, scores, len(chosen))
             return self._keep_best(self._trials, chosen)
@@ -276,11 +274,13 @@ class Rounds:
         # What is cached takes memory, which a limit may not allow.
         layers = [] if self.problem.limit else [candidate.layer for candidate in chosen]
         monitor.report(0.0, f"round {number}: trying {len(chosen)} edits")
+        hopeless = set[str]()
         with self._judge.sharing(model, layers, monitor):
             for position, candidate in enumerate(chosen):
                 name = candidate.layer.name
                 monitor.report(position / len(chosen), f"round {number}: trying {name}")
-                self._try(candidate, trials, monitor.silent())
+                if name not in hopeless and not self._try(candidate, trials, monitor.silent()):
+                    hopeless.add(name)
         if (
             self._rehearsal
             and self._falls_short(trials.best)
@@ -310,11 +310,8 @@ class Rounds:
 
         Over the budget they are refined again, more strictly, and finally scaled down.
         """
-        model, seed, began = (
-            self.problem.model,
-            self._options.seed + trials.number,
-            time.perf_counter(),
-        )
+        model, seed = self.problem.model, self._options.seed + trials.number
+        began = time.perf_counter()
         draw = torch.Generator().manual_seed(seed)
         layers = {name: self.problem.layers[name] for name in trials.scores}
         factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
@@ -396,15 +393,18 @@ class Rounds:
         left = self.state.now.gap if best is None else best[1].gap
         return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
 
-    def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> None:
-        """Measure an edit, record the step, and remember the edit if it is the best so far."""
+    def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> bool:
+        """Measure an edit, record the step, and remember the edit if it is the best so far.
+
+        Returns whether further edits of this layer are worth a trial: not where it leaves the gap as
+        it is, or more than the best so far (of 37 further ones that were kept none came after that).
+        """
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
-        began = time.perf_counter()
-        name, model = candidate.layer.name, self.problem.model
+        began, name = time.perf_counter(), candidate.layer.name
         with trying(candidate):
             verdict = self._judge.measure_below(
-                model, bar, monitor, name, self.state.now.objective - LEAST_GAIN
+                self.problem.model, bar, monitor, name, self.state.now.objective - LEAST_GAIN
             )
         reason = self._objection(verdict, bar)
         self.state.steps.append(trials.step(candidate, verdict, self.state.now, reason, began))
@@ -412,6 +412,7 @@ class Rounds:
             if best is not None:
                 self._reject(best[2], f"{name} did better")
             trials.best = (candidate, verdict, len(self.state.steps) - 1)
+        return verdict is not None
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
