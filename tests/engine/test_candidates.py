@@ -120,7 +120,14 @@ def test_what_is_observed_of_margins_is_the_models_own(
         probe = Probe(reference.corrupted, reference.clean, labels)
         layers = editable_layers(model, reference.clean).editable
         seen = sweep_probe(module, layers, probe, steps=1, monitor=Monitor())
-        torch.testing.assert_close(keys_and_scores(module, layers, reference.clean)[1], after)
+        keys, scores = keys_and_scores(module, layers, reference.clean)
+        torch.testing.assert_close(scores, after)
+        ends = reference.clean, reference.clean, labels, runner_up(after, labels)
+        still = sweep(module, layers, *ends, steps=1, monitor=Monitor())
+    assert list(seen.clean) == list(keys) == list(layers)
+    for name, slopes in still.items():
+        torch.testing.assert_close(seen.clean_gradients[name], slopes)
+        torch.testing.assert_close(seen.clean[name].inputs, keys[name].inputs)
     assert not torch.equal(runner_up(before, labels), runner_up(after, labels))
     for row, label in enumerate(labels.tolist()):
         others = [number for number in range(after.shape[1]) if number != label]

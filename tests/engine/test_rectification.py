@@ -13,7 +13,7 @@ import torch
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, load_edits
 from rectify_widgets.engine.edit.solver import DenseSolver
-from rectify_widgets.engine.find import problem
+from rectify_widgets.engine.find.candidates import Candidate
 from rectify_widgets.engine.find.problem import PROBE, QUICK_PROBE, QUICK_SOLVED, SOLVED
 from rectify_widgets.engine.find.proposals import Proposals, propose_edits
 from rectify_widgets.engine.model import gradients
@@ -22,6 +22,7 @@ from rectify_widgets.engine.repair import rounds
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import STEP_COLUMNS, Rectification
 from rectify_widgets.engine.repair.rounds import REFINED, STAGES
+from rectify_widgets.engine.repair.shortlist import shortlist
 from rectify_widgets.engine.repair.solving import solve_edit
 from tests.engine.test_edit_keeping import bits, same
 from tests.engine.test_layer_catalog import LAYERS
@@ -352,6 +353,33 @@ def test_large_inputs_are_swept_in_fewer_steps_with_fewer_samples(
     run(trojan, max_rounds=1, refine_steps=0)
     assert seen
     assert all(one == wanted for one in seen)
+
+
+def test_layers_whose_first_edit_leaves_the_gap_are_not_tried_again(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[list[Candidate]] = []
+
+    def kept(*given: Any, **options: Any) -> list[Candidate]:
+        chosen.append(shortlist(*given, **options))
+        return chosen[-1]
+
+    monkeypatch.setattr(rounds, "shortlist", kept)
+    result = run(trojan, target_gap=0.0, max_rounds=3, refine_steps=0)
+    skipped = 0
+    for number, some in enumerate(chosen, start=1):
+        steps = iter([step for step in result.steps if step.round == number])
+        hopeless: set[str] = set()
+        for candidate in some:
+            if candidate.layer.name in hopeless:
+                skipped += 1
+                continue
+            step = next(steps)
+            assert (step.layer, step.ridge) == (candidate.layer.name, candidate.ridge)
+            if step.reason == "closes too little of the gap":
+                hopeless.add(step.layer)
+        assert not list(steps)
+    assert skipped
 
 
 def test_factors_that_hold_are_not_made_again(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,17 @@ def test_an_edit_that_is_there_twice_is_tried_once() -> None:
     assert len([name for name in tried(options) if name[0] == "b"]) == 1
 
 
+def test_where_trials_take_long_no_edit_is_tried_that_costs_more_than_it_closes() -> None:
+    options = options_of({"a": [0.9, -0.1], "b": [0.0, -0.2], "c": [0.3, 0.2]})
+    scores = {name: found[0].score for name, found in options.items()}
+    names = [one.layer.name for one in shortlist(options, scores, BY_EDIT, hopeful=True)]
+    assert names == ["a", "c", "c"]
+    every = shortlist(options, scores, BY_LAYER)
+    assert every == shortlist(options, scores, BY_LAYER, hopeful=True)  # it predicts no cost
+    del options["a"], options["c"]
+    assert len(shortlist(options, scores, BY_EDIT, hopeful=True)) == 2  # there are no others
+
+
 def test_all_that_the_predictions_alone_would_try_is_tried() -> None:
     layers = "abcdefg"
     draw = torch.Generator().manual_seed(0)
