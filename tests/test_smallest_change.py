@@ -14,8 +14,17 @@ from torch.nn import functional
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import SILENT, Cancelled
+from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.reveal.latent import LastLayer, shift_sizes, smallest_shift
-from rectify_widgets.reveal.shrinking import Blend, Shrinking, projected
+from rectify_widgets.reveal.shrinking import (
+    LIFE,
+    OPPONENTS,
+    ROOMIER,
+    Blend,
+    Opponents,
+    Shrinking,
+    projected,
+)
 from rectify_widgets.reveal.smallest_change import smallest_changes, unusual
 from tests.engine.traces import untouched
 from tests.hidden import CLASSES, CORNER, SIDE, TARGET, Blobs, references
@@ -60,6 +69,49 @@ def test_pairs_repair_the_backdoor_that_nobody_showed() -> None:
         assert (repaired(true[others]).argmax(1) == TARGET).float().mean() < 0.05
         right = repaired(images).argmax(1) == torch.arange(len(images)) % CLASSES
         assert right.float().mean() > 0.99
+
+
+def test_opponents_keep_to_their_size_and_turn_what_they_can() -> None:
+    model, images = Blobs(40.0).eval(), references()
+    change = smallest_changes(model, images)[0].change
+    assert change.searched
+    with untouched(model, images), torch.no_grad():
+        one, other = (Opponents(change, model, images, seed) for seed in (3, 3))
+        others = images[torch.arange(len(images)) % CLASSES != TARGET]
+        shares = []
+        for number in range(LIFE):
+            if number in (0, LIFE - 1):
+                given = model(one(others)).argmax(dim=1)
+                shares.append(float((given == TARGET).float().mean()))
+            for opponents in (one, other):
+                opponents.step(SILENT)
+        assert shares[0] < 0.2
+        assert shares[1] > 0.8
+        found = one._search.values.clone()
+        assert torch.equal(found, other._search.values)
+        assert (found.flatten(1).sum(dim=1) <= ROOMIER * change.size + 1e-3).all()
+        one.step(SILENT)  # the second begins anew
+    alike = functional.cosine_similarity(one._search.values.flatten(1), found.flatten(1))
+    assert alike[1] < 0.5
+    assert alike[[0, *range(2, OPPONENTS)]].min() > 0.9
+
+
+def test_each_two_inputs_are_given_the_next_of_the_opponents() -> None:
+    images = references()
+    change = smallest_changes(Blobs(40.0), images, steps=20)[0].change
+    opponents = Opponents(change, Blobs(40.0).eval(), images, 0)
+    shown = opponents(images)
+    for row in range(4 * OPPONENTS):
+        up, down = opponents._search.values[row // 2 % OPPONENTS]
+        own = Blend(up, down, change.low, change.high)(images[row : row + 1])
+        assert torch.allclose(shown[row : row + 1], own)
+
+
+def test_a_change_that_nobody_searched_for_has_no_opponents() -> None:
+    plain = Blend(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1), torch.ones(1))
+    assert not plain.searched
+    assert plain.opponent(Blobs(4.0), references(), 0) is None
+    assert not Transplant(rw.SamplePairs(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))).searched
 
 
 def test_reveal_searches_without_carriers_too() -> None:

@@ -25,6 +25,7 @@ from rectify_widgets.engine.model.running import (
     model_device,
     model_dtype,
     predict,
+    predict_all,
     working_dtype,
 )
 
@@ -43,6 +44,14 @@ STEP, MOMENTUM = 0.1, 0.8
 NOISE = 0.05
 """Greatest value of ``up`` and ``down`` at the start."""
 HALVINGS = 20
+OPPONENTS, SHOWN = 8, 4
+"""Changes that a repair has to withstand at one time, and references in a step of each."""
+ROOMIER = 2.0
+"""Their greatest size, in units of that of the change that was found ..."""
+BOLDER = 0.2
+"""... and the greatest change of their values in one step."""
+LIFE = 25
+"""Steps after which the next one of them begins anew."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,12 +62,14 @@ class Blend(Corruption):
         up: how far each value goes towards ``high``, ``C × H × W``, 0 or more.
         down: how far it goes towards ``low``; ``up + down`` is at most 1.
         low, high: least and greatest value of each channel, ``C × 1 × 1``.
+        target: the class that it was found to turn inputs to, if it was searched for.
     """
 
     up: Tensor
     down: Tensor
     low: Tensor
     high: Tensor
+    target: int | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -80,6 +91,15 @@ class Blend(Corruption):
         """``M × C × H × W`` inputs with the pattern mixed in, in their own type."""
         up, down, low, high = (x.to(inputs) for x in (self.up, self.down, self.low, self.high))
         return inputs + up * (high - inputs) - down * (inputs - low)
+
+    @property
+    def searched(self) -> bool:
+        """Whether it has a target."""
+        return self.target is not None
+
+    def opponent(self, model: nn.Module, references: Tensor, seed: int) -> Opponents | None:
+        """Further small changes that turn references to the target; None where it has none."""
+        return None if self.target is None else Opponents(self, model, references, seed)
 
     def __repr__(self) -> str:
         return f"Blend({self.size:.1f} of {self.mask.numel()} pixels)"
@@ -129,6 +149,8 @@ class Shrinking:
         targets: the classes to turn them to.
         batch_size: references in one step of one class.
         generator: draws the start and the references of each step.
+        rate: greatest change of a value in one step.
+        sizes: greatest size of each change, in pixels, which then stays as it is; None to shrink.
     """
 
     model: nn.Module
@@ -137,6 +159,8 @@ class Shrinking:
     targets: list[int]
     batch_size: int
     generator: torch.Generator
+    rate: float = STEP
+    sizes: Tensor | None = None
     values: Tensor = field(init=False)
     found: Tensor = field(init=False)
     reached: Tensor = field(init=False)
@@ -148,15 +172,23 @@ class Shrinking:
         self._low, self._high = data_range(self._images)
         predicted = self.predicted.cpu()
         self._pools = [torch.nonzero(predicted != one).flatten() for one in self.targets]
-        noise = torch.rand(count, 2, *shape, generator=self.generator)
-        pixels = shape[-2] * shape[-1]
-        self._sizes = torch.full((count,), START * pixels).to(self._images)
-        self.values = projected(NOISE * noise.to(self._images), self._sizes)
+        if self.sizes is None:
+            self._sizes = torch.full((count,), START * shape[-2] * shape[-1]).to(self._images)
+        else:
+            self._sizes = self.sizes.to(self._images)
+        self.values = torch.zeros(count, 2, *shape).to(self._images)
+        self._velocity = torch.zeros_like(self.values)
+        self.restart(slice(None))
         self.found = self.values.clone()  # the smallest that turned enough
         self.reached = torch.zeros(count, dtype=torch.bool)  # whether there was one
-        self._velocity = torch.zeros_like(self.values)
         self._share = torch.zeros(count)
         self._waited = torch.zeros(count, dtype=torch.long)
+
+    def restart(self, which: slice) -> None:
+        """Begin some of the changes anew, from noise."""
+        noise = torch.rand(self.values[which].shape, generator=self.generator)
+        self.values[which] = projected(NOISE * noise.to(self.values), self._sizes[which])
+        self._velocity[which] = 0.0
 
     def run(self, steps: int, monitor: Monitor) -> list[Blend]:
         """Make up to so many steps; the smallest change of each class that turned enough references.
@@ -169,14 +201,18 @@ class Shrinking:
                 break
             sizes = ", ".join(f"{self.targets[k]}: {float(self._sizes[k]):.1f}" for k in live[:4])
             monitor.report(step / steps, f"pixels that turn references to class {sizes}")
-            self._step(live, monitor.silent())
+            self.step(live, monitor.silent())
             if step < WARMING:
                 self._waited.zero_()
         for k in torch.nonzero(~self.reached).flatten().tolist():
             self.found[k] = self.values[k]
-        return [Blend(up, down, self._low, self._high) for up, down in self.found]
+        return [
+            Blend(up, down, self._low, self._high, target)
+            for target, (up, down) in zip(self.targets, self.found, strict=True)
+        ]
 
-    def _step(self, live: list[int], monitor: Monitor) -> None:
+    def step(self, live: list[int], monitor: Monitor) -> None:
+        """One step of these changes."""
         rows = torch.stack(
             [
                 pool[torch.randint(len(pool), (self.batch_size,), generator=self.generator)]
@@ -188,14 +224,14 @@ class Shrinking:
         self._share[live] = MEMORY * self._share[live] + (1 - MEMORY) * share
         for k in live:
             self._waited[k] += 1
-            if float(self._share[k]) >= TURNED:
+            if self.sizes is None and float(self._share[k]) >= TURNED:
                 self.found[k], self.reached[k], self._waited[k] = self.values[k], True, 0
                 now = self.values[k].sum() / self.values.shape[2]
                 self._sizes[k] = SHRINK * torch.minimum(self._sizes[k], now)
         greatest = gradient.flatten(1).abs().amax(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1, 1)
         along = MOMENTUM * self._velocity[live] + (1 - MOMENTUM) * gradient / greatest
         self._velocity[live] = along
-        self.values[live] = projected(values - STEP * along, self._sizes[live])
+        self.values[live] = projected(values - self.rate * along, self._sizes[live])
 
     def _gradient(
         self, live: list[int], values: Tensor, rows: Tensor, monitor: Monitor
@@ -230,3 +266,43 @@ class Shrinking:
             if not (reason := cut_off(partial(predict, self.model), self.model, given)):
                 raise
             raise ValueError(f"model: {reason}; want one that can be differentiated") from error
+
+
+class Opponents:
+    """Changes that turn references to the class of one that was found, against a network under repair.
+
+    What a search finds is one of many changes that the network answers to, seldom the trigger itself, so
+    that a repair of it alone leaves others.  The edited network is shown the worst of them instead, as
+    in adversarial training (Madry et al. 2018; of changes of all inputs Zeng et al. 2022, "Adversarial
+    Unlearning of Backdoors via Implicit Hypergradient").  One after the other begins anew.
+
+    Args:
+        change: with a target; theirs may be `ROOMIER` times as large.
+        model: answers as the network does at the time of each step.
+        references: clean inputs, ``M × C × H × W``.
+        seed: of every random choice.
+    """
+
+    def __init__(self, change: Blend, model: nn.Module, references: Tensor, seed: int) -> None:
+        assert change.target is not None  # noqa: S101 - `Blend.opponent` has looked
+        self._change, self._steps = change, 0
+        self._search = Shrinking(
+            model, references, predict_all(model, references).argmax(dim=1),
+            [change.target] * OPPONENTS, SHOWN, torch.Generator().manual_seed(seed), rate=BOLDER,
+            sizes=torch.full((OPPONENTS,), ROOMIER * change.size),
+        )  # fmt: skip
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """``M × C × H × W`` inputs, each two with the next of the changes."""
+        turn = torch.arange(len(inputs)) // 2 % OPPONENTS
+        up, down = self._search.values.to(inputs)[turn.to(inputs.device)].unbind(dim=1)
+        low, high = self._change.low.to(inputs), self._change.high.to(inputs)
+        return inputs + up * (high - inputs) - down * (inputs - low)
+
+    def step(self, monitor: Monitor) -> None:
+        """A step of all changes towards what turns references now."""
+        if self._steps and self._steps % LIFE == 0:
+            oldest = self._steps // LIFE % OPPONENTS
+            self._search.restart(slice(oldest, oldest + 1))
+        self._search.step(list(range(OPPONENTS)), monitor)
+        self._steps += 1

@@ -98,11 +98,14 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_falls_short(gap: float | None, target: float, short: bool) -> None:
     loop = Rounds.__new__(Rounds)
+    loop._searched = False
     start = Verdict(0.8, 0.0, 0.0, 0.0)
     loop.state, loop._options = State(start, start, {}), RectifyOptions(target_gap=target)
     verdict = None if gap is None else Verdict(gap, 0.0, 0.0, 0.0)
     best = None if verdict is None else (cast("Candidate", None), verdict, 0)
     assert loop._falls_short(best) is short
+    loop._searched = True  # then a single layer has done enough only where it reaches the target
+    assert loop._falls_short(best) is ((0.8 if gap is None else gap) > target)
 
 
 def test_only_rounds_whose_closed_form_falls_short_refine(trojan: Toy) -> None:

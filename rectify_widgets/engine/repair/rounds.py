@@ -93,11 +93,11 @@ class Rounds:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._nested = 0.0
         self._trials = Trials(0, {})
-        self._validation = validation
-        self._options = options
+        self._options, self._validation = options, validation
         self._method = RANKING_METHODS[options.method]
         self._refine_steps = options.refine_steps or 0
-        self._plain = answers(problem.before.pairs[1])
+        self._plain, self._large = answers(problem.before.pairs[1]), large(problem.references)
+        self._searched = problem.corruption is not None and problem.corruption.searched
         self._split([], monitor)
 
     def restore(self, state: State) -> None:
@@ -161,8 +161,7 @@ class Rounds:
         rows = torch.arange(len(self.problem.references))
         if flagged:
             rows = rows[~torch.isin(rows, torch.tensor(flagged))]
-        self.solving, self.judging = self.problem.halves(rows, self._options.seed)
-        judged = self.judging
+        self.solving, self.judging = _, judged = self.problem.halves(rows, self._options.seed)
         self.shared = torch.equal(self.solving.references, judged.references)
         self._collected = StatisticsSource(
             self.solving, None, None, self._options.seed, self.problem.room
@@ -194,7 +193,7 @@ class Rounds:
         monitor.report(0.0, f"round {number}: ranking layers")
         with self._clock("sweep"):
             scores = self._method.score(self.solving, proposals, 0, monitor)
-        chosen = shortlist(options, scores, self._method, hopeful=large(self.solving.references))
+        chosen = shortlist(options, scores, self._method, hopeful=self._large)
         with self._clock("evaluation"):
             self._trials = Trials(number, scores, len(chosen))
             return self._keep_best(self._trials, chosen)
@@ -280,7 +279,7 @@ class Rounds:
                 name = candidate.layer.name
                 monitor.report(position / len(chosen), f"round {number}: trying {name}")
                 if name not in hopeless and not self._try(candidate, trials, monitor.silent()):
-                    hopeless.add(name)
+                    hopeless |= {name} if self._large else set()
         if (
             self._rehearsal
             and self._falls_short(trials.best)
@@ -338,8 +337,8 @@ class Rounds:
                 edits = fewest(model, some, rehearsal, self._options.target_gap, part)
             with together(edits):
                 verdict = self._judge.measure(model, part.silent())
-            bar = (trials.best[1] if trials.best else self.state.now).objective
-            reason = self._objection(verdict, bar)
+            best = None if self._searched else trials.best  # it withstands what nobody measures
+            reason = self._objection(verdict, (best[1] if best else self.state.now).objective)
             if reason is None:
                 self._keep_all(edits, verdict, trials)
                 return True
@@ -391,13 +390,14 @@ class Rounds:
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
         left = self.state.now.gap if best is None else best[1].gap
-        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
+        near, share = (1.0, 0.0) if self._searched else (NEAR, 1.0 - ENOUGH)
+        return left > near * self._options.target_gap and left > share * self.state.now.gap
 
     def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> bool:
         """Measure an edit, record the step, and remember the edit if it is the best so far.
 
-        Returns whether further edits of this layer are worth a trial: not where it leaves the gap as
-        it is, or more than the best so far (of 37 further ones that were kept none came after that).
+        Returns whether further edits of this layer are worth a long trial: not where it leaves the gap
+        as it is, or more than the best so far (of 37 that were kept in real cases none came after that).
         """
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
