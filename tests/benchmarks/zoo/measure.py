@@ -164,7 +164,7 @@ def tables(kept: Sequence[Record]) -> list[Table]:
         "zoo",
         "Attacks on networks trained on 12,000 images (10 % of them poisoned; 2,000 references, "
         "9,000 test images), repaired with the defaults.  Means over seeds (each another "
-        "draw of pairs) and their spread, in per cent and points.  ASR: attack success rate; floor: "
+        "network or draw of pairs) and their spread, in per cent and points.  ASR: attack success rate; floor: "
         "share of clean images of other classes that get the target class; OA: overall accuracy; "
         "'right': corrupted images that get their true class; 'missed by': distance to the targets, "
         f"{TARGETS} and {OTHER_NETWORK} for other networks than the residual one.",
