@@ -31,9 +31,9 @@ from tests.benchmarks.tables import Cell
 
 BATCH = 64
 """Images in one forward pass."""
-TRACE_PASSES = 2 * (PATH_STEPS + 1) + 2
+TRACE_PASSES = 2 * (PATH_STEPS + 1) + 1
 """Passes of one trace of the layers: both ways at each midpoint and at the clean end, and the keys
-of both ends."""
+of the corrupted end."""
 MATRIX_SIDE = 1536
 """Rows and columns of the matrices that the machine's best rate is measured with."""
 ARRAY_LENGTH = 2**24
