@@ -10,7 +10,7 @@ references are turned: what is left becomes sparse, and no weight has to be foun
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -296,8 +296,7 @@ class Opponents:
         """``M × C × H × W`` inputs, each two with the next of the changes."""
         turn = torch.arange(len(inputs)) // 2 % OPPONENTS
         up, down = self._search.values.to(inputs)[turn.to(inputs.device)].unbind(dim=1)
-        low, high = self._change.low.to(inputs), self._change.high.to(inputs)
-        return inputs + up * (high - inputs) - down * (inputs - low)
+        return replace(self._change, up=up, down=down)(inputs)
 
     def step(self, monitor: Monitor) -> None:
         """A step of all changes towards what turns references now."""

@@ -161,15 +161,15 @@ class Rounds:
         rows = torch.arange(len(self.problem.references))
         if flagged:
             rows = rows[~torch.isin(rows, torch.tensor(flagged))]
-        self.solving, self.judging = _, judged = self.problem.halves(rows, self._options.seed)
-        self.shared = torch.equal(self.solving.references, judged.references)
+        self.solving, self.judging = self.problem.halves(rows, self._options.seed)
+        self.shared = torch.equal(self.solving.references, self.judging.references)
         self._collected = StatisticsSource(
             self.solving, None, None, self._options.seed, self.problem.room
         )
         with self._clock("evaluation"):
-            self._judge = judge_of(judged, monitor, self._validation)
-        start = self._judge.original(judged.before.carriers)
-        self._measuring = self._judge.inputs * judged.before.seconds
+            self._judge = judge_of(self.judging, monitor, self._validation)
+        start = self._judge.original(self.judging.before.carriers)
+        self._measuring = self._judge.inputs * self.judging.before.seconds
         self._trying = SHARE * TRIALS * self._measuring
         self.state = State(start=start, now=start, seconds=self._seconds, flagged=flagged)
         self._rehearsal: Judge | None = None
@@ -279,7 +279,7 @@ class Rounds:
                 name = candidate.layer.name
                 monitor.report(position / len(chosen), f"round {number}: trying {name}")
                 if name not in hopeless and not self._try(candidate, trials, monitor.silent()):
-                    hopeless |= {name} if self._large else set()
+                    hopeless.add(name)
         if (
             self._rehearsal
             and self._falls_short(trials.best)
@@ -396,8 +396,8 @@ class Rounds:
     def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> bool:
         """Measure an edit, record the step, and remember the edit if it is the best so far.
 
-        Returns whether further edits of this layer are worth a long trial: not where it leaves the gap
-        as it is, or more than the best so far (of 37 that were kept in real cases none came after that).
+        Returns whether to try further edits of this layer: where trials take long, not if this one leaves
+        the gap as it is, or more than the best so far (of 37 further ones kept none came after that).
         """
         best = trials.best
         bar = (best[1] if best else self.state.now).objective
@@ -412,7 +412,7 @@ class Rounds:
             if best is not None:
                 self._reject(best[2], f"{name} did better")
             trials.best = (candidate, verdict, len(self.state.steps) - 1)
-        return verdict is not None
+        return verdict is not None or not self._large
 
     def _objection(self, verdict: Verdict | None, bar: float) -> str | None:
         """Why an edit is not kept; None where it is the best so far."""
