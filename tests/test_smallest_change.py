@@ -14,15 +14,15 @@ from torch.nn import functional
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import SILENT, Cancelled
-from rectify_widgets.engine.data.corruption import Transplant
 from rectify_widgets.reveal.latent import LastLayer, shift_sizes, smallest_shift
 from rectify_widgets.reveal.shrinking import (
-    LIFE,
-    OPPONENTS,
+    KINDRED,
     ROOMIER,
+    SHRINK,
     Blend,
-    Opponents,
+    Changes,
     Shrinking,
+    kindred,
     projected,
 )
 from rectify_widgets.reveal.smallest_change import smallest_changes, unusual
@@ -71,47 +71,48 @@ def test_pairs_repair_the_backdoor_that_nobody_showed() -> None:
         assert right.float().mean() > 0.99
 
 
-def test_opponents_keep_to_their_size_and_turn_what_they_can() -> None:
+def test_kindred_changes_turn_references_too_and_are_up_to_four_times_as_large() -> None:
     model, images = Blobs(40.0).eval(), references()
-    change = smallest_changes(model, images)[0].change
-    assert change.searched
+    labels = torch.arange(len(images)) % CLASSES
+    found = smallest_changes(model, images)
+    change, pairs = found[0].change, found[0].pairs
+    assert pairs is not None
+    assert isinstance(pairs.corrupt, Changes)
+    assert torch.equal(pairs.corrupted, change(pairs.clean))  # what is shown is the smallest one
+    assert all(isinstance(one.pairs.corrupt, Blend) for one in found[1:] if one.pairs)
+
+    def again(seed: int) -> Changes:
+        generator = torch.Generator().manual_seed(seed)
+        return kindred(model, images, labels, TARGET, change, 120, generator, SILENT)
+
     with untouched(model, images), torch.no_grad():
-        one, other = (Opponents(change, model, images, seed) for seed in (3, 3))
-        others = images[torch.arange(len(images)) % CLASSES != TARGET]
-        shares = []
-        for number in range(LIFE):
-            if number in (0, LIFE - 1):
-                given = model(one(others)).argmax(dim=1)
-                shares.append(float((given == TARGET).float().mean()))
-            for opponents in (one, other):
-                opponents.step(SILENT)
-        assert shares[0] < 0.2
-        assert shares[1] > 0.8
-        found = one._search.values.clone()
-        assert torch.equal(found, other._search.values)
-        assert (found.flatten(1).sum(dim=1) <= ROOMIER * change.size + 1e-3).all()
-        one.step(SILENT)  # the second begins anew
-    alike = functional.cosine_similarity(one._search.values.flatten(1), found.flatten(1))
-    assert alike[1] < 0.5
-    assert alike[[0, *range(2, OPPONENTS)]].min() > 0.9
+        one, same, other = again(3), again(3), again(4)
+    assert len(one.changes) == KINDRED
+    others = images[labels != TARGET]
+    sizes = torch.tensor([each.size for each in one.changes])
+    for each in (*pairs.corrupt.changes, *one.changes):
+        with torch.no_grad():
+            turned = model(each(others)).argmax(dim=1) == TARGET
+        assert turned.float().mean() > 0.6
+        assert change.size <= each.size / SHRINK
+    assert sizes.max() <= ROOMIER * change.size / SHRINK
+    assert sizes.max() > 2 * sizes.min()
+    for left, right, different in zip(one.changes, same.changes, other.changes, strict=True):
+        assert torch.equal(left.up, right.up)
+        assert not torch.equal(left.up, different.up)
 
 
-def test_each_two_inputs_are_given_the_next_of_the_opponents() -> None:
-    images = references()
-    change = smallest_changes(Blobs(40.0), images, steps=20)[0].change
-    opponents = Opponents(change, Blobs(40.0).eval(), images, 0)
-    shown = opponents(images)
-    for row in range(4 * OPPONENTS):
-        up, down = opponents._search.values[row // 2 % OPPONENTS]
-        own = Blend(up, down, change.low, change.high)(images[row : row + 1])
-        assert torch.allclose(shown[row : row + 1], own)
-
-
-def test_a_change_that_nobody_searched_for_has_no_opponents() -> None:
-    plain = Blend(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1), torch.ones(1))
-    assert not plain.searched
-    assert plain.opponent(Blobs(4.0), references(), 0) is None
-    assert not Transplant(rw.SamplePairs(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))).searched
+def test_each_input_gets_the_next_of_several_changes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    up, down = 0.5 * torch.rand(2, 3, 1, 4, 4, generator=generator)
+    low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    each = [Blend(up[k], down[k], low, high) for k in range(3)]
+    changes, images = Changes(each), torch.rand(7, 1, 4, 4, generator=generator)
+    given = changes(images)
+    for row in range(7):
+        assert torch.allclose(given[row : row + 1], each[row % 3](images[row : row + 1]))
+    assert repr(changes).startswith("Changes(3 of ")
+    assert changes(images.double()).dtype == torch.float64
 
 
 def test_reveal_searches_without_carriers_too() -> None:

@@ -10,6 +10,7 @@ references are turned: what is left becomes sparse, and no weight has to be foun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,7 +26,6 @@ from rectify_widgets.engine.model.running import (
     model_device,
     model_dtype,
     predict,
-    predict_all,
     working_dtype,
 )
 
@@ -44,14 +44,14 @@ STEP, MOMENTUM = 0.1, 0.8
 NOISE = 0.05
 """Greatest value of ``up`` and ``down`` at the start."""
 HALVINGS = 20
-OPPONENTS, SHOWN = 8, 4
-"""Changes that a repair has to withstand at one time, and references in a step of each."""
-ROOMIER = 2.0
-"""Their greatest size, in units of that of the change that was found ..."""
+KINDRED, SHOWN = 32, 4
+"""Changes that a repair is shown in place of the one that was found, and references in a step of each."""
+ROOMIER = 4.0
+"""The least size of each is drawn between that of the change that was found and this many times that ..."""
 BOLDER = 0.2
-"""... and the greatest change of their values in one step."""
-LIFE = 25
-"""Steps after which the next one of them begins anew."""
+"""... and this is the greatest change of its values in one step."""
+KINDRED_STEPS = 120
+"""As many as it takes to shrink to a few pixels, and some more."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,14 +62,12 @@ class Blend(Corruption):
         up: how far each value goes towards ``high``, ``C × H × W``, 0 or more.
         down: how far it goes towards ``low``; ``up + down`` is at most 1.
         low, high: least and greatest value of each channel, ``C × 1 × 1``.
-        target: the class that it was found to turn inputs to, if it was searched for.
     """
 
     up: Tensor
     down: Tensor
     low: Tensor
     high: Tensor
-    target: int | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -92,17 +90,32 @@ class Blend(Corruption):
         up, down, low, high = (x.to(inputs) for x in (self.up, self.down, self.low, self.high))
         return inputs + up * (high - inputs) - down * (inputs - low)
 
-    @property
-    def searched(self) -> bool:
-        """Whether it has a target."""
-        return self.target is not None
-
-    def opponent(self, model: nn.Module, references: Tensor, seed: int) -> Opponents | None:
-        """Further small changes that turn references to the target; None where it has none."""
-        return None if self.target is None else Opponents(self, model, references, seed)
-
     def __repr__(self) -> str:
         return f"Blend({self.size:.1f} of {self.mask.numel()} pixels)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Changes(Corruption):
+    """Several changes: each input gets the next of them.
+
+    Args:
+        changes: at least one, all of one range.
+    """
+
+    changes: Sequence[Blend]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """``M × C × H × W`` inputs, each with its change."""
+        turn = torch.arange(len(inputs)) % len(self.changes)
+        up, down = (
+            torch.stack([getattr(one, name) for one in self.changes])[turn]
+            for name in ("up", "down")
+        )
+        return replace(self.changes[0], up=up, down=down)(inputs)
+
+    def __repr__(self) -> str:
+        sizes = [one.size for one in self.changes]
+        return f"Changes({len(sizes)} of {min(sizes):.1f} to {max(sizes):.1f} pixels)"
 
 
 def projected(values: Tensor, sizes: Tensor) -> Tensor:
@@ -150,7 +163,7 @@ class Shrinking:
         batch_size: references in one step of one class.
         generator: draws the start and the references of each step.
         rate: greatest change of a value in one step.
-        sizes: greatest size of each change, in pixels, which then stays as it is; None to shrink.
+        least: size of each change, in pixels, at which it has shrunk enough; None to go on.
     """
 
     model: nn.Module
@@ -160,7 +173,7 @@ class Shrinking:
     batch_size: int
     generator: torch.Generator
     rate: float = STEP
-    sizes: Tensor | None = None
+    least: Tensor | None = None
     values: Tensor = field(init=False)
     found: Tensor = field(init=False)
     reached: Tensor = field(init=False)
@@ -172,23 +185,15 @@ class Shrinking:
         self._low, self._high = data_range(self._images)
         predicted = self.predicted.cpu()
         self._pools = [torch.nonzero(predicted != one).flatten() for one in self.targets]
-        if self.sizes is None:
-            self._sizes = torch.full((count,), START * shape[-2] * shape[-1]).to(self._images)
-        else:
-            self._sizes = self.sizes.to(self._images)
-        self.values = torch.zeros(count, 2, *shape).to(self._images)
+        self._sizes = torch.full((count,), START * shape[-2] * shape[-1]).to(self._images)
+        noise = torch.rand(count, 2, *shape, generator=self.generator)
+        self.values = projected(NOISE * noise.to(self._images), self._sizes)
         self._velocity = torch.zeros_like(self.values)
-        self.restart(slice(None))
         self.found = self.values.clone()  # the smallest that turned enough
         self.reached = torch.zeros(count, dtype=torch.bool)  # whether there was one
         self._share = torch.zeros(count)
         self._waited = torch.zeros(count, dtype=torch.long)
-
-    def restart(self, which: slice) -> None:
-        """Begin some of the changes anew, from noise."""
-        noise = torch.rand(self.values[which].shape, generator=self.generator)
-        self.values[which] = projected(NOISE * noise.to(self.values), self._sizes[which])
-        self._velocity[which] = 0.0
+        self._least = torch.zeros(count) if self.least is None else self.least
 
     def run(self, steps: int, monitor: Monitor) -> list[Blend]:
         """Make up to so many steps; the smallest change of each class that turned enough references.
@@ -196,23 +201,20 @@ class Shrinking:
         A class that has found none has the one that it ended with; `reached` says which.
         """
         for step in range(steps):
-            live = torch.nonzero(self._waited < PATIENCE).flatten().tolist()
+            going_on = (self._waited < PATIENCE) & (self._sizes.cpu() > self._least)
+            live = torch.nonzero(going_on).flatten().tolist()
             if not live:
                 break
             sizes = ", ".join(f"{self.targets[k]}: {float(self._sizes[k]):.1f}" for k in live[:4])
             monitor.report(step / steps, f"pixels that turn references to class {sizes}")
-            self.step(live, monitor.silent())
+            self._step(live, monitor.silent())
             if step < WARMING:
                 self._waited.zero_()
         for k in torch.nonzero(~self.reached).flatten().tolist():
             self.found[k] = self.values[k]
-        return [
-            Blend(up, down, self._low, self._high, target)
-            for target, (up, down) in zip(self.targets, self.found, strict=True)
-        ]
+        return [Blend(up, down, self._low, self._high) for up, down in self.found]
 
-    def step(self, live: list[int], monitor: Monitor) -> None:
-        """One step of these changes."""
+    def _step(self, live: list[int], monitor: Monitor) -> None:
         rows = torch.stack(
             [
                 pool[torch.randint(len(pool), (self.batch_size,), generator=self.generator)]
@@ -224,7 +226,7 @@ class Shrinking:
         self._share[live] = MEMORY * self._share[live] + (1 - MEMORY) * share
         for k in live:
             self._waited[k] += 1
-            if self.sizes is None and float(self._share[k]) >= TURNED:
+            if float(self._share[k]) >= TURNED:
                 self.found[k], self.reached[k], self._waited[k] = self.values[k], True, 0
                 now = self.values[k].sum() / self.values.shape[2]
                 self._sizes[k] = SHRINK * torch.minimum(self._sizes[k], now)
@@ -268,40 +270,31 @@ class Shrinking:
             raise ValueError(f"model: {reason}; want one that can be differentiated") from error
 
 
-class Opponents:
-    """Changes that turn references to the class of one that was found, against a network under repair.
+def kindred(
+    model: nn.Module,
+    images: Tensor,
+    predicted: Tensor,
+    target: int,
+    change: Blend,
+    steps: int,
+    generator: torch.Generator,
+    monitor: Monitor,
+) -> Changes:
+    """Further changes that turn references to a class, up to `ROOMIER` times as large.
 
-    What a search finds is one of many changes that the network answers to, seldom the trigger itself, so
-    that a repair of it alone leaves others.  The edited network is shown the worst of them instead, as
-    in adversarial training (Madry et al. 2018; of changes of all inputs Zeng et al. 2022, "Adversarial
-    Unlearning of Backdoors via Implicit Hypergradient").  One after the other begins anew.
+    What a search finds is one of many changes that a network answers to, seldom the trigger itself, and a
+    repair of it alone leaves the others.  These begin at other places and end at other sizes.
 
     Args:
-        change: with a target; theirs may be `ROOMIER` times as large.
-        model: answers as the network does at the time of each step.
-        references: clean inputs, ``M × C × H × W``.
-        seed: of every random choice.
+        model, images, predicted, generator: as for `Shrinking`.
+        target: the class.
+        change: the smallest one that was found.
+        steps: at most so many.
+        monitor: progress and cancellation.
     """
-
-    def __init__(self, change: Blend, model: nn.Module, references: Tensor, seed: int) -> None:
-        assert change.target is not None  # noqa: S101 - `Blend.opponent` has looked
-        self._change, self._steps = change, 0
-        self._search = Shrinking(
-            model, references, predict_all(model, references).argmax(dim=1),
-            [change.target] * OPPONENTS, SHOWN, torch.Generator().manual_seed(seed), rate=BOLDER,
-            sizes=torch.full((OPPONENTS,), ROOMIER * change.size),
-        )  # fmt: skip
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """``M × C × H × W`` inputs, each two with the next of the changes."""
-        turn = torch.arange(len(inputs)) // 2 % OPPONENTS
-        up, down = self._search.values.to(inputs)[turn.to(inputs.device)].unbind(dim=1)
-        return replace(self._change, up=up, down=down)(inputs)
-
-    def step(self, monitor: Monitor) -> None:
-        """A step of all changes towards what turns references now."""
-        if self._steps and self._steps % LIFE == 0:
-            oldest = self._steps // LIFE % OPPONENTS
-            self._search.restart(slice(oldest, oldest + 1))
-        self._search.step(list(range(OPPONENTS)), monitor)
-        self._steps += 1
+    larger = 1.0 + (ROOMIER - 1.0) * torch.rand(KINDRED, generator=generator)
+    search = Shrinking(
+        model, images, predicted, [target] * KINDRED, SHOWN, generator,
+        rate=BOLDER, least=change.size * larger,
+    )  # fmt: skip
+    return Changes(search.run(steps, monitor))

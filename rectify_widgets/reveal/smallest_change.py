@@ -6,7 +6,7 @@ input space, and Iwahana et al. (arXiv 2511.08944) in the space of the last laye
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.model.running import eval_mode, predict_all, with_head
 from rectify_widgets.reveal.latent import LastLayer, shift_sizes
 from rectify_widgets.reveal.references import check_classes, check_scores, gather_references
-from rectify_widgets.reveal.shrinking import Blend, Shrinking
+from rectify_widgets.reveal.shrinking import KINDRED_STEPS, Blend, Shrinking, kindred
 
 FEWEST, MOST = 16, 1024
 """References that are needed, and that are used at most."""
@@ -50,7 +50,9 @@ class SmallestChange:
         latent: length of the smallest shift of the last layer's inputs, in standard deviations.
         accused: whether ``relative`` and ``turned`` are what healthy networks do not show.
         pairs: references with and without the change, of as many classes as there are, each of
-            which it turns; None where it turns none.
+            which it turns; None where it turns none.  The ``corrupt`` of the accused ones, and of the
+            first, puts on further changes to the same class, up to four times as large, because the
+            trigger itself is seldom the smallest change.
 
     Example:
         >>> first = rw.smallest_changes(model, reference, steps=60)[0]
@@ -137,29 +139,35 @@ def smallest_changes(
         shrinking = Shrinking(
             module, images[:half], predicted[:half], targets, batch_size, generator
         )
-        changes = shrinking.run(steps, monitor.part(0.1, 0.9))
+        changes = shrinking.run(steps, monitor.part(0.1, 0.8))
+        sizes = np.array([change.size for change in changes])
         found = []
         for number, (target, change) in enumerate(zip(targets, changes, strict=True)):
-            monitor.report(0.9 + 0.1 * number / len(targets), f"what turns to class {target}")
+            monitor.report(0.8 + 0.05 * number / len(targets), f"what turns to class {target}")
             others = torch.nonzero(predicted[half:] != target).flatten() + half
             led = _led(module, images[others], change, target, monitor.silent())
-            found.append((others, led))
-    sizes = np.array([change.size for change in changes])
-    results = []
-    for number, (target, change) in enumerate(zip(targets, changes, strict=True)):
-        others, led = found[number]
-        relative, index = unusual(sizes, number)
-        turned = float(led.float().mean()) if len(led) else 0.0
-        results.append(
-            SmallestChange(
-                target, change, change.size, relative, index, turned, len(led),
-                float(latent[target]),
-                accused=relative <= UNUSUAL and turned >= TURNING,
-                pairs=_pairs(images, predicted, others[led], change),
-            )
-        )  # fmt: skip
+            relative, index = unusual(sizes, number)
+            turned = float(led.float().mean()) if len(led) else 0.0
+            found.append(
+                SmallestChange(
+                    target, change, change.size, relative, index, turned, len(led),
+                    float(latent[target]),
+                    accused=relative <= UNUSUAL and turned >= TURNING,
+                    pairs=_pairs(images, predicted, others[led], change),
+                )
+            )  # fmt: skip
+        found.sort(key=lambda one: (not one.accused, one.relative))
+        suspected = max(sum(one.accused for one in found), 1)
+        for number, one in enumerate(found[:suspected]):
+            if one.pairs is not None:
+                done, end = (0.85 + 0.15 * part / suspected for part in (number, number + 1))
+                corrupt = kindred(
+                    module, images[:half], predicted[:half], one.target, one.change,
+                    min(steps, KINDRED_STEPS), generator, monitor.part(done, end),
+                )  # fmt: skip
+                found[number] = replace(one, pairs=replace(one.pairs, corrupt=corrupt))
     monitor.report(1.0, f"{len(targets)} classes searched")
-    return sorted(results, key=lambda one: (not one.accused, one.relative))
+    return found
 
 
 def unusual(sizes: np.ndarray, number: int) -> tuple[float, float]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.data.corruption import as_corruption
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.repair.refining import (
@@ -55,9 +54,7 @@ class Stage:
                 name: (0.02 * torch.randn(left.shape, generator=draw, dtype=left.dtype), right)
                 for name, (left, right) in self.start.items()
             }
-        self.goal = Goal(
-            as_corruption(marked), (marked(self.clean[:3]), self.clean[:3]), self.clean, {}
-        )
+        self.goal = Goal(marked, (marked(self.clean[:3]), self.clean[:3]), self.clean, {})
 
     def refined(self, **options: Any) -> dict[str, Factors]:
         """After three steps, unless more are asked for."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
-from rectify_widgets.engine.data.corruption import as_corruption
 from rectify_widgets.engine.find.candidates import Candidate
 from rectify_widgets.engine.measure.judge import Judge
 from rectify_widgets.engine.repair.joint import (
@@ -217,9 +216,7 @@ def idle_and_useful(trojan: Toy) -> tuple[Judge, list[Candidate], list[Candidate
     judge = Judge(trojan.model, clean, stamped(clean), clean)
     draw = torch.Generator().manual_seed(0)
     start = {name: first_factors(layer, draw) for name, layer in layers.items()}
-    goal = Goal(
-        as_corruption(stamped), (trojan.pairs.corrupted, trojan.pairs.clean), trojan.reference, {}
-    )
+    goal = Goal(stamped, (trojan.pairs.corrupted, trojan.pairs.clean), trojan.reference, {})
     found = refine(trojan.model, layers, start, goal, steps=20, seed=0, monitor=Monitor())
     useful = as_candidates(layers, found)
     idle = as_candidates(

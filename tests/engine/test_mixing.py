@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.data.corruption import as_corruption
 from rectify_widgets.engine.repair.refining import (
     BATCH,
     MOST,
@@ -135,7 +134,7 @@ def test_every_mixture_is_between_two_references() -> None:
         seen.append(inputs)
         return marked(inputs)
 
-    stage.goal = replace(stage.goal, corrupt=as_corruption(corrupt))
+    stage.goal = replace(stage.goal, corrupt=corrupt)
     assert suitable_mix(before, stage.clean, 0) is lerped
     stage.refined(steps=6)
     assert len(seen) == 6

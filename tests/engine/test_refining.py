@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
-from rectify_widgets.engine.data.corruption import Corruption, as_corruption
 from rectify_widgets.engine.model import running
 from rectify_widgets.engine.repair import refining
 from rectify_widgets.engine.repair.refining import (
@@ -65,9 +64,7 @@ def test_each_way_of_mixing_and_pairs_alone(
     """And the original of a layer that has been edited before is what it was."""
     stage = Stage("plain", 20)
     original = {"second": stage.layers["second"].module.weight.detach() * 1.5}
-    stage.goal = replace(
-        stage.goal, corrupt=None if alone else as_corruption(marked), original=original
-    )
+    stage.goal = replace(stage.goal, corrupt=None if alone else marked, original=original)
     monkeypatch.setattr(refining, "suitable_mix", lambda *_: mix)
     with untouched(stage.model, *stage.everything()):
         found = stage.refined()
@@ -76,61 +73,13 @@ def test_each_way_of_mixing_and_pairs_alone(
     assert not equal(stage.refined(), found)
 
 
-def test_every_second_corrupted_input_is_the_opponents() -> None:
-    """It takes a step after each of the edits', and asks the network as it is then."""
-    steps: list[Tensor] = []
-
-    class Fading:
-        def __init__(self, model: nn.Module, references: Tensor) -> None:
-            self.model, self.references = model, references
-
-        def __call__(self, inputs: Tensor) -> Tensor:
-            return inputs * (0.5 - 0.1 * len(steps))
-
-        def step(self, monitor: Monitor) -> None:
-            del monitor
-            steps.append(self.model(self.references).detach())
-
-    class Searched(Corruption):
-        searched = True
-
-        def __call__(self, inputs: Tensor) -> Tensor:
-            return marked(inputs)
-
-        def opponent(self, model: nn.Module, references: Tensor, seed: int) -> Fading:
-            assert seed == 0
-            return Fading(model, references)
-
-    stage = Stage("plain", 20)
-    stage.goal = replace(stage.goal, corrupt=Searched())
-    with untouched(stage.model, *stage.everything()):
-        found = stage.refined()
-        assert len(steps) == 3
-        with torch.no_grad():
-            torch.testing.assert_close(steps[-1], with_factors(stage.model, found)(stage.clean))
-    assert not torch.equal(steps[0], steps[1])
-    steps.clear()
-
-    def by_turns(inputs: Tensor) -> Tensor:
-        """What the inputs of each step should be: it is called once a step."""
-        mixed = marked(inputs)
-        mixed[1::2] = inputs[1::2] * (0.5 - 0.1 * len(steps))
-        steps.append(inputs)
-        return mixed
-
-    stage.goal = replace(stage.goal, corrupt=as_corruption(by_turns))
-    close(found, stage.refined(), 1e-9)
-
-
 def test_the_objective_falls_on_a_real_network(trojan: Toy) -> None:
     stage = Stage()
     stage.model, stage.clean = trojan.model, trojan.reference
     stage.layers = layers_of(trojan.model, trojan.reference)
     draw = torch.Generator().manual_seed(0)
     stage.start = {name: first_factors(layer, draw) for name, layer in stage.layers.items()}
-    stage.goal = Goal(
-        as_corruption(stamped), (trojan.pairs.corrupted, trojan.pairs.clean), stage.clean, {}
-    )
+    stage.goal = Goal(stamped, (trojan.pairs.corrupted, trojan.pairs.clean), stage.clean, {})
     others = trojan.x[:100]
     with torch.no_grad():
         wanted = trojan.model(others)
@@ -233,7 +182,7 @@ def test_half_precision() -> None:
     stage.model.bfloat16()
     stage.clean = stage.clean.bfloat16()
     stage.layers = layers_of(stage.model, stage.clean)
-    stage.goal = Goal(as_corruption(marked), (marked(stage.clean), stage.clean), stage.clean, {})
+    stage.goal = Goal(marked, (marked(stage.clean), stage.clean), stage.clean, {})
     draw = torch.Generator().manual_seed(7)
     stage.start = {name: first_factors(layer, draw) for name, layer in stage.layers.items()}
     with untouched(stage.model, *stage.everything()):

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rectify_widgets.engine.base.checks import check_inputs, check_int, check_number
-from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.calling import (
     InputFunction,
     call_function,
@@ -34,16 +32,6 @@ PLAIN = 0.1
 """A corruption that varies less than this share of what it replaces takes something away ..."""
 HIDES = 0.05
 """... if it covers more than this share of the input; a smaller one hides little anywhere."""
-
-
-class Opponent(Protocol):
-    """Corruptions that get worse while a network is repaired, see `Corruption.opponent`."""
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Corrupted copies of ``M × C × H × W`` inputs."""
-
-    def step(self, monitor: Monitor) -> None:
-        """Get worse for the network as it is now."""
 
 
 class Corruption(ABC):
@@ -66,22 +54,6 @@ class Corruption(ABC):
 
         The same inputs give the same result: what is random depends on a seed and on the row.
         """
-
-    @property
-    def searched(self) -> bool:
-        """Whether nobody has seen it: a search has found it, one of many that the network answers to."""
-        return False
-
-    def opponent(self, model: nn.Module, references: Tensor, seed: int) -> Opponent | None:
-        """Others that a repair has to withstand besides this one; None where it is not `searched`.
-
-        Args:
-            model: answers as the network that is repaired does at the time of each step.
-            references: clean inputs, ``M × C × H × W``.
-            seed: of every random choice.
-        """
-        del model, references, seed
-        return None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -27,7 +27,6 @@ from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
-from rectify_widgets.engine.data.corruption import Corruption
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -76,14 +75,13 @@ class Goal:
     """What the edited model should do: predict on corrupted inputs what the original does on clean ones.
 
     Attributes:
-        corrupt: puts the corruption onto inputs; None where it is known from ``shown`` alone.  Of
-            one that has an opponent, half of the corrupted inputs are the opponent's.
+        corrupt: puts the corruption onto inputs; None where it is known from ``shown`` alone.
         shown: corrupted inputs and their clean counterparts.
         references: ``M × C × H × W`` without the corruption.
         original: weights of the original model by layer, where they differ from the present ones.
     """
 
-    corrupt: Corruption | None
+    corrupt: Callable[[Tensor], Tensor] | None
     shown: tuple[Tensor, Tensor]
     references: Tensor
     original: Mapping[str, Tensor]
@@ -145,8 +143,7 @@ def refine(
     names = {id(one): name for name, one in model.named_parameters()}
     own = {name: names[id(layer.module.weight)] for name, layer in layers.items()}
     draw = torch.Generator().manual_seed(seed + turn)
-    original = {own[name]: weight for name, weight in goal.original.items()}
-    before = _Overridden(model, lambda: original)
+    before = _Overridden(model, {own[name]: weight for name, weight in goal.original.items()})
     scores = predict_all(before, goal.references, monitor=monitor)
     mix = suitable_mix(before, goal.references, seed, monitor)
 
@@ -158,41 +155,19 @@ def refine(
             for name, left, right in free
         }
 
-    corrupt: Callable[[Tensor], Tensor] | None = goal.corrupt
-    opponent = None
-    if goal.corrupt is not None:
-        opponent = goal.corrupt.opponent(_Overridden(model, edited), goal.references, seed + turn)
-        corrupt = goal.corrupt if opponent is None else _in_turn(goal.corrupt, opponent)
     for step in range(steps):
         monitor.report(step / steps, f"refining {len(free)} layers together")
-        keep = KEEP * STRICTER**turn
-        inputs, wanted, share = _lesson(before, goal, corrupt, scores, mix, draw, keep)
+        inputs, wanted, share = _lesson(before, goal, scores, mix, draw, KEEP * STRICTER**turn)
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
         _set_gradients(factors, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
         optimizer.step()
         schedule.step()
-        if opponent is not None:
-            opponent.step(monitor.silent())
     return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
-
-
-def _in_turn(
-    one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """Two corruptions as one: every second input gets the other one."""
-
-    def corrupt(inputs: Tensor) -> Tensor:
-        second = torch.arange(len(inputs), device=inputs.device) % 2 == 1
-        second = second.reshape(-1, *[1] * (inputs.ndim - 1))
-        return torch.where(second, other(inputs), one(inputs))
-
-    return corrupt
 
 
 def _lesson(
     before: nn.Module,
     goal: Goal,
-    corrupt: Callable[[Tensor], Tensor] | None,
     scores: Tensor,
     mix: Mix | None,
     draw: torch.Generator,
@@ -201,8 +176,8 @@ def _lesson(
     """Inputs of one step, what the original model says of them, and the weight of each in the loss."""
     rows = torch.randperm(len(goal.references), generator=draw)[:BATCH].to(scores.device)
     clean, answers = _mixed(goal.references[rows], scores[rows], before, mix, draw)
-    if corrupt is not None:
-        corrupted, known = corrupt(clean), answers
+    if goal.corrupt is not None:
+        corrupted, known = goal.corrupt(clean), answers
     else:
         rows = torch.randperm(len(goal.shown[0]), generator=draw)[:BATCH]
         corrupted, origins = (one[rows.to(one.device)] for one in goal.shown)
@@ -213,16 +188,16 @@ def _lesson(
 
 
 class _Overridden(nn.Module):
-    """A model with some other weights, asked for at each call."""
+    """A model with some other weights, for the length of a call."""
 
-    def __init__(self, model: nn.Module, weights: Callable[[], dict[str, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.model = model
-        self._weights = weights
+        self._weights = dict(weights)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores of the model with those weights."""
-        scores: Tensor = functional_call(self.model, self._weights(), (inputs,))
+        scores: Tensor = functional_call(self.model, self._weights, (inputs,))
         return scores
 
 

@@ -97,7 +97,6 @@ class Rounds:
         self._method = RANKING_METHODS[options.method]
         self._refine_steps = options.refine_steps or 0
         self._plain, self._large = answers(problem.before.pairs[1]), large(problem.references)
-        self._searched = problem.corruption is not None and problem.corruption.searched
         self._split([], monitor)
 
     def restore(self, state: State) -> None:
@@ -337,8 +336,8 @@ class Rounds:
                 edits = fewest(model, some, rehearsal, self._options.target_gap, part)
             with together(edits):
                 verdict = self._judge.measure(model, part.silent())
-            best = None if self._searched else trials.best  # it withstands what nobody measures
-            reason = self._objection(verdict, (best[1] if best else self.state.now).objective)
+            bar = (trials.best[1] if trials.best else self.state.now).objective
+            reason = self._objection(verdict, bar)
             if reason is None:
                 self._keep_all(edits, verdict, trials)
                 return True
@@ -390,8 +389,7 @@ class Rounds:
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
         """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
         left = self.state.now.gap if best is None else best[1].gap
-        near, share = (1.0, 0.0) if self._searched else (NEAR, 1.0 - ENOUGH)
-        return left > near * self._options.target_gap and left > share * self.state.now.gap
+        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
 
     def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> bool:
         """Measure an edit, record the step, and remember the edit if it is the best so far.
