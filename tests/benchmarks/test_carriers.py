@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from tests.benchmarks import carriers
 from tests.benchmarks.carriers import Suspect, measure_carriers
 from tests.benchmarks.neural_cleanse import neural_cleanse
+from tests.benchmarks.records import read
 from tests.hidden import CLASSES, TARGET, Blobs, references
 
 
@@ -24,21 +26,26 @@ def suspect(name: str, seed: int) -> Suspect:
 
 
 def test_rows_say_what_was_found_and_what_a_repair_from_it_does(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(carriers, "SHIPPED", ("backdoor", "healthy"))
+    monkeypatch.setattr(carriers, "SHIPPED", ("backdoor", "none"))
     monkeypatch.setattr(carriers, "shipped", suspect)
-    options = Namespace(data=None, network_seed=0, cache=None)
+    options = Namespace(data=None, network_seed=3, seeds=1, cache=None, out=tmp_path)
+    measure_carriers(options, Monitor())
+    options.seeds = 2
     table, peer = measure_carriers(options, Monitor())
+    assert [record["seed"] for record in read(tmp_path / "carriers")] == [3, 3, 4, 4]
     backdoor, healthy = table.rows
-    assert backdoor["first"] == f"{TARGET} (right)"
-    assert backdoor["accused"] == str(TARGET)
-    before, after = str(backdoor["ASR"]).split(" → ")
-    assert float(before) == 100.0
-    assert float(after) < 5.0
-    assert healthy["accused"] == "none"
-    assert healthy["ASR"] == ""
-    assert [row["network"] for row in peer.rows] == ["backdoor", "healthy"]
+    assert [backdoor[name] for name in ("right", "accused", "others")] == ["2 of 2", "2 of 2", 0]
+    assert backdoor["ASR before"] == "100.0 ± 0.0"
+    assert float(str(backdoor["ASR"]).split(" ± ", maxsplit=1)[0]) < 5.0
+    assert [healthy[name] for name in ("right", "accused", "others")] == ["–", "0 of 2", 0]
+    assert healthy["ASR"] == "–"
+    assert [(row["network"], row["right"]) for row in peer.rows] == [
+        ("backdoor", "2 of 2"), ("none", "–"),
+    ]  # fmt: skip
+    monkeypatch.setattr(carriers, "measure_suspect", None)  # all is on record
+    assert [one.rows for one in measure_carriers(options, Monitor())] == [table.rows, peer.rows]
 
 
 def test_peer_finds_the_smallest_mask() -> None:
