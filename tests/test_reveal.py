@@ -12,7 +12,7 @@ import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.reveal.reveal import _grouped
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
-from rectify_widgets.reveal.transplant import Square
+from rectify_widgets.reveal.transplant import FEW, MANY, Square, TransplantTest
 
 SIDE = 28
 CARRIERS = (3, 11, 40)
@@ -151,6 +151,23 @@ def test_what_turns_some_of_the_others_is_listed_and_not_accused(
     assert len(found[0].inputs) >= 2
     assert not found.accused
     assert found[0].pairs is None
+
+
+@pytest.mark.parametrize("count", [80, 16])
+def test_places_of_one_class_are_tried_on_different_others_first(count: int) -> None:
+    images = references()[-count:]
+    scores = Quarters(0.0).eval()(images)
+    test = TransplantTest(Quarters(0.0).eval(), images, scores, torch.Generator().manual_seed(0))
+    own = torch.nonzero(test.predicted == 0).flatten().repeat(3)[:10]
+    places = torch.stack(
+        [own, *torch.zeros(2, len(own), dtype=torch.long), torch.full_like(own, 5)], 1
+    )
+    others = test._some_others(places)
+    assert (test.predicted[others] != 0).all()
+    assert all(len(row.unique()) == FEW for row in others)
+    available = test.order[test.predicted[test.order] != 0][: FEW + MANY]
+    assert set(others.flatten().tolist()) == set(available.tolist())  # none of them twice as often
+    assert torch.equal(others[0], available[:FEW])
 
 
 def test_one_carrier_alone_accuses_nothing() -> None:

@@ -80,7 +80,7 @@ class TransplantTest:
         ).to(self.images).sum(dim=1)  # fmt: skip
         proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
         decisive = self._decisive(proposed, monitor.part(0.48, 0.77))
-        first = self.turned(decisive, self._others(decisive, 0, FEW), monitor.part(0.77, 0.91))
+        first = self.turned(decisive, self._some_others(decisive), monitor.part(0.77, 0.91))
         kept = first >= LEAST
         left = decisive[kept]
         second = self.turned(left, self._others(left, FEW, MANY), monitor.part(0.91, 1.0))
@@ -137,6 +137,13 @@ class TransplantTest:
         columns = (xs >= left) & (xs < left + size)
         inside: Tensor = (rows[:, :, None] & columns[:, None, :])[:, None]
         return inside
+
+    def _some_others(self, places: Tensor) -> Tensor:
+        """`FEW` rows for each place, not the same for all: else one bad draw drops a whole class."""
+        rows = self._others(places, 0, FEW + MANY)
+        turn = torch.arange(len(places), device=places.device)[:, None] * FEW
+        turn = turn + torch.arange(FEW, device=places.device)
+        return rows.gather(1, turn % (rows >= 0).sum(dim=1, keepdim=True).clamp_min(FEW))
 
     def _others(self, places: Tensor, start: int, count: int) -> Tensor:
         """References of other classes than each place's own, ``K × count`` rows, -1 where none."""

@@ -33,13 +33,15 @@ FIGURES = {
     "right": "corrupted_accuracy",
 }
 COLUMNS = (
-    "First: draws in which the right class is first and accused. Recall and false: carriers found, "
+    "First: draws in which the right class is first and accused; first three: in which it is listed "
+    "there, accused or not. Recall and false: carriers found, "
     "and other references taken for carriers, by the first of the right class. Wrong: draws in which "
     "another class is accused. Seconds of processor time."
 )
 CASES = ("trojan", "trojan-position", "trojan-clean-label", "spurious-severe", "spurious-mild")
 SHARES = (0.01, 0.05)
 COUNT = 400
+THREE = 3
 TRAINED = 16000
 
 
@@ -122,6 +124,7 @@ def _columns(draws: Sequence[tuple[float, ...]]) -> dict[str, str]:
     first, rank, recall, false, pull, wrong, seconds = zip(*draws, strict=True)
     return {
         "first": f"{int(sum(first))} of {len(draws)}",
+        "first three": f"{sum(one <= THREE for one in rank)} of {len(draws)}",
         "rank": spread(rank, digits=1),
         "pull": spread(pull, 100, 0),
         "recall": spread(recall, 100, 0),
