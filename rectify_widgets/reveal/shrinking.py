@@ -163,7 +163,7 @@ class Shrinking:
         batch_size: references in one step of one class.
         generator: draws the start and the references of each step.
         rate: greatest change of a value in one step.
-        least: size of each change, in pixels, at which it has shrunk enough; None to go on.
+        least: size, in pixels, at which a change has shrunk enough; of all, or of each, ``K``.
     """
 
     model: nn.Module
@@ -173,7 +173,7 @@ class Shrinking:
     batch_size: int
     generator: torch.Generator
     rate: float = STEP
-    least: Tensor | None = None
+    least: Tensor | float = 0.0
     values: Tensor = field(init=False)
     found: Tensor = field(init=False)
     reached: Tensor = field(init=False)
@@ -193,7 +193,6 @@ class Shrinking:
         self.reached = torch.zeros(count, dtype=torch.bool)  # whether there was one
         self._share = torch.zeros(count)
         self._waited = torch.zeros(count, dtype=torch.long)
-        self._least = torch.zeros(count) if self.least is None else self.least
 
     def run(self, steps: int, monitor: Monitor) -> list[Blend]:
         """Make up to so many steps; the smallest change of each class that turned enough references.
@@ -201,7 +200,7 @@ class Shrinking:
         A class that has found none has the one that it ended with; `reached` says which.
         """
         for step in range(steps):
-            going_on = (self._waited < PATIENCE) & (self._sizes.cpu() > self._least)
+            going_on = (self._waited < PATIENCE) & (self._sizes.cpu() > self.least)
             live = torch.nonzero(going_on).flatten().tolist()
             if not live:
                 break
