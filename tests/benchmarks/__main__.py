@@ -74,7 +74,7 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                measure_carton),
     "zoo": (0, "eleven attacks, patches and others, on three networks (needs --data; --seeds)",
             measure_zoo),
-    "carriers": (0, "backdoors that no picture shows, and healthy networks (--data; --seeds)",
+    "carriers": (0, "backdoors that no picture shows, and healthy networks (--data; --seeds, --cases)",
                  measure_carriers),
     "reveal": (10, "unmarked carriers among references, and healthy networks (draws, not pairs; --data)",
                measure_reveal),

@@ -148,6 +148,7 @@ def measure_carriers(options: Namespace, monitor: Monitor) -> list[Table]:
     names = [*SHIPPED]
     if options.data is not None:
         names += [f"{network}, {trigger}" for network in NETWORKS for trigger in TRIGGERS]
+    names = [name for name in names if not options.cases or name in options.cases]
     first = check_int("network_seed", options.network_seed, low=0)
     seeds = range(first, first + check_int("seeds", options.seeds, low=1))
     plan = [(name, seed) for seed in seeds for name in names]

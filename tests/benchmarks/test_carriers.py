@@ -30,7 +30,7 @@ def test_rows_say_what_was_found_and_what_a_repair_from_it_does(
 ) -> None:
     monkeypatch.setattr(carriers, "SHIPPED", ("backdoor", "none"))
     monkeypatch.setattr(carriers, "shipped", suspect)
-    options = Namespace(data=None, network_seed=3, seeds=1, cache=None, out=tmp_path)
+    options = Namespace(data=None, network_seed=3, seeds=1, cache=None, cases=None, out=tmp_path)
     measure_carriers(options, Monitor())
     options.seeds = 2
     table, peer = measure_carriers(options, Monitor())
@@ -45,6 +45,7 @@ def test_rows_say_what_was_found_and_what_a_repair_from_it_does(
         ("backdoor", "2 of 2"), ("none", "–"),
     ]  # fmt: skip
     monkeypatch.setattr(carriers, "measure_suspect", None)  # all is on record
+    options.cases, options.seeds = ["none"], 1
     assert [one.rows for one in measure_carriers(options, Monitor())] == [table.rows, peer.rows]
 
 
