@@ -154,7 +154,9 @@ def test_what_turns_some_of_the_others_is_listed_and_not_accused(
 
 
 @pytest.mark.parametrize("count", [80, 16])
-def test_places_of_one_class_are_tried_on_different_others_first(count: int) -> None:
+def test_places_of_one_class_are_tried_on_different_others_first(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = references()[-count:]
     scores = Quarters(0.0).eval()(images)
     test = TransplantTest(Quarters(0.0).eval(), images, scores, torch.Generator().manual_seed(0))
@@ -168,6 +170,16 @@ def test_places_of_one_class_are_tried_on_different_others_first(count: int) -> 
     available = test.order[test.predicted[test.order] != 0][: FEW + MANY]
     assert set(others.flatten().tolist()) == set(available.tolist())  # none of them twice as often
     assert torch.equal(others[0], available[:FEW])
+    asked: list[Tensor] = []
+
+    def turned(_: TransplantTest, places: Tensor, others: Tensor, *_rest: object) -> Tensor:
+        asked.append(others)
+        return torch.zeros(len(places))
+
+    monkeypatch.setattr(TransplantTest, "turned", turned)
+    assert test.run(Monitor()) == []
+    assert asked[0].shape[1] == FEW
+    assert len(asked[0].unique(dim=0)) > len(test.predicted.unique())  # more than one a class
 
 
 def test_one_carrier_alone_accuses_nothing() -> None:
