@@ -154,9 +154,7 @@ def test_what_turns_some_of_the_others_is_listed_and_not_accused(
 
 
 @pytest.mark.parametrize("count", [80, 16])
-def test_places_of_one_class_are_tried_on_different_others_first(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_of_one_class_are_tried_on_different_others_first(count: int) -> None:
     images = references()[-count:]
     scores = Quarters(0.0).eval()(images)
     test = TransplantTest(Quarters(0.0).eval(), images, scores, torch.Generator().manual_seed(0))
@@ -170,6 +168,11 @@ def test_places_of_one_class_are_tried_on_different_others_first(
     available = test.order[test.predicted[test.order] != 0][: FEW + MANY]
     assert set(others.flatten().tolist()) == set(available.tolist())  # none of them twice as often
     assert torch.equal(others[0], available[:FEW])
+
+
+def test_the_search_takes_those_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = Quarters(0.0).eval(), references()
+    test = TransplantTest(model, images, model(images), torch.Generator().manual_seed(0))
     asked: list[Tensor] = []
 
     def turned(_: TransplantTest, places: Tensor, others: Tensor, *_rest: object) -> Tensor:
