@@ -11,6 +11,7 @@ from rectify_widgets.engine.data.forms import Pattern, PlacedPatches, ToneCurve,
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.edits import Edits, RankOneEdit, load_edits, save_edits
 from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.find.corrupted import CorruptedInputs, find_corrupted
 from rectify_widgets.engine.find.estimates import MemoryEstimate, estimate_memory
 from rectify_widgets.engine.find.localization import Localization, localize
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 Rectification.writer = staticmethod(write_report)
 
 __all__ = [
+    "AdversarialPerturbation",
     "AttributionViewer",
     "Cancelled",
     "CorruptedInputs",

@@ -312,3 +312,32 @@ def test_bad_input_is_named() -> None:
         estimate_corruptions(pairs, clean[..., 1:])
     with pytest.raises(ValueError, match="seed: got -1"):
         estimate_corruptions(pairs, clean, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "contradicted"),
+    [
+        (lambda x: (x + 0.2 * torch.randn(x.shape).sign()).clamp(0, 1), True),
+        (lambda x: torch.where(COLUMNS < 18, torch.rand(x.shape), x), False),
+        (lambda x: 0.5 * x + 0.5 * torch.rand(x.shape), False),
+    ],
+    ids=["added", "opaque", "blended"],
+)
+def test_an_image_that_shines_through_was_not_covered(
+    corrupt: Callable[[Tensor], Tensor], contradicted: bool
+) -> None:
+    clean, others = scenes(6), scenes(20, seed=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        corrupted = corrupt(clean)
+    for row in range(len(clean)):
+        pair = SamplePairs(corrupted[row : row + 1], clean[row : row + 1])
+        (found,) = (
+            one
+            for one in estimate_corruptions(pair, others)
+            if isinstance(one.corruption, Transplant)
+        )
+        assert found.contradicted is contradicted
+        assert found.believable is not contradicted
+    several = estimate_corruptions(SamplePairs(corrupted, clean), others)
+    assert not any(one.contradicted for one in several)  # that is for other pairs to say

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.corruption import Corruption, Transplant, data_range
-from rectify_widgets.engine.data.estimation import Estimate
+from rectify_widgets.engine.data.estimation import FORESEEN, Estimate
 from rectify_widgets.engine.data.forms import PlacedPatches, ToneCurve
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.data.patches import fit_patches
@@ -21,7 +21,6 @@ from rectify_widgets.engine.find.transfer import (
     AS_STRONG,
     CLOSELY,
     FEW,
-    FORESEEN,
     LEAST,
     QUICK_TRIED,
     Transfer,
@@ -120,6 +119,7 @@ def test_the_best_supported_of_the_strongest(
         (shows(1.0, FORESEEN), True),
         (shows(1.0, FORESEEN + 0.01), False),
         (shows(1.0, FORESEEN + 0.01, in_sample=True), True),  # it says little of a single pair
+        (shows(1.0, in_sample=True, contradicted=True), False),
         (shows(0.0), False),
     ],
 )

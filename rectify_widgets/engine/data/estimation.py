@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ SETTLED = 1e-3
 """Relative error from which on no further form is tried."""
 TIE = 0.005
 """Difference in error within which a form of few parameters is preferred."""
+FORESEEN = 0.5
+"""Error in predicting other pairs up to which a form is believed."""
+THROUGH = 0.3
+"""What is opaque lets nothing of the clean image through; where more of its variation than this is seen
+beyond what the opacity lets through, the pair does not show a pattern that is laid over."""
 ROOM = 0.1
 """Share of the range within which of its ends values say little of an opacity."""
 FEWEST = 16
@@ -59,12 +64,19 @@ class Estimate:
         structured: the form has few parameters, so that a small error speaks for it even in sample.
             A transplant, a placed patch or a pattern without a form takes its values from the
             pairs: in sample its error says nothing.
+        contradicted: a transplant that one pair speaks against, see `THROUGH`.
     """
 
     corruption: Corruption
     error: float
     in_sample: bool
     structured: bool
+    contradicted: bool = False
+
+    @property
+    def believable(self) -> bool:
+        """Whether the pairs do not speak against it."""
+        return not self.contradicted if self.in_sample else self.error <= FORESEEN
 
 
 def estimate_corruptions(
@@ -111,7 +123,13 @@ def estimate_corruptions(
             break  # it cannot be explained better
         if (estimate := _judged(fit, pairs, monitor)) is not None:
             found.append(estimate)
-    adds = _adds(pairs, low, high)
+    through, opacity = _through(pairs, low, high)
+    adds = abs(1 - through) < abs(1 - through - opacity)
+    if through > 1 - opacity + THROUGH:
+        found = [
+            replace(one, contradicted=one.in_sample and isinstance(one.corruption, Transplant))
+            for one in found
+        ]
     return sorted(found, key=lambda estimate: _rank(estimate, adds=adds))
 
 
@@ -126,21 +144,20 @@ def _rank(estimate: Estimate, *, adds: bool) -> tuple[int, float]:
     return (2 if adds == isinstance(estimate.corruption, Transplant) else 1), estimate.error
 
 
-def _adds(pairs: SamplePairs, low: Tensor, high: Tensor) -> bool:
-    """Whether corrupted values of a large corruption follow the clean ones one to one.
+def _through(pairs: SamplePairs, low: Tensor, high: Tensor) -> tuple[float, float]:
+    """Share of the clean images' variation seen through a large corruption, and its opacity.
 
     What is laid over an image with opacity ``a`` lets ``1 − a`` of its variation through.  Clipping
     at the end of the range looks like opacity 1 at single values, so that the bound on ``a`` from
-    the range alone may be far too high.
+    the range alone may be far too high.  Nothing, and opaque, where there are too few values.
     """
     clipped = (pairs.corrupted <= low) | (pairs.corrupted >= high)
     free = (pairs.corrupted != pairs.clean) & ~clipped
     if float(covered(pairs).mean()) <= SMALL or int(free.sum()) < FEWEST:
-        return False
+        return 0.0, 1.0
     clean, corrupted = (x[free] - x[free].mean() for x in (pairs.clean, pairs.corrupted))
     through = float((clean * corrupted).sum() / clean.square().sum().clamp_min(1e-12))
-    needed = float(least_opacity(pairs, low, high).mean())
-    return abs(1 - through) < abs(1 - through - needed)
+    return through, float(least_opacity(pairs, low, high).mean())
 
 
 def _opacity(pairs: SamplePairs, low: Tensor, high: Tensor) -> float | None:

@@ -21,6 +21,7 @@ from rectify_widgets.engine.data.corruption import Corruption
 from rectify_widgets.engine.data.inputs import Inputs, count_inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
 from rectify_widgets.engine.edit.statistics import KeyStatistics
+from rectify_widgets.engine.find.adversarial import put_onto
 from rectify_widgets.engine.find.candidates import Probe
 from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
 from rectify_widgets.engine.model import memory
@@ -313,10 +314,12 @@ def pose_problem(
         before = Before((corrupted, clean), given, corrupted, clean, took)
         if reference is not None and transferred:
             transfer, tried = choose_corruption(
-                model, pairs, references, (corrupted, clean, given), seed, monitor.silent()
-            )
+                model, pairs, references, (corrupted, clean, given), seed, monitor.silent(),
+                adversarial=memory_limit is None,
+            )  # fmt: skip
             if transfer.corruption is not None:
-                carriers = transfer.corruption(references).to(references)
+                carriers = put_onto(transfer.corruption, references, monitor.silent())
+                carriers = carriers.to(references)
                 rest = batched(model, carriers[len(tried) :], monitor=monitor)
                 before = replace(before, carriers=torch.cat([tried, *rest]), origins=given)
     catalog = catalog.without(flow.reasons())

@@ -24,6 +24,7 @@ from rectify_widgets.engine.data.estimation import Estimate, estimate_corruption
 from rectify_widgets.engine.data.forms import PlacedPatches
 from rectify_widgets.engine.data.inputs import Inputs, gather
 from rectify_widgets.engine.data.pairs import SamplePairs, check_pairs
+from rectify_widgets.engine.find.adversarial import changes_of_their_own
 from rectify_widgets.engine.model.gradients import large
 from rectify_widgets.engine.model.heads import check_truth, most, probabilities, variation
 from rectify_widgets.engine.model.running import (
@@ -47,8 +48,6 @@ LEAST = 0.5
 """Share of the pairs' own change of predictions that a corruption of the whole input has to show on
 references, and a patch at other places than the pair's.  At its own place a patch is exempt: what it
 covers is replaced as in the pair, whatever it does."""
-FORESEEN = 0.5
-"""Nor may its error in predicting pairs that it was not fitted to be larger."""
 CLOSELY = 0.05
 """A patch is explained by another form than a transplant only where that error is no larger than this."""
 
@@ -139,10 +138,13 @@ def choose_corruption(
     scores: tuple[Tensor, Tensor, Tensor],
     seed: int,
     monitor: Monitor = SILENT,
+    *,
+    adversarial: bool = True,
 ) -> tuple[Transfer, Tensor]:
     """The user's function, or the form that explains the pairs and shows the behaviour on references.
 
-    Also the scores of the first references with that corruption, as many as it was tried on.
+    Where none does, a change of each reference's own, see `AdversarialPerturbation`.  Also the
+    scores of the first references with that corruption, as many as it was tried on.
 
     Args:
         model: in evaluation mode.
@@ -151,6 +153,7 @@ def choose_corruption(
         scores: of the pairs' corrupted and clean inputs, and of the references.
         seed: of what is random in a corruption.
         monitor: progress and cancellation.
+        adversarial: whether such changes are looked for.
     """
     if pairs.corrupt is not None:
         return _as_given(as_corruption(pairs.corrupt)), scores[2][:0]
@@ -159,13 +162,13 @@ def choose_corruption(
     at_most = QUICK_TRIED if large(references) else TRIED
     known: dict[Corruption, Tensor] = {}
 
-    def put_on(estimate: Estimate, count: int) -> tuple[Tensor, float]:
+    def put_on(corruption: Corruption, count: int) -> tuple[Tensor, float]:
         """Scores of the first references with this corruption, and what it shows on them."""
-        monitor.report(1.0, f"trying {estimate.corruption} on references")
-        answers = known.get(estimate.corruption, plain[:0])
-        more = estimate.corruption(references)[len(answers) : count].to(references)
+        monitor.report(1.0, f"trying {corruption} on references")
+        answers = known.get(corruption, plain[:0])
+        more = corruption(references)[len(answers) : count].to(references)
         answers = torch.cat([answers, *batched(model, more, monitor=monitor)])
-        known[estimate.corruption] = answers
+        known[corruption] = answers
         return answers, _distance(answers, plain[:count]) / own
 
     estimates = estimate_corruptions(pairs, references, seed=seed, monitor=monitor)
@@ -173,19 +176,28 @@ def choose_corruption(
     anywhere: list[Estimate] = []
     if local:
         anywhere = [
-            one for one in estimates if _goes_anywhere(one) and put_on(one, FEW)[1] >= LEAST
+            one
+            for one in estimates
+            if _goes_anywhere(one) and put_on(one.corruption, FEW)[1] >= LEAST
         ]
         estimates = anywhere + [one for one in estimates if _replaces(one)]
-    tried, shown = zip(*(put_on(one, at_most) for one in estimates), strict=True)
+    else:
+        estimates = [one for one in estimates if one.believable] or estimates[:1]
+    tried, shown = zip(*(put_on(one.corruption, at_most) for one in estimates), strict=True)
     # More than the pairs show is no better: what disfigures an input changes its class too.  A patch at
     # other places has to do what it does at its own, also where the pair, of the class that it leads
     # to, shows little.
     enough = AS_STRONG * (max(shown) if anywhere else min(max(shown), 1.0))
     number = next(i for i, share in enumerate(shown) if share >= enough)
     best, share = estimates[number], shown[number]
-    passes = local or (share >= LEAST and (best.in_sample or best.error <= FORESEEN))
-    found = Transfer(best.corruption if passes else None, repr(best.corruption), share, best.error)
-    return found, tried[number]
+    if local or (share >= LEAST and best.believable):
+        return Transfer(best.corruption, repr(best.corruption), share, best.error), tried[number]
+    if adversarial and (own_change := changes_of_their_own(model, pairs, references, scores[:2])):
+        carriers = own_change.made(references[:at_most], monitor)
+        answers = torch.cat(list(batched(model, carriers, monitor=monitor)))
+        if (share := _distance(answers, plain[:at_most]) / own) >= LEAST:
+            return Transfer(own_change, repr(own_change), share), answers
+    return Transfer(None, repr(best.corruption), shown[number], best.error), tried[number]
 
 
 def _as_given(corruption: Corruption) -> Transfer:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rectify_widgets.engine.model.keys import SOME_ONLY, EditableLayer
+from rectify_widgets.engine.model.opening import rehearsing
 from rectify_widgets.engine.model.running import capturing, unwrap
 
 
@@ -53,7 +54,7 @@ def following(model: nn.Module, layers: Mapping[str, EditableLayer]) -> Iterator
     flow = Flow(layers)
 
     def begin(_: nn.Module, args: Any) -> None:
-        if args and isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor) and not rehearsing():
             flow.begin(len(args[0]))
 
     modules = {name: layer.module for name, layer in layers.items()}

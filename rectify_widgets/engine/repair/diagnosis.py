@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.find.problem import SPLIT, Problem
 from rectify_widgets.engine.measure.judge import CLASS_FACTOR, CLASS_SIZE, WEIGHT
 from rectify_widgets.engine.model.heads import answers as answers_of
@@ -82,6 +83,7 @@ def gather_evidence(
         worst_changed=_worst(other, judged.answers),
         corruption=problem.transfer.name,
         transferred=problem.coupled,
+        adversarial=isinstance(problem.corruption, AdversarialPerturbation),
         transfer=problem.transfer.shown,
     )
 
@@ -247,6 +249,13 @@ def _about_the_pairs(evidence: Evidence) -> Iterator[str]:
             f"{evidence.corruption} changes the predictions by {_percent(evidence.transfer)} of what "
             "it changes them by on the pairs, so that edits were made and judged on the pairs "
             "alone.  Give the corruption as a function, SamplePairs(..., corrupt=...), or more pairs."
+        )
+    elif evidence.adversarial:
+        yield (
+            "No form of corruption carries over what the pairs show, so that each reference was "
+            f"given a change of its own that leads to the same class, {evidence.corruption}: the "
+            "figures are of these changes.  Give the corruption as a function, "
+            "SamplePairs(..., corrupt=...), where you know it."
         )
     elif evidence.references and evidence.shown < LITTLE * evidence.shown_pairs:
         yield (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.find.candidates import Candidate, exchanged
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Judge, Verdict
@@ -34,7 +35,7 @@ SAFELY = 0.5
 """Or as long as the gap is no more than this share of the target, since it is measured where it was learnt."""
 
 
-def goal_of(problem: Problem, spare: Tensor, state: State) -> Goal:
+def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> Goal:
     """What edits of many layers are refined towards, on the references to solve from and spare ones."""
     original: dict[str, Tensor] = {}
     for edit in state.edits:
@@ -46,7 +47,14 @@ def goal_of(problem: Problem, spare: Tensor, state: State) -> Goal:
     clean = torch.ones(len(spare), dtype=torch.bool)
     clean[state.spare_flagged] = False
     references = torch.cat([problem.references, spare[clean.to(spare.device)]])
-    return Goal(problem.corruption, shown, references, original)
+    corrupt = problem.corruption
+    if isinstance(
+        corrupt, AdversarialPerturbation
+    ):  # a change of a reference means nothing on mixtures
+        weights = [(problem.layers[name].module.weight, one) for name, one in original.items()]
+        with exchanged(weights):
+            shown, corrupt = (corrupt.made(references, monitor), references), None
+    return Goal(corrupt, shown, references, original)
 
 
 def as_candidates(

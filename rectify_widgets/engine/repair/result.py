@@ -45,6 +45,7 @@ class Evidence:
         worst_left: class of which most is left, and that share; None where no class is large enough.
         corruption: what the pairs' corruption was taken to be, in a line; empty without references.
         transferred: whether it was put onto references; otherwise the behaviour is counted on the pairs.
+        adversarial: whether no form carries it over, and each reference has a change of its own instead.
         transfer: how far the predictions on references that carry it change, as a share of how far
             those on the pairs do; None where the user gave the function.
         changed: share of the references whose class the edits changed without the corruption.
@@ -66,6 +67,7 @@ class Evidence:
     worst_changed: tuple[int, float] | None
     corruption: str = ""
     transferred: bool = True
+    adversarial: bool = False
     transfer: float | None = None
 
 

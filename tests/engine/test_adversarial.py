@@ -1,0 +1,183 @@
+"""Changes of each input's own: against a closed form, when they are looked for, and a repair from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
+from rectify_widgets.engine.find.adversarial import SHARE, AdversarialPerturbation, put_onto
+from rectify_widgets.engine.find.problem import pose_problem
+from rectify_widgets.engine.find.transfer import LEAST, estimate_corruption
+from tests.engine.models import images, make
+from tests.engine.refining_spy import run
+from tests.engine.toy import TARGET, Toy
+from tests.engine.traces import untouched
+
+LOW, HIGH = torch.tensor(0.0), torch.tensor(1.0)
+WIDE = torch.tensor(-100.0), torch.tensor(100.0)
+
+
+def norms(change: Tensor) -> Tensor:
+    return change.flatten(1).norm(dim=1)
+
+
+# --- what it does --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_linear_model_is_led_along_its_weights(target: int) -> None:
+    """Of two classes the gradient points along the difference of their weights, everywhere."""
+    linear = nn.Linear(48, 2)
+    with torch.no_grad():
+        linear.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), linear).eval()
+    inputs = images(5, size=4)
+    led = AdversarialPerturbation(model, target, 0.7, *WIDE)(inputs)
+    along = linear.weight.detach()[target] - linear.weight.detach()[1 - target]
+    expected = inputs + 0.7 * (along / along.norm()).reshape(1, 3, 4, 4)
+    torch.testing.assert_close(led, expected)
+
+
+@pytest.mark.parametrize("network", ["plain", "residual", "transformer"])
+def test_changes_keep_within_norm_and_range_and_lead_on(network: str) -> None:
+    model, inputs = make(network), images(9)
+    own = AdversarialPerturbation(model, 2, 1.5, LOW, HIGH)
+    with untouched(model, inputs):
+        led = own(inputs)
+    assert float(norms(led - inputs).max()) <= 1.5 * (1 + 1e-5)
+    assert float(led.min()) >= 0.0
+    assert float(led.max()) <= 1.0
+    with torch.no_grad():
+        before, after = (model(some).log_softmax(dim=1)[:, 2] for some in (inputs, led))
+    assert bool((after > before).all())
+    torch.testing.assert_close(own(inputs[4:6]), led[4:6], atol=1e-4, rtol=0)  # each for itself
+    assert repr(own) == "AdversarialPerturbation(to class 2, norm 1.50)"
+
+
+def test_a_model_in_training_stays_so() -> None:
+    model = make("residual").train()
+    inputs = images(4)
+    with untouched(model, inputs):
+        AdversarialPerturbation(model, 0, 1.0, LOW, HIGH, steps=2)(inputs)
+    assert model.training
+
+
+def test_progress_and_cancel() -> None:
+    said: list[str] = []
+    model, inputs = make("plain"), images(4)
+    own = AdversarialPerturbation(model, 0, 1.0, LOW, HIGH, steps=3)
+    put_onto(own, inputs, Monitor(lambda _, message: said.append(message), None))
+    assert said == ["looking for a change of each reference"]
+    with untouched(model, inputs), pytest.raises(Cancelled):
+        put_onto(own, inputs, Monitor(None, lambda: True))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"model": 3}, TypeError, "model"),
+        ({"target": -1}, ValueError, "target"),
+        ({"target": 0.5}, TypeError, "target"),
+        ({"norm": -1.0}, ValueError, "norm"),
+        ({"norm": float("nan")}, ValueError, "norm"),
+        ({"steps": 0}, ValueError, "steps"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], says: str) -> None:
+    given = {"model": make("plain"), "target": 0, "norm": 1.0, "low": LOW, "high": HIGH}
+    with pytest.raises(error, match=f"^{says}: got"):
+        AdversarialPerturbation(**(given | change))
+
+
+# --- when it is looked for -----------------------------------------------------------------------
+
+
+class Twins(nn.Module):
+    """Class 0 where the right half resembles the left one, 1 where it does not and the first value is
+    large, otherwise 2.
+
+    What leads to class 0 is another change of every input.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            self.same.weight.copy_(torch.eye(3)[..., None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.same(x)
+        apart = (x[..., :4] - x[..., 4:]).square().flatten(1).sum(dim=1)
+        first = 8.0 * (x[:, 0, 0, 0] - 0.5)
+        return torch.stack([4.0 - apart, first, -first], dim=1)
+
+
+def twins(count: int, seed: int) -> SamplePairs:
+    clean = images(count, seed, size=8)
+    return SamplePairs(torch.cat([clean[..., :4], clean[..., :4]], dim=3), clean)
+
+
+def test_what_is_different_on_every_input_is_looked_for_on_each() -> None:
+    model, pairs, references = Twins().eval(), twins(4, 3), images(40, 5, size=8)
+    with untouched(model, pairs.corrupted, pairs.clean, references):
+        found = estimate_corruption(model, pairs, reference=references)
+    own = found.corruption
+    assert isinstance(own, AdversarialPerturbation)
+    assert own.target == 0
+    assert own.norm == pytest.approx(SHARE * float(norms(pairs.corrupted - pairs.clean).mean()))
+    assert found.name == repr(own)
+    led = own(references)
+    with torch.no_grad():
+        assert float((model(references).argmax(dim=1) == 0).float().mean()) < 0.1
+        assert float((model(led).argmax(dim=1) == 0).float().mean()) > LEAST
+        posed = pose_problem(model, pairs, references)
+        assert posed.coupled
+        torch.testing.assert_close(posed.carriers, own(posed.references))
+        limited = pose_problem(model, pairs, references, memory_limit=2**30)
+    assert limited.corruption is None  # it would take more
+    assert not limited.coupled
+
+
+def test_pairs_that_lead_elsewhere_stand_alone() -> None:
+    """To several classes, to none, or to scores that no gradient comes back from."""
+
+    class Cut(Twins):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.from_numpy(x.detach().numpy()))
+
+    pairs, references = twins(2, 3), images(40, 5, size=8)
+    still = SamplePairs(pairs.clean + 1e-3, pairs.clean)
+    first = pairs.corrupted.clone()
+    first[1] = pairs.clean[1]
+    first[1, 0, 0, 0] = 1.0 - first[1, 0, 0, 0].round()  # to class 1 or 2
+    first[1, :, 4:, :4] += 1e-3  # more than a patch
+    both = SamplePairs(first, pairs.clean)
+    for model, some in ((Twins(), both), (Twins(), still), (Cut(), pairs)):
+        found = estimate_corruption(model.eval(), some, reference=references)
+        assert not isinstance(found.corruption, AdversarialPerturbation)
+
+
+# --- a repair from it ----------------------------------------------------------------------------
+
+
+def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
+    own = AdversarialPerturbation(trojan.model, TARGET, 2.0, LOW, HIGH, steps=4)
+    pairs = SamplePairs(trojan.pairs.corrupted[:1], trojan.pairs.clean[:1], corrupt=own)
+    result, seen = run(trojan, 0.05, pairs=pairs, max_degradation=0.1, refine_steps=100)
+    goal = seen.goals[-1]
+    assert goal.original  # edits were in place
+    assert goal.corrupt is None
+    corrupted, clean = goal.shown
+    assert torch.equal(clean, goal.references)
+    torch.testing.assert_close(corrupted, own(clean))
+    assert trojan.rates(trojan.model)[1] > 0.95
+    assert trojan.rates(result.model)[1] < 0.05  # of the trigger, which nobody showed
+    assert result.evidence is not None
+    assert result.evidence.adversarial
+    assert result.evidence.corruption == repr(own)
+    assert any("a change of its own" in sentence for sentence in result.diagnosis)
