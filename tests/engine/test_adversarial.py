@@ -23,7 +23,8 @@ WIDE = torch.tensor(-100.0), torch.tensor(100.0)
 
 
 def norms(change: Tensor) -> Tensor:
-    return change.flatten(1).norm(dim=1)
+    lengths: Tensor = change.flatten(1).norm(dim=1)
+    return lengths
 
 
 # --- what it does --------------------------------------------------------------------------------
@@ -89,7 +90,13 @@ def test_progress_and_cancel() -> None:
     ],
 )
 def test_bad_input(change: dict[str, Any], error: type[Exception], says: str) -> None:
-    given = {"model": make("plain"), "target": 0, "norm": 1.0, "low": LOW, "high": HIGH}
+    given: dict[str, Any] = {
+        "model": make("plain"),
+        "target": 0,
+        "norm": 1.0,
+        "low": LOW,
+        "high": HIGH,
+    }
     with pytest.raises(error, match=f"^{says}: got"):
         AdversarialPerturbation(**(given | change))
 
