@@ -1,7 +1,7 @@
 """Which operator carries what pairs show over to other inputs: fitted to the pairs, chosen by its effect.
 
 Imports torch only.  Several forms may explain a pair; the right one shows the behaviour on references
-as strongly as the pairs do.
+as strongly as the pairs do.  Where none does, there is `adversarial`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def estimate_corruption(
     cancel: Cancel | None = None,
 ) -> Transfer:
     """Find the operator that carries what the pairs show over to other inputs, as `rectify` does.
+
+    Where no form of corruption does, and the pairs lead to one class, it is `AdversarialPerturbation`.
 
     Args:
         model: the classifier with the behaviour; left as it was.
