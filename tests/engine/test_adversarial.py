@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.data.corruption import data_range
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.adversarial import SHARE, AdversarialPerturbation, put_onto
 from rectify_widgets.engine.find.problem import pose_problem
@@ -173,15 +174,20 @@ def test_pairs_that_lead_elsewhere_stand_alone() -> None:
 
 
 def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
-    own = AdversarialPerturbation(trojan.model, TARGET, 2.0, LOW, HIGH, steps=4)
-    pairs = SamplePairs(trojan.pairs.corrupted[:1], trojan.pairs.clean[:1], corrupt=own)
-    result, seen = run(trojan, 0.05, pairs=pairs, max_degradation=0.1, refine_steps=100)
+    """Pairs that differ in every value, each in another way, and nothing that makes more of them."""
+    strong = AdversarialPerturbation(trojan.model, TARGET, 3.0, LOW, HIGH)
+    clean = trojan.pairs.clean
+    pairs = SamplePairs(strong(clean), clean)
+    result, seen = run(trojan, 0.25, pairs=pairs, max_degradation=0.1, refine_steps=100)
     goal = seen.goals[-1]
     assert goal.original  # edits were in place
     assert goal.corrupt is None
-    corrupted, clean = goal.shown
-    assert torch.equal(clean, goal.references)
-    torch.testing.assert_close(corrupted, own(clean))
+    corrupted, origins = goal.shown
+    assert torch.equal(origins, goal.references)
+    low, high = data_range(torch.cat([trojan.reference, clean, pairs.corrupted]))
+    norm = SHARE * float(norms(pairs.corrupted - clean).mean())
+    own = AdversarialPerturbation(trojan.model, TARGET, norm, low, high)
+    torch.testing.assert_close(corrupted, own(origins), atol=1e-4, rtol=0)
     assert trojan.rates(trojan.model)[1] > 0.95
     assert trojan.rates(result.model)[1] < 0.05  # of the trigger, which nobody showed
     assert result.evidence is not None
