@@ -14,6 +14,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.adversarial import SHARE, AdversarialPerturbation, put_onto
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.find.transfer import LEAST, estimate_corruption
+from rectify_widgets.engine.repair.joint import PAIRS_TOO
 from tests.engine.models import images, make
 from tests.engine.refining_spy import run
 from tests.engine.toy import TARGET, Toy
@@ -182,8 +183,15 @@ def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
     goal = seen.goals[-1]
     assert goal.original  # edits were in place
     assert goal.corrupt is None
-    corrupted, origins = goal.shown
+    count = len(goal.references)
+    (corrupted, too), (origins, clean_too) = (one.split(count) for one in goal.shown)
     assert torch.equal(origins, goal.references)
+    assert len(too) == pytest.approx(PAIRS_TOO * count, abs=len(pairs))
+    for some, own_ones in ((too, pairs.corrupted), (clean_too, clean)):
+        for row, one in enumerate(own_ones):
+            assert torch.equal(
+                some[row :: len(pairs)], one.expand(len(some) // len(pairs), 1, *one.shape[1:])
+            )
     low, high = data_range(torch.cat([trojan.reference, clean, pairs.corrupted]))
     norm = SHARE * float(norms(pairs.corrupted - clean).mean())
     own = AdversarialPerturbation(trojan.model, TARGET, norm, low, high)

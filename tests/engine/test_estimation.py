@@ -314,21 +314,31 @@ def test_bad_input_is_named() -> None:
         estimate_corruptions(pairs, clean, seed=-1)
 
 
+def laid_over(x: Tensor) -> Tensor:
+    """Noise of a hue of its own where there is more than one channel."""
+    if x.shape[1] == 1:
+        return torch.rand(x.shape)
+    return 0.3 * torch.rand(x.shape) + 0.7 * torch.rand(len(x), x.shape[1], 1, 1)
+
+
 @pytest.mark.parametrize(
     ("corrupt", "contradicted"),
     [
-        (lambda x: (x + 0.2 * torch.randn(x.shape).sign()).clamp(0, 1), True),
-        (lambda x: torch.where(COLUMNS < 18, torch.rand(x.shape), x), False),
-        (lambda x: 0.5 * x + 0.5 * torch.rand(x.shape), False),
+        (lambda x: (x + 0.1 * torch.randn(x.shape).sign()).clamp(0, 1), True),
+        (lambda x: torch.where(COLUMNS < 18, laid_over(x), x), False),
+        (lambda x: 0.5 * x + 0.5 * laid_over(x), False),
     ],
     ids=["added", "opaque", "blended"],
 )
+@pytest.mark.parametrize("tinted", [False, True])
 def test_an_image_that_shines_through_was_not_covered(
-    corrupt: Callable[[Tensor], Tensor], contradicted: bool
+    corrupt: Callable[[Tensor], Tensor], contradicted: bool, tinted: bool
 ) -> None:
     clean, others = scenes(6), scenes(20, seed=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if tinted:  # a hue says nothing
+            clean, others = (0.3 * x + 0.7 * torch.rand(len(x), 3, 1, 1) for x in (clean, others))
         corrupted = corrupt(clean)
     for row in range(len(clean)):
         pair = SamplePairs(corrupted[row : row + 1], clean[row : row + 1])

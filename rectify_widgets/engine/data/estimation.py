@@ -149,13 +149,19 @@ def _through(pairs: SamplePairs, low: Tensor, high: Tensor) -> tuple[float, floa
 
     What is laid over an image with opacity ``a`` lets ``1 − a`` of its variation through.  Clipping
     at the end of the range looks like opacity 1 at single values, so that the bound on ``a`` from
-    the range alone may be far too high.  Nothing, and opaque, where there are too few values.
+    the range alone may be far too high.  Each channel varies around its own mean: a hue shows nothing.
+    Nothing, and opaque, where there are too few values.
     """
     clipped = (pairs.corrupted <= low) | (pairs.corrupted >= high)
     free = (pairs.corrupted != pairs.clean) & ~clipped
     if float(covered(pairs).mean()) <= SMALL or int(free.sum()) < FEWEST:
         return 0.0, 1.0
-    clean, corrupted = (x[free] - x[free].mean() for x in (pairs.clean, pairs.corrupted))
+    over = [0, *range(2, free.ndim)] if free.ndim > 2 else [0, 1]
+    count = free.sum(dim=over, keepdim=True).clamp_min(1)
+    clean, corrupted = (
+        (x - (x * free).sum(dim=over, keepdim=True) / count)[free]
+        for x in (pairs.clean, pairs.corrupted)
+    )
     through = float((clean * corrupted).sum() / clean.square().sum().clamp_min(1e-12))
     return through, float(least_opacity(pairs, low, high).mean())
 

@@ -6,6 +6,7 @@ stage is judged on others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ IDLE = 0.004
 """Edits are dropped as long as gap plus weighted disturbance rises by no more than this in all."""
 
 
+PAIRS_TOO = 1 / 3
+"""Pairs among changes of references' own, for each of these: the pairs alone show the corruption itself."""
 SAFELY = 0.5
 """Or as long as the gap is no more than this share of the target, since it is measured where it was learnt."""
 
@@ -48,12 +51,13 @@ def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> 
     clean[state.spare_flagged] = False
     references = torch.cat([problem.references, spare[clean.to(spare.device)]])
     corrupt = problem.corruption
-    if isinstance(
-        corrupt, AdversarialPerturbation
-    ):  # a change of a reference means nothing on mixtures
+    if isinstance(corrupt, AdversarialPerturbation):  # what it does to mixtures means nothing
         weights = [(problem.layers[name].module.weight, one) for name, one in original.items()]
         with exchanged(weights):
-            shown, corrupt = (corrupt.made(references, monitor), references), None
+            own = corrupt.made(references, monitor)
+        times = math.ceil(PAIRS_TOO * len(references) / len(problem.pairs))
+        shown = torch.cat([own, *[shown[0]] * times]), torch.cat([references, *[shown[1]] * times])
+        corrupt = None
     return Goal(corrupt, shown, references, original)
 
 
