@@ -202,3 +202,13 @@ def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
     assert result.evidence.adversarial
     assert result.evidence.corruption == repr(own)
     assert any("a change of its own" in sentence for sentence in result.diagnosis)
+
+
+def test_a_change_that_the_user_gave_is_no_makeshift(trojan: Toy) -> None:
+    own = AdversarialPerturbation(trojan.model, TARGET, 2.0, LOW, HIGH, steps=2)
+    given = SamplePairs.made(own, trojan.pairs.clean)
+    result, _ = run(trojan, None, pairs=given, max_rounds=1, refine_steps=2)
+    assert result.evidence is not None
+    assert result.evidence.corruption == repr(own)
+    assert not result.evidence.adversarial
+    assert not any("No form of corruption" in sentence for sentence in result.diagnosis)

@@ -1,9 +1,9 @@
-"""Each input's own change towards a class: what stands in for a corruption that is another one on every input.
+"""For a corruption that differs on every input: a change of each input that leads it to the same class.
 
-Imports torch only.  A trigger that a generator draws for each input anew (Nguyen and Tran 2020, "Input-Aware
-Dynamic Backdoor Attack", NeurIPS) is no operator that pairs tell.  But the short cut that it takes
-through the network is open to other changes as well, and the smallest ones find it.  Training on
-such changes removes backdoors: Wei et al. 2023, "Shared Adversarial Unlearning" (NeurIPS).
+Imports torch only.  A trigger that a generator makes for each input (Nguyen and Tran 2020, "Input-Aware
+Dynamic Backdoor Attack", NeurIPS) cannot be fitted to pairs.  But the short cut that it takes through
+the network is open to other changes as well, and small ones find it.  Training on such changes
+removes backdoors: Wei et al. 2023, "Shared Adversarial Unlearning" (NeurIPS).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from rectify_widgets.engine.model.running import (
 )
 
 STEPS, LENGTH = 20, 2.5
-"""Gradient steps, and the length of all of them together in greatest changes."""
+"""Gradient steps, and the length of all of them together, in multiples of the greatest norm."""
 SHARE = 0.5
-"""Greatest change, in those of the pairs: one that is looked for needs less than one that is learnt.
-Success of an input-aware attack after repairs from one pair, with changes of references and mixtures: with
-a quarter 9.4 %, with half 5.9, with the whole 8.1; with half and references alone 5.3."""
+"""Greatest norm of a change, as a share of the mean norm of the pairs' changes.  Success of an input-aware
+attack after repairs from one pair, chosen on one network: with a quarter 9.4 %, with half 5.9, with
+the whole 8.1, on references and mixtures of them; with half, on references alone, 5.3."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

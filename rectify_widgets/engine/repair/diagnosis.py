@@ -83,7 +83,8 @@ def gather_evidence(
         worst_changed=_worst(other, judged.answers),
         corruption=problem.transfer.name,
         transferred=problem.coupled,
-        adversarial=isinstance(problem.corruption, AdversarialPerturbation),
+        adversarial=isinstance(problem.corruption, AdversarialPerturbation)
+        and problem.pairs.corrupt is None,
         transfer=problem.transfer.shown,
     )
 

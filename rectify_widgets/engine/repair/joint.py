@@ -30,12 +30,11 @@ JOINT = "joint"
 """Direction of edits that were refined together with those of other layers."""
 IDLE = 0.004
 """Edits are dropped as long as gap plus weighted disturbance rises by no more than this in all."""
-
-
-PAIRS_TOO = 1 / 3
-"""Pairs among changes of references' own, for each of these: the pairs alone show the corruption itself."""
 SAFELY = 0.5
 """Or as long as the gap is no more than this share of the target, since it is measured where it was learnt."""
+PAIRS_TOO = 1 / 3
+"""Where each reference has a change of its own, so many rows are pairs for each of these: only pairs show
+the corruption itself."""
 
 
 def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> Goal:
