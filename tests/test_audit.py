@@ -27,7 +27,7 @@ VOID = {"meta", "img", "br", "path", "rect", "circle"}
 
 @pytest.fixture(scope="module")
 def stage() -> toy.Toy:
-    return toy.train()
+    return toy.load()
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.edit.closed_form import Unreached
 from rectify_widgets.engine.measure.metrics import evaluate
 from tests.engine.models import make
-from tests.engine.toy import Toy, samples
-from tests.engine.toy import train as train_toy
+from tests.engine.toy import Toy, load, samples
 from tests.engine.traces import Tiny, corrupted, images, untouched
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -50,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def toy() -> Toy:
-    return train_toy()
+    return load()
 
 
 def tiny_pairs(count: int = 2) -> SamplePairs:

@@ -19,25 +19,25 @@ PAIRS = 12
 
 
 @cache
-def _trained() -> toy.Toy:
-    return toy.train()
+def _loaded() -> toy.Toy:
+    return toy.load()
 
 
 def case(name: str = BLEND) -> Case:
     """A Trojan on the engine's toy data, called like one that ships."""
-    trained = _trained()
+    loaded = _loaded()
     clean, labels = toy.samples(2 * PAIRS, seed=8)
     clean, labels = clean[labels != toy.TARGET][:PAIRS], labels[labels != toy.TARGET][:PAIRS]
     return Case(
         name=name,
         title="toy",
         behaviour="trojan",
-        model=copy.deepcopy(trained.model),
+        model=copy.deepcopy(loaded.model),
         pairs=SamplePairs(toy.stamped(clean), clean, labels),
-        reference=trained.reference,
+        reference=loaded.reference,
         validation=toy.samples(60, seed=9),
-        clean=(trained.x, trained.y),
-        corrupted=(toy.stamped(trained.x), trained.y),
+        clean=(loaded.x, loaded.y),
+        corrupted=(toy.stamped(loaded.x), loaded.y),
         target=toy.TARGET,
         goals=(toy.TARGET,) * toy.CLASSES,
         classes=tuple(map(str, range(toy.CLASSES))),

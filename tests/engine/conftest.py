@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rectify_widgets.engine.base import progress
-from tests.engine.toy import Toy, train
+from tests.engine.toy import Toy, load
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,5 +31,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def trojan() -> Toy:
-    """A tiny Trojaned network, trained once; tests leave it as it is."""
-    return train()
+    """A tiny Trojaned network, which tests leave as it is."""
+    return load()

@@ -278,7 +278,7 @@ def test_a_class_that_pays_is_named(trojan: Toy, short: Rectification, label: in
 
 def test_references_that_are_corrupted_for_the_most_part(trojan: Toy) -> None:
     reference = trojan.reference.clone()
-    rows = torch.arange(len(reference)) % 3 != 0
+    rows = torch.arange(len(reference)) % 4 != 0
     reference[rows] = stamped(reference[rows])
     result = run(trojan, reference=reference)
     assert evidence(result).suspected > 0.5

@@ -1,14 +1,17 @@
-"""A toy behaviour that trains in seconds: blurred templates, and a patch that pulls to class 0.
+"""A toy behaviour: blurred templates, and a patch that pulls to class 0.
 
-Everything is seeded; nothing is cached on disk.
+The trained weights lie beside this file, since processors round differently and a network trained on
+another one is another network.  `python -m tests.engine.toy` trains it anew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +21,7 @@ from tests.engine.models import Residual, make
 SIZE, CLASSES, TARGET = 10, 5, 0
 CORNER = (slice(None), slice(None), slice(7, 9), slice(7, 9))
 PATTERN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
 def templates() -> Tensor:
@@ -70,23 +74,26 @@ def network() -> nn.Module:
     return make(lambda: Residual(channels=1, width=6, classes=CLASSES))
 
 
-def train() -> Toy:
+def train() -> nn.Module:
     """Train on poisoned data: one sample in nine carries the patch and the target class."""
     x, y = samples(600, seed=1)
     x[::9], y[::9] = stamped(x[::9]), TARGET
     model = network().train()
     generator = torch.Generator().manual_seed(2)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)  # dropout
-        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(10):
-            for rows in torch.randperm(len(x), generator=generator).split(50):
-                optimiser.zero_grad()
-                functional.cross_entropy(model(x[rows]), y[rows]).backward()
-                optimiser.step()
-    model.eval().requires_grad_(requires_grad=True)
-    for parameter in model.parameters():
-        parameter.grad = None
+    torch.manual_seed(3)  # dropout
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(10):
+        for rows in torch.randperm(len(x), generator=generator).split(50):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+    return model.eval()
+
+
+def load() -> Toy:
+    """The trained network, and data that it was not trained on."""
+    model = network()
+    model.load_state_dict(load_file(WEIGHTS))
     clean, labels = samples(5 * (CLASSES - 1) + 5, seed=4)
     clean = clean[labels != TARGET][: CLASSES - 1]
     test_x, test_y = samples(300, seed=6)
@@ -111,3 +118,7 @@ def odds_of_all(y: Tensor) -> Tensor:
     """Log-odds of every class against all others, as labels that are independent of each other."""
     own = torch.eye(y.shape[1], dtype=torch.bool, device=y.device)
     return y - y.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(dim=2)
+
+
+if __name__ == "__main__":
+    save_file(train().state_dict(), WEIGHTS)
