@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MORE: dict[str, dict[str, Any]] = {"last_layer": {"strength": None}}
 """What `QUICK` leaves nothing to choose of."""
+
+
+quick = partial(rectify, max_rounds=2, refine_steps=10)
+"""`rectify` in a second; what is asked for beyond that is passed on."""
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +178,13 @@ def test_pairs_of_the_affected_class_are_drawn_apart() -> None:
     ],
 )
 def test_our_own_runs_are_what_rectify_gives(
-    toy: Case, method: str, options: dict[str, Any]
+    toy: Case, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr(measure, "rectify", quick)
     run = Run(toy.name, method, EVERY, 3, 2)
     record = measure.measure(toy, run, None)
     rows = torch.randperm(fakes.PAIRS, generator=torch.Generator().manual_seed(2))[:3]
-    result = rectify(toy.model, toy.pairs[rows], reference=toy.reference, seed=2, **options)
+    result = quick(toy.model, toy.pairs[rows], reference=toy.reference, seed=2, **options)
     assert record["figures"] == toy.figures(result.model)
     assert method == "static" or record["figures"] != toy.figures()
     assert record["edits"] == [edit.layer for edit in result.edits]
@@ -208,12 +214,13 @@ def test_everywhere_is_dynamic_from_every_place_until_there_is_none(
         )
 
     monkeypatch.setattr(measure, "find_places", find_places)
+    monkeypatch.setattr(measure, "rectify", quick)
     run = Run(toy.name, EVERYWHERE, EVERY, 1, 2)
     record = measure.measure(toy, run, None)
     common: dict[str, Any] = {"reference": toy.reference, "seed": 2}
-    results = [rectify(toy.model, toy.pairs[:3], **common)]
+    results = [quick(toy.model, toy.pairs[:3], **common)]
     while len(results) < passes:
-        results.append(rectify(results[-1].model, toy.pairs[2:5], **common))
+        results.append(quick(results[-1].model, toy.pairs[2:5], **common))
     again = common | {"least": STILL, "samples": CLOSELY}
     assert [options for *_, options in asked] == [common, *[again] * len(left)]
     assert asked[0][0] is toy.model

@@ -21,7 +21,7 @@ from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.repair.rectification import rectify
 from tests.engine.toy import network
 
-OPTIONS: dict[str, Any] = {"max_rounds": 5, "target_gap": 0.0, "refine_steps": 60}
+OPTIONS: dict[str, Any] = {"max_rounds": 5, "target_gap": 0.0, "refine_steps": 20}
 
 
 def put_down(folder: Path, model: nn.Module, pairs: SamplePairs, reference: torch.Tensor) -> None:

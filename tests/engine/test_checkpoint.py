@@ -281,7 +281,7 @@ def other_model(toy: Toy) -> nn.Module:
         ({"seed": 1}, "its seed was 0, and not 1"),
         ({"method": "trial"}, 'its method was "edit-attribution", and not "trial"'),
         ({"max_rounds": 2}, "its max_rounds was 1, and not 2"),
-        ({"refine_steps": 5}, "its refine_steps was 60, and not 5"),
+        ({"refine_steps": 5}, "its refine_steps was 20, and not 5"),
         ({"ridges": (0.1,)}, r"its ridges was \[0.001, 0.01, 0.1, 1.0\], and not \[0.1\]"),
         ({"reference": slice(1, 41)}, "its reference was another"),
         ({"pairs": 1}, "its pairs was another"),

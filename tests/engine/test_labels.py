@@ -157,7 +157,7 @@ def test_a_label_is_explained_by_its_log_odds(trojan: Toy) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["trojan", "leakage"])
+@pytest.mark.parametrize("name", ["trojan-visibility", "leakage"])
 def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> None:
     """On the whole test set no label loses more than 0.2 points."""
     case: Case = rw.cases.load(name)
@@ -165,7 +165,7 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
     model = rw.adapt(
         Behind(case.model, lambda y: odds_of_all(y)[:, shown]), task="multilabel", scores="logits"
     )
-    pairs, reference = replace(case.pairs, labels=None), case.reference[:192]
+    pairs, reference = replace(case.pairs[:5], labels=None), case.reference[:192]
     given: dict[str, Any] = {"reference": reference, "refine_steps": 50}
     twin, result = rw.rectify(case.model, pairs, **given), rw.rectify(model, pairs, **given)
     (x, y), bad = case.clean, case.corrupted[0]
