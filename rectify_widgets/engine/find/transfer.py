@@ -194,7 +194,9 @@ def choose_corruption(
     best, share = estimates[number], shown[number]
     if local or (share >= LEAST and best.believable):
         return Transfer(best.corruption, repr(best.corruption), share, best.error), tried[number]
-    if adversarial and (own_change := changes_of_their_own(model, pairs, references, scores[:2])):
+    if adversarial and (
+        own_change := changes_of_their_own(model, pairs, references, scores[:2], monitor)
+    ):
         carriers = own_change.made(references[:at_most], monitor)
         answers = torch.cat(list(batched(model, carriers, monitor=monitor)))
         if (share := _distance(answers, plain[:at_most]) / own) >= LEAST:

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.find.candidates import Candidate, exchanged
 from rectify_widgets.engine.find.problem import Problem
 from rectify_widgets.engine.measure.judge import Judge, Verdict
+from rectify_widgets.engine.model.heads import answers
 from rectify_widgets.engine.model.keys import EditableLayer
+from rectify_widgets.engine.model.running import predict_all
 from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.refining import Factors, Goal, rank_one_parts
 
@@ -35,9 +38,11 @@ SAFELY = 0.5
 PAIRS_TOO = 1 / 3
 """Where each reference has a change of its own, so many rows are pairs for each of these: only pairs show
 the corruption itself."""
+SHIFT = 1 / 8
+"""Such pairs are shifted by up to this share of their height and width, or a large network knows them by heart."""
 
 
-def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> Goal:
+def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: Monitor) -> Goal:
     """What edits of many layers are refined towards, on the references to solve from and spare ones."""
     original: dict[str, Tensor] = {}
     for edit in state.edits:
@@ -45,7 +50,8 @@ def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> 
         before = original.get(edit.layer, layer.module.weight.detach())
         delta = edit.delta.to(device=before.device)
         original[edit.layer] = (before.to(delta) - delta).to(before)
-    shown = problem.pairs.corrupted, problem.pairs.clean
+    pairs = problem.pairs
+    shown = pairs.corrupted, pairs.clean
     clean = torch.ones(len(spare), dtype=torch.bool)
     clean[state.spare_flagged] = False
     references = torch.cat([problem.references, spare[clean.to(spare.device)]])
@@ -54,10 +60,28 @@ def goal_of(problem: Problem, spare: Tensor, state: State, monitor: Monitor) -> 
         weights = [(problem.layers[name].module.weight, one) for name, one in original.items()]
         with exchanged(weights):
             own = corrupt.made(references, monitor)
-        times = math.ceil(PAIRS_TOO * len(references) / len(problem.pairs))
-        shown = torch.cat([own, *[shown[0]] * times]), torch.cat([references, *[shown[1]] * times])
+            rows = torch.arange(math.ceil(PAIRS_TOO * len(references))) % len(pairs)
+            more = _shifted(problem.model, pairs[rows], corrupt.target, seed)
+        shown = torch.cat([own, more[0]]), torch.cat([references, more[1]])
         corrupt = None
     return Goal(corrupt, shown, references, original)
+
+
+def _shifted(model: nn.Module, pairs: SamplePairs, target: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Corrupted and clean inputs, both shifted alike where the corrupted one still leads to the class."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = pairs.clean.shape[2:]
+    moved = torch.stack([pairs.corrupted, pairs.clean], dim=1)
+    for axis, size in enumerate(sizes, start=2):
+        most = int(SHIFT * size)
+        steps = torch.randint(-most, most + 1, (len(moved),), generator=draw)
+        moved = torch.stack(
+            [one.roll(int(step), axis) for one, step in zip(moved, steps, strict=True)]
+        )
+    corrupted, clean = moved.unbind(dim=1)
+    led = answers(predict_all(model, corrupted)) == target
+    led = led.reshape(-1, *[1] * (corrupted.ndim - 1))
+    return torch.where(led, corrupted, pairs.corrupted), torch.where(led, clean, pairs.clean)
 
 
 def as_candidates(

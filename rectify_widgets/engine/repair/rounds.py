@@ -314,7 +314,7 @@ class Rounds:
         layers = {name: self.problem.layers[name] for name in trials.scores}
         factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
         monitor = self._pace.stage("preparing", lambda _: None)
-        goal = goal_of(self.solving, self.problem.spare, self.state, monitor)
+        goal = goal_of(self.solving, self.problem.spare, self.state, seed, monitor)
         cached = not self.problem.limit
         pieces = EACH * self._measuring * sum(right.shape[1] for _, right in factors.values())
         for turn in range(TURNS + 1):
