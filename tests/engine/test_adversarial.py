@@ -172,7 +172,7 @@ def test_what_is_different_on_every_input_is_looked_for_on_each() -> None:
 
 
 def test_pairs_that_lead_elsewhere_stand_alone() -> None:
-    """To several classes, to none, or to scores that no gradient comes back from."""
+    """To several classes, to none, to scores without a gradient, or to the class of every reference."""
 
     class Cut(Twins):
         def forward(self, x: Tensor) -> Tensor:
@@ -185,8 +185,14 @@ def test_pairs_that_lead_elsewhere_stand_alone() -> None:
     first[1, 0, 0, 0] = 1.0 - first[1, 0, 0, 0].round()  # to class 1 or 2
     first[1, :, 4:, :4] += 1e-3  # more than a patch
     both = SamplePairs(first, pairs.clean)
-    for model, some in ((Twins(), both), (Twins(), still), (Cut(), pairs)):
-        found = estimate_corruption(model.eval(), some, reference=references)
+    there = pairs.corrupted[:1].expand(40, -1, -1, -1) + 1e-4 * references  # all of that class
+    for model, some, on in (
+        (Twins(), both, references),
+        (Twins(), still, references),
+        (Cut(), pairs, references),
+        (Twins(), pairs, there),
+    ):
+        found = estimate_corruption(model.eval(), some, reference=on)
         assert not isinstance(found.corruption, AdversarialPerturbation)
 
 

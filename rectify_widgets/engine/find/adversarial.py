@@ -149,6 +149,8 @@ def changes_of_their_own(
     own = AdversarialPerturbation(model, target, most, low, high)
     few = references[:FEW]
     few = few[answers(predict_all(model, few)) != target]
+    if not len(few):
+        return None
     while own.norm > LEAST_NORM * most:
         smaller = replace(own, norm=own.norm / FINER)
         led = answers(predict_all(model, smaller.made(few, monitor.silent()))) == target
