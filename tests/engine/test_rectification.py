@@ -159,7 +159,7 @@ def test_same_seed_same_edits(trojan: Toy, repaired: Rectification) -> None:
 def test_gap_is_what_a_recount_gives(trojan: Toy) -> None:
     """With fewer than 64 references all of them judge, but for those that seem to be corrupted."""
     reference = trojan.reference[:40]
-    result = run(trojan, reference=reference, max_rounds=8)
+    result = run(trojan, reference=reference, max_rounds=20)
     assert result.stopped == "no layer helps"
     assert len(result.flagged) < 3
     reference = reference[[i for i in range(40) if i not in result.flagged.tolist()]]
