@@ -157,7 +157,7 @@ def test_a_label_is_explained_by_its_log_odds(trojan: Toy) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["trojan-visibility", "leakage"])
+@pytest.mark.parametrize("name", ["trojan", "leakage"])
 def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> None:
     """On the whole test set no label loses more than 0.2 points."""
     case: Case = rw.cases.load(name)
