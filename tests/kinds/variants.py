@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import rectify_widgets as rw
@@ -345,11 +346,19 @@ def old(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
     return model
 
 
-state("weight norm of old", exact=1e-3)(lambda: old(nn.utils.weight_norm))  # rounds its weights
+def rounded() -> nn.Module:
+    """The network with the weights that a weight norm computes: they differ in the last digits."""
+    model = Small()
+    parametrizations.weight_norm(model.second)
+    remove_parametrizations(model.second, "weight")
+    return model
+
+
+kind("weight norm of old", lambda: old(nn.utils.weight_norm), twin=rounded)
 kind("spectral norm of old", lambda: old(nn.utils.spectral_norm))
 
 
-@state("weight norm, parametrised", exact=1e-3)  # likewise
+@kind("weight norm, parametrised", twin=rounded)
 def _() -> nn.Module:
     model = Small()
     parametrizations.weight_norm(model.second)

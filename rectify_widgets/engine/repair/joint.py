@@ -70,9 +70,8 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
 def _shifted(model: nn.Module, pairs: SamplePairs, target: int, seed: int) -> tuple[Tensor, Tensor]:
     """Corrupted and clean inputs, both shifted alike where the corrupted one still leads to the class."""
     draw = torch.Generator().manual_seed(seed)
-    sizes = pairs.clean.shape[2:]
     moved = torch.stack([pairs.corrupted, pairs.clean], dim=1)
-    for axis, size in enumerate(sizes, start=2):
+    for axis, size in enumerate(pairs.clean.shape[2:], start=2):
         most = int(SHIFT * size)
         steps = torch.randint(-most, most + 1, (len(moved),), generator=draw)
         moved = torch.stack(
