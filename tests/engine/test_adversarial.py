@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.base.progress import SILENT, Cancelled, Monitor
 from rectify_widgets.engine.data.corruption import data_range
 from rectify_widgets.engine.data.pairs import SamplePairs
 from rectify_widgets.engine.find.adversarial import (
@@ -19,11 +19,12 @@ from rectify_widgets.engine.find.adversarial import (
     LED,
     WIDER,
     AdversarialPerturbation,
+    changes_of_their_own,
     put_onto,
 )
 from rectify_widgets.engine.find.problem import pose_problem
 from rectify_widgets.engine.find.transfer import LEAST, estimate_corruption
-from rectify_widgets.engine.repair.joint import PAIRS_TOO
+from rectify_widgets.engine.repair.joint import PAIRS_TOO, shifted
 from tests.engine.models import images, make
 from tests.engine.refining_spy import run
 from tests.engine.toy import TARGET, Toy
@@ -171,6 +172,19 @@ def test_what_is_different_on_every_input_is_looked_for_on_each() -> None:
     assert not limited.coupled
 
 
+def test_references_of_the_class_have_no_say_in_how_large_changes_are() -> None:
+    model, pairs, others = Twins().eval(), twins(4, 3), images(5, 5, size=8)
+    references = torch.cat([twins(45, 7).corrupted, others])
+    with torch.no_grad():
+        scores = model(pairs.corrupted), model(pairs.clean)
+    many, few = (
+        changes_of_their_own(model, pairs, some, scores, SILENT) for some in (references, others)
+    )
+    assert many is not None
+    assert few is not None
+    assert many.norm == few.norm
+
+
 def test_pairs_that_lead_elsewhere_stand_alone() -> None:
     """To several classes, to none, to scores without a gradient, or to the class of every reference."""
 
@@ -239,6 +253,17 @@ def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
     assert result.evidence.adversarial
     assert result.evidence.corruption == repr(own)
     assert any("a change of its own" in sentence for sentence in result.diagnosis)
+
+
+def test_pairs_are_shifted_where_they_still_lead_to_the_class(trojan: Toy) -> None:
+    """A patch has to be about in its place."""
+    pairs = trojan.pairs[torch.arange(60) % len(trojan.pairs)]
+    corrupted, clean = shifted(trojan.model, pairs, TARGET, 0)
+    with torch.no_grad():
+        assert bool((trojan.model(corrupted).argmax(dim=1) == TARGET).all())
+    still = (clean == pairs.clean).flatten(1).all(dim=1)
+    assert torch.equal(corrupted[still], pairs.corrupted[still])
+    assert 15 < int(still.sum()) < 60  # a ninth of them would be, if all led
 
 
 def test_a_change_that_the_user_gave_is_no_makeshift(trojan: Toy) -> None:

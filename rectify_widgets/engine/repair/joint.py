@@ -61,13 +61,13 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
         with exchanged(weights):
             own = corrupt.made(references, monitor)
             rows = torch.arange(math.ceil(PAIRS_TOO * len(references))) % len(pairs)
-            more = _shifted(problem.model, pairs[rows], corrupt.target, seed)
+            more = shifted(problem.model, pairs[rows], corrupt.target, seed)
         shown = torch.cat([own, more[0]]), torch.cat([references, more[1]])
         corrupt = None
     return Goal(corrupt, shown, references, original)
 
 
-def _shifted(model: nn.Module, pairs: SamplePairs, target: int, seed: int) -> tuple[Tensor, Tensor]:
+def shifted(model: nn.Module, pairs: SamplePairs, target: int, seed: int) -> tuple[Tensor, Tensor]:
     """Corrupted and clean inputs, both shifted alike where the corrupted one still leads to the class."""
     draw = torch.Generator().manual_seed(seed)
     moved = torch.stack([pairs.corrupted, pairs.clean], dim=1)
