@@ -94,11 +94,6 @@ def as_candidates(
     ]
 
 
-def scaled(factors: Mapping[str, Factors], by: float) -> dict[str, Factors]:
-    """Every update, so many times as large."""
-    return {name: (by * left, right) for name, (left, right) in factors.items()}
-
-
 def some_layers(edits: Sequence[Candidate]) -> str:
     """How many layers the edits change, in words; a single one by its name."""
     names = {edit.layer.name for edit in edits}

@@ -39,7 +39,6 @@ from rectify_widgets.engine.repair.joint import (
     fewest,
     goal_of,
     left_out,
-    scaled,
     some_layers,
     together,
 )
@@ -60,8 +59,6 @@ REPEATS = 2
 """Rounds at most that try edits of all layers together."""
 TURNS = 3
 """Most times that edits of many layers are refined, more strictly each time."""
-WEAKER = 0.75
-"""Factor by which edits that are still over the budget are scaled for a last trial."""
 EACH = 1.2
 """Measurements that choosing and keeping a refined edit takes; a few are dropped, the others take two."""
 LEAST_GAIN = 1e-3
@@ -306,7 +303,7 @@ class Rounds:
     def _refine(self, rehearsal: Judge, trials: Trials) -> bool:
         """Refine edits of all layers together; returns whether they were kept.
 
-        Over the budget they are refined again, more strictly, and finally scaled down.
+        Over the budget they are refined again, more strictly.
         """
         model, seed = self.problem.model, self._options.seed + trials.number
         began = time.perf_counter()
@@ -317,18 +314,15 @@ class Rounds:
         goal = goal_of(self.solving, self.problem.spare, self.state, seed, monitor)
         cached = not self.problem.limit
         pieces = EACH * self._measuring * sum(right.shape[1] for _, right in factors.values())
-        for turn in range(TURNS + 1):
+        for turn in range(TURNS):
             took = self._pace.took.get("refining") if turn else None
             part = self._pace.stage("refining", lambda _: pieces, took and took / STRICTER)
             part.report(0.0, f"round {trials.number}: refining {len(layers)} layers together")
             with self._clock("refining"):
-                if turn < TURNS:
-                    factors = refine(
-                        model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
-                        monitor=part, chunk=self.problem.lesson,
-                    )  # fmt: skip
-                else:
-                    factors = scaled(factors, WEAKER)
+                factors = refine(
+                    model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
+                    monitor=part, chunk=self.problem.lesson,
+                )  # fmt: skip
                 edits = as_candidates(layers, factors)
                 if not edits:
                     return False
