@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from captum import attr
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -192,6 +191,8 @@ def integrated_gradients(*, baseline: float | Tensor = 0.0, steps: int = 50) -> 
     ``baseline``: where the path starts, a number or a tensor that broadcasts to the inputs.
     ``steps``: points of the Gauss-Legendre rule along the path.
     """
+    from captum import attr
+
     check_baseline(baseline)
     check_int("steps", steps, low=1)
 
@@ -214,6 +215,8 @@ def saliency(*, absolute: bool = True) -> Maps:
 
     ``absolute``: its magnitude, as in the paper, or the signed gradient.
     """
+    from captum import attr
+
     check_flag("absolute", absolute)
     return lambda probe, inputs, target: attr.Saliency(probe.forward).attribute(
         inputs, target=target, abs=absolute
@@ -222,6 +225,8 @@ def saliency(*, absolute: bool = True) -> Maps:
 
 def input_x_gradient() -> Maps:
     """``"input-x-gradient"``, input times gradient (Shrikumar et al. 2016), has no options."""
+    from captum import attr
+
     return lambda probe, inputs, target: attr.InputXGradient(probe.forward).attribute(
         inputs, target
     )
@@ -234,6 +239,8 @@ def smoothgrad(*, samples: int = 16, noise: float = 0.15, absolute: bool = False
     a share of that input's own range.  ``absolute``: the magnitude of the mean gradient.
     Input number ``i`` draws its noise from the seed ``seed + i``, whatever the batch size.
     """
+    from captum import attr
+
     check_int("samples", samples, low=1)
     check_number("noise", noise, low=0.0)
     check_flag("absolute", absolute)
@@ -306,6 +313,8 @@ def occlusion(
     ``window``: side of the square window in pixels, by default a seventh of the smaller side.
     ``stride``: by default half the window.  ``baseline``: what covers it.
     """
+    from captum import attr
+
     check_baseline(baseline)
     for name, given in (("window", window), ("stride", stride)):
         if given is not None:

@@ -13,8 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, signal
-from skimage.restoration import inpaint_biharmonic
+from scipy import ndimage
 from torch.nn import functional
 
 Picture: TypeAlias = NDArray[np.float64]
@@ -73,6 +72,8 @@ def biharmonic(picture: Picture, mask: Mask) -> Picture:
 
 
 def _smooth(picture: Picture, mask: Mask) -> Picture:
+    from skimage.restoration import inpaint_biharmonic
+
     solved: Picture = inpaint_biharmonic(picture, mask, channel_axis=0)
     return solved
 
@@ -156,6 +157,8 @@ def _best_shift(
     that are ``done`` here and ``known`` there; at least half of them must be, or of a region of one
     pixel, which cannot be cut further, as many as there are anywhere.
     """
+    from scipy import signal
+
     width = max(2, round(math.sqrt(int(region.sum())) / 4))
     around = surroundings(region, ~done, width) & ~region
     rows, columns = _box(region, 0, region.shape)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Monitor
@@ -128,6 +127,8 @@ def smallest_shift(layer: LastLayer, target: int) -> Array:
 
 def _least_distance(rows: Array, bounds: Array) -> Array:
     """The shortest ``s`` with ``rows @ s ≥ bounds`` (Lawson and Hanson 1974, algorithm LDP)."""
+    from scipy.optimize import nnls
+
     system = np.vstack([rows.T, bounds])
     wanted = np.zeros(len(system))
     wanted[-1] = 1.0
