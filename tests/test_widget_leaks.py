@@ -1,4 +1,4 @@
-"""A hundred of each widget come and go, and leave nothing: no thread, widget, comm, model or memory.
+"""Many of each widget come and go, and leave nothing: no thread, widget, comm, model or memory.
 
 The engine is the real one, on a network of three layers; every widget has its first view drawn by
 its own worker before it is closed.
@@ -32,7 +32,7 @@ from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.suspicion.viewer import SuspicionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 
-COUNT = 100
+COUNT = 40
 BATCHES = 4
 STATM = Path("/proc/self/statm")
 PAGE = 4096
@@ -135,7 +135,7 @@ def test_a_closed_one_that_is_referred_to_holds_no_tensor(make: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDGETS)
-def test_a_hundred_come_and_go(name: str) -> None:
+def test_many_come_and_go(name: str) -> None:
     for _ in range(COUNT // BATCHES):  # until the libraries have what they keep
         come_and_go(WIDGETS[name])
     before = state()

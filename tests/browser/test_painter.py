@@ -13,7 +13,7 @@ from scipy import ndimage
 from tests.browser import pages, parts
 from tests.browser.frontends import Server
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.every_frontend]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SIDE = 28
 
@@ -112,6 +112,7 @@ NOTHING = np.zeros((SIDE, SIDE), bool)
 RECTANGLE = block(slice(20, 26), slice(19, 27))
 
 
+@pytest.mark.every_frontend
 def test_a_rectangle_and_a_stroke_undone_and_done_again(painter: pages.Watched) -> None:
     page = painter.page
     page.locator(parts.TOOL.format("rectangle")).click()
@@ -168,6 +169,7 @@ def test_fill_paints_up_to_the_paint_around(painter: pages.Watched) -> None:
     assert 1 < (wanted & ~walls).sum() < (~walls).sum()
 
 
+@pytest.mark.every_frontend
 def test_painting_by_keyboard_alone(painter: pages.Watched) -> None:
     """From a button to the canvas with Tab, and every tool with keys."""
     page = painter.page
@@ -189,6 +191,7 @@ def test_painting_by_keyboard_alone(painter: pages.Watched) -> None:
     assert painter.ask("print(painter.paper.size, painter.paper.tool)") == "1 brush"
 
 
+@pytest.mark.every_frontend
 def test_an_enlarged_picture_is_painted_where_it_shows(painter: pages.Watched) -> None:
     page = painter.page
     keys(painter, *[","] * 4)
@@ -207,6 +210,7 @@ def test_an_enlarged_picture_is_painted_where_it_shows(painter: pages.Watched) -
     expect(painter, wanted)
 
 
+@pytest.mark.every_frontend
 def test_the_wheel_sizes_the_brush(painter: pages.Watched) -> None:
     page = painter.page
     page.mouse.move(*at(painter, 14, 14))
@@ -234,6 +238,7 @@ def test_each_sample_has_its_own_mask_and_its_own_steps(painter: pages.Watched) 
     expect(painter, NOTHING)  # what Python put there can be undone too
 
 
+@pytest.mark.every_frontend
 def test_the_model_answers_for_what_is_painted(painter: pages.Watched) -> None:
     put(painter, RECTANGLE)
     painter.page.wait_for_function(

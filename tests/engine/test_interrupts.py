@@ -81,4 +81,4 @@ def test_nothing_is_left_of_an_interrupted_call(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_left_of_many_interrupted_calls(name: str) -> None:
-    interrupt(name, 150)
+    interrupt(name, 60)
