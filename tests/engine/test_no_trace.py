@@ -226,7 +226,7 @@ def test_cancelled_at_every_stage(name: str) -> None:
         measured[0] - 1 if measured else 0
     )  # asks before the gap is known: there is nothing to return yet
     kept = set()
-    for at in range(1, asked.times + 1, 3):
+    for at in range(1, asked.times + 1, 1 + asked.times // 40):
         with untouched(model, *INPUTS, when=f"cancelled at ask {at} of {asked.times}"):
             if name.startswith("rectify") and at > first:
                 result = LONG[name](model, cancel=Asked(at))
