@@ -291,14 +291,12 @@ def test_what_follows_a_failed_cell_is_skipped(tmp_path: Path) -> None:
     assert "Cell 1 of this notebook failed" in done.stdout
 
 
-WRONG_SIGN = """
+UNREFINED = """
 import sys
 import rectify_widgets
-from rectify_widgets.engine.edit import closed_form as closed
 from rectify_widgets.engine.repair import refining
 
-sound, refined = closed.Fit.optimum, refining.refine
-closed.Fit.optimum = lambda fit: -sound(fit)
+refined = refining.refine
 
 def as_it_was(model, layers, start, *goal, **options):
     return start
@@ -307,7 +305,14 @@ for module in list(sys.modules.values()):
     if getattr(module, "refine", None) is refined:
         module.refine = as_it_was
 """
-"""Refining is left out: from the wrong sign it would find back."""
+"""It would find back from a wrong edit, and takes long where none helps."""
+
+WRONG_SIGN = f"""{UNREFINED}
+from rectify_widgets.engine.edit import closed_form as closed
+
+sound = closed.Fit.optimum
+closed.Fit.optimum = lambda fit: -sound(fit)
+"""
 
 
 @pytest.mark.slow
@@ -319,7 +324,7 @@ def test_a_broken_closed_form_is_red(tmp_path: Path) -> None:
     assert done.stdout.count("PASSED") > 5, "it ran well until the first edit was looked at"
 
 
-NOTHING_CHANGES = """
+NOTHING_CHANGES = f"""{UNREFINED}
 from rectify_widgets.engine.edit.edits import RankOneEdit
 
 RankOneEdit.apply = lambda *_, **__: None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -154,6 +155,10 @@ def by_hand(stage: Stage, steps: int, seed: int, turn: int, mix: Any) -> dict[st
                 corrupted, known = goal.corrupt(clean), wanted
         factors = {n: (now[n, 0] * units[n], now[n, 1]) for n in units}
         twin = with_factors(model, factors)
+        if goal.pursued is not None:
+            led = replace(goal.pursued, model=twin, norm=goal.pursued.norm / 2, steps=4)
+            corrupted = torch.cat([corrupted, led(clean[:32])])
+            known = torch.cat([known, wanted[:32]])
         with torch.enable_grad():
             loss = divergence(twin, corrupted, known)
             loss = loss + KEEP * STRICTER**turn * divergence(twin, clean, wanted)

@@ -242,6 +242,7 @@ def test_the_goal_is_led_by_the_original_model_and_unmixed(trojan: Toy) -> None:
     low, high = data_range(torch.cat([trojan.reference, clean, pairs.corrupted]))
     own = seen.loops[-1].problem.corruption
     assert isinstance(own, AdversarialPerturbation)
+    assert goal.pursued is own
     assert own.target == TARGET
     assert torch.equal(own.low, low)
     assert torch.equal(own.high, high)

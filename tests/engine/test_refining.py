@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled, Monitor
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.model import running
 from rectify_widgets.engine.repair import refining
 from rectify_widgets.engine.repair.refining import (
@@ -71,6 +72,19 @@ def test_each_way_of_mixing_and_pairs_alone(
     close(found, by_hand(stage, 3, 0, 0, mix), 1e-5)
     stage.goal = replace(stage.goal, original={})
     assert not equal(stage.refined(), found)
+
+
+@pytest.mark.parametrize("network", ["plain", "transformer"])
+@pytest.mark.parametrize("count", [20, 40])
+def test_changes_that_lead_the_edited_model(network: str, count: int) -> None:
+    """Of no more than 32 references, in every step anew."""
+    stage = Stage(network, count)
+    own = AdversarialPerturbation(stage.model, 1, 2.0, torch.tensor(0.0), torch.tensor(1.0))
+    stage.goal = replace(stage.goal, corrupt=None, pursued=own)
+    with untouched(stage.model, *stage.everything()):
+        found = stage.refined()
+    mix = suitable_mix(stage.model, stage.clean, 0)
+    close(found, by_hand(stage, 3, 0, 0, mix), 1e-5)
 
 
 def test_the_objective_falls_on_a_real_network(trojan: Toy) -> None:

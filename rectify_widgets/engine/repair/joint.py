@@ -55,7 +55,7 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
     clean = torch.ones(len(spare), dtype=torch.bool)
     clean[state.spare_flagged] = False
     references = torch.cat([problem.references, spare[clean.to(spare.device)]])
-    corrupt = problem.corruption
+    corrupt, pursued = problem.corruption, None
     if isinstance(corrupt, AdversarialPerturbation):  # what it does to mixtures means nothing
         weights = [(problem.layers[name].module.weight, one) for name, one in original.items()]
         with exchanged(weights):
@@ -63,8 +63,8 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
             rows = torch.arange(math.ceil(PAIRS_TOO * len(references))) % len(pairs)
             more = shifted(problem.model, pairs[rows], corrupt.target, seed)
         shown = torch.cat([own, more[0]]), torch.cat([references, more[1]])
-        corrupt = None
-    return Goal(corrupt, shown, references, original)
+        corrupt, pursued = None, corrupt
+    return Goal(corrupt, shown, references, original, pursued)
 
 
 def shifted(model: nn.Module, pairs: SamplePairs, target: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,18 @@ where ``p`` are the original model's probabilities, ``p'`` the edited one's, bot
 (Hinton, Vinyals and Dean 2015), ``c`` the corruption and ``x`` references.  Most of the ``x`` are
 mixtures of two references: the original model labels whatever it is shown, so that a few hundred
 references become as many as there are steps.  No true label is needed.
+
+Where each input has a change of its own (`AdversarialPerturbation`), those that lead the original
+model are not enough: a network soon knows them by heart, and stays open to others.  So every step
+also has some that lead the edited model as it is then.  Wei et al. 2023, "Shared Adversarial
+Unlearning" (NeurIPS), look for changes that lead both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -27,6 +32,7 @@ from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -42,6 +48,10 @@ REFINE_STEPS = 300
 """Gradient steps: twice as many gain little."""
 BATCH = 64
 """References in one step, each with and without the corruption."""
+PURSUED = 32
+"""Of these, so many also with a change that leads the model as it is edited then ..."""
+LESS, FEWER = 0.5, 4
+"""... of this share of the norm, found in so many steps."""
 RANK = 2
 """Edits that every layer starts with."""
 RATE = 0.05
@@ -79,12 +89,14 @@ class Goal:
         shown: corrupted inputs and their clean counterparts.
         references: ``M × C × H × W`` without the corruption.
         original: weights of the original model by layer, where they differ from the present ones.
+        pursued: how the edited model is led in every step; None where it is not.
     """
 
     corrupt: Callable[[Tensor], Tensor] | None
     shown: tuple[Tensor, Tensor]
     references: Tensor
     original: Mapping[str, Tensor]
+    pursued: AdversarialPerturbation | None = None
 
 
 def first_factors(layer: EditableLayer, generator: torch.Generator) -> Factors:
@@ -157,7 +169,15 @@ def refine(
 
     for step in range(steps):
         monitor.report(step / steps, f"refining {len(free)} layers together")
-        inputs, wanted, share = _lesson(before, goal, scores, mix, draw, KEEP * STRICTER**turn)
+        inputs, wanted, share = _lesson(
+            before,
+            lambda: _Overridden(model, edited()),
+            goal,
+            scores,
+            mix,
+            draw,
+            KEEP * STRICTER**turn,
+        )
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
         _set_gradients(factors, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
         optimizer.step()
@@ -167,13 +187,17 @@ def refine(
 
 def _lesson(
     before: nn.Module,
+    now: Callable[[], nn.Module],
     goal: Goal,
     scores: Tensor,
     mix: Mix | None,
     draw: torch.Generator,
     keep: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of one step, what the original model says of them, and the weight of each in the loss."""
+    """Inputs of one step, what the original model says of them, and the weight of each in the loss.
+
+    ``now`` makes the edited model.
+    """
     rows = torch.randperm(len(goal.references), generator=draw)[:BATCH].to(scores.device)
     clean, answers = _mixed(goal.references[rows], scores[rows], before, mix, draw)
     if goal.corrupt is not None:
@@ -182,6 +206,10 @@ def _lesson(
         rows = torch.randperm(len(goal.shown[0]), generator=draw)[:BATCH]
         corrupted, origins = (one[rows.to(one.device)] for one in goal.shown)
         known = predict_all(before, origins)
+    if goal.pursued is not None:
+        norm = LESS * goal.pursued.norm
+        led = replace(goal.pursued, model=now(), norm=norm, steps=FEWER)(clean[:PURSUED])
+        corrupted, known = torch.cat([corrupted, led]), torch.cat([known, answers[:PURSUED]])
     share = answers.new_full((len(corrupted) + len(clean),), keep / len(clean))
     share[: len(corrupted)] = 1.0 / len(corrupted)
     return torch.cat([corrupted, clean]), torch.cat([known, answers]), share
