@@ -107,12 +107,18 @@ def test_each_input_gets_the_next_of_several_changes() -> None:
     up, down = 0.5 * torch.rand(2, 3, 1, 4, 4, generator=generator)
     low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     each = [Blend(up[k], down[k], low, high) for k in range(3)]
-    changes, images = Changes(each), torch.rand(7, 1, 4, 4, generator=generator)
+    changes, images = Changes(each, 1), torch.rand(7, 1, 4, 4, generator=generator)
     given = changes(images)
     for row in range(7):
         assert torch.allclose(given[row : row + 1], each[row % 3](images[row : row + 1]))
     assert repr(changes).startswith("Changes(3 of ")
     assert changes(images.double()).dtype == torch.float64
+    model = Blobs(40.0)
+    pursuing = changes.pursuing(model)
+    assert pursuing.model is model
+    assert pursuing.target == 1
+    assert pursuing.pixels == round(float(up.sum() + down.sum()) / 3)
+    assert torch.equal(pursuing.high, high)
 
 
 def test_reveal_searches_without_carriers_too() -> None:

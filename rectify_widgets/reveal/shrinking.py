@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.corruption import Corruption, data_range
+from rectify_widgets.engine.find.adversarial import FEWER, AdversarialPerturbation
 from rectify_widgets.engine.model.opening import cut_off
 from rectify_widgets.engine.model.running import (
     chunk_size,
@@ -96,13 +97,15 @@ class Blend(Corruption):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Changes(Corruption):
-    """Several changes: each input gets the next of them.
+    """Several changes to one class: each input gets the next of them.
 
     Args:
         changes: at least one, all of one range.
+        target: the class.
     """
 
     changes: Sequence[Blend]
+    target: int
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``M × C × H × W`` inputs, each with its change."""
@@ -112,6 +115,14 @@ class Changes(Corruption):
             for name in ("up", "down")
         )
         return replace(self.changes[0], up=up, down=down)(inputs)
+
+    def pursuing(self, model: nn.Module) -> AdversarialPerturbation:
+        """Changes of as many pixels as these have on average, of each input its own."""
+        pixels = round(sum(one.size for one in self.changes) / len(self.changes))
+        low, high = self.changes[0].low, self.changes[0].high
+        return AdversarialPerturbation(
+            model, self.target, 0.0, low, high, steps=FEWER, pixels=max(pixels, 1)
+        )
 
     def __repr__(self) -> str:
         sizes = [one.size for one in self.changes]
@@ -296,4 +307,4 @@ def kindred(
         model, images, predicted, [target] * KINDRED, SHOWN, generator,
         rate=BOLDER, least=change.size * larger,
     )  # fmt: skip
-    return Changes(search.run(steps, monitor))
+    return Changes(search.run(steps, monitor), target)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
 from rectify_widgets.engine.model.catalog import editable_layers
 from rectify_widgets.engine.model.keys import EditableLayer
 from rectify_widgets.engine.repair.refining import (
@@ -155,7 +156,7 @@ def by_hand(stage: Stage, steps: int, seed: int, turn: int, mix: Any) -> dict[st
                 corrupted, known = goal.corrupt(clean), wanted
         factors = {n: (now[n, 0] * units[n], now[n, 1]) for n in units}
         twin = with_factors(model, factors)
-        if goal.pursued is not None:
+        if isinstance(goal.pursued, AdversarialPerturbation):
             led = replace(goal.pursued, model=twin, norm=goal.pursued.norm / 2, steps=4)
             corrupted = torch.cat([corrupted, led(clean[:32])])
             known = torch.cat([known, wanted[:32]])

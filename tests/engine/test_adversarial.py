@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,26 @@ def test_a_linear_model_is_led_along_its_weights(target: int) -> None:
     torch.testing.assert_close(led, expected)
 
 
+@pytest.mark.parametrize(("pixels", "steps"), [(3, 1), (8, 4)])
+def test_the_pixels_of_a_linear_model_that_promise_most(pixels: int, steps: int) -> None:
+    """Its gradient is the same everywhere, so that those of all steps are those of one."""
+    linear = nn.Linear(48, 2)
+    with torch.no_grad():
+        linear.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model, inputs = nn.Sequential(nn.Flatten(), linear).eval(), images(5, size=4)
+    own = AdversarialPerturbation(model, 1, 0.0, LOW, HIGH, steps=steps, pixels=pixels)
+    with untouched(model, inputs):
+        led = own(inputs)
+    along = (linear.weight[1] - linear.weight[0]).detach().reshape(3, 4, 4).numpy()
+    for x, found in zip(inputs.numpy(), led.numpy(), strict=True):
+        end = (along > 0).astype(x.dtype)
+        gain = (along * (end - x)).sum(axis=0)
+        best = gain >= sorted(gain.ravel())[-pixels]
+        assert best.sum() == pixels
+        np.testing.assert_allclose(found, np.where(best, end, x), atol=1e-6)
+    assert repr(own) == f"AdversarialPerturbation(to class 1, {pixels} pixels)"
+
+
 @pytest.mark.parametrize("network", ["plain", "residual", "transformer"])
 def test_changes_keep_within_norm_and_range_and_lead_on(network: str) -> None:
     model, inputs = make(network), images(9)
@@ -99,6 +120,8 @@ def test_progress_and_cancel() -> None:
         ({"norm": -1.0}, ValueError, "norm"),
         ({"norm": float("nan")}, ValueError, "norm"),
         ({"steps": 0}, ValueError, "steps"),
+        ({"pixels": 0}, ValueError, "pixels"),
+        ({"pixels": 1.5}, TypeError, "pixels"),
     ],
 )
 def test_bad_input(change: dict[str, Any], error: type[Exception], says: str) -> None:
@@ -275,3 +298,11 @@ def test_a_change_that_the_user_gave_is_no_makeshift(trojan: Toy) -> None:
     assert result.evidence.corruption == repr(own)
     assert not result.evidence.adversarial
     assert not any("No form of corruption" in sentence for sentence in result.diagnosis)
+
+
+def test_the_edited_model_is_not_led_where_memory_is_limited(trojan: Toy) -> None:
+    own = AdversarialPerturbation(trojan.model, TARGET, 3.0, LOW, HIGH)
+    given = SamplePairs.made(own, trojan.pairs.clean)
+    for limit in (None, 2**33):
+        _, seen = run(trojan, 2.0, pairs=given, max_rounds=1, refine_steps=2, memory_limit=limit)
+        assert (seen.goals[0].pursued is None) == (limit is not None)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectify_widgets.engine.base.checks import check_inputs, check_int, check_number
 from rectify_widgets.engine.data.calling import (
@@ -54,6 +54,14 @@ class Corruption(ABC):
 
         The same inputs give the same result: what is random depends on a seed and on the row.
         """
+
+    def pursuing(self, model: nn.Module) -> Corruption | None:
+        """What leads an edited model to the same class, by a change of each input's own; None for most.
+
+        Edits that are refined together are refined on this as well, anew in every step.
+        """
+        del model
+        return None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ removes backdoors: Wei et al. 2023, "Shared Adversarial Unlearning" (NeurIPS).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,8 @@ LED, WIDER = 0.95, 2.0
 """The greatest norm is so many times the smallest one that leads this share of the references to the class, but
 no more than the pairs' changes.  On residual networks, where the smallest one is a quarter of the pairs',
 9.4 % of an input-aware attack were left with a quarter of the pairs' norm, 5.9 with half, 8.1 with all of it."""
+LESS, FEWER = 0.5, 4
+"""An edited model is led by changes of this share of the norm, found in so many steps."""
 FEW, FINER, TRIED = 50, 2**0.5, 12
 """References on which the norm is sought, and the factor between two norms, this many below the pairs'."""
 
@@ -57,6 +60,9 @@ class AdversarialPerturbation(Corruption):
         norm: greatest Euclidean norm of a change.
         low, high: least and greatest value of the data, shaped to broadcast over a sample.
         steps: gradient steps.
+        pixels: change no more than so many pixels of each ``C × H × W`` input instead, each of them
+            to the least or the greatest values: in every step those that promise most, to first
+            order.  ``norm`` has no say then.  None for changes of all.
 
     Raises:
         TypeError, ValueError: bad input.
@@ -75,12 +81,15 @@ class AdversarialPerturbation(Corruption):
     low: Tensor
     high: Tensor
     steps: int = STEPS
+    pixels: int | None = None
 
     def __post_init__(self) -> None:
         check_module("model", self.model)
         check_int("target", self.target, low=0)
         check_number("norm", self.norm, low=0.0)
         check_int("steps", self.steps, low=1)
+        if self.pixels is not None:
+            check_int("pixels", self.pixels, low=1)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``M × C × H × W`` inputs, each with its change."""
@@ -112,13 +121,25 @@ class AdversarialPerturbation(Corruption):
                 scores = predict(model, given).to(clean)
                 loss = functional.cross_entropy(scores, goals, reduction="sum")
                 slope = torch.autograd.grad(loss, given)[0].to(clean)
-            change = change - LENGTH * self.norm / self.steps * slope / _norms(slope)
-            change = change * (self.norm / _norms(change)).clamp_max(1.0)
-            change = torch.minimum(torch.maximum(clean + change, low), high) - clean
+            if self.pixels is None:
+                change = change - LENGTH * self.norm / self.steps * slope / _norms(slope)
+                change = change * (self.norm / _norms(change)).clamp_max(1.0)
+                change = torch.minimum(torch.maximum(clean + change, low), high) - clean
+            else:
+                end = torch.where(slope < 0, high, low)
+                gain = (slope * (clean + change - end)).sum(dim=1, keepdim=True)
+                most = gain.flatten(1).topk(math.ceil(self.pixels / self.steps)).indices
+                chosen = torch.zeros_like(gain).flatten(1).scatter(1, most, 1.0).reshape_as(gain)
+                change = torch.where(chosen > 0, end - clean, change)
         return clean + change
 
+    def pursuing(self, model: nn.Module) -> AdversarialPerturbation:
+        """The same for the edited model, with smaller changes and fewer steps."""
+        return replace(self, model=model, norm=LESS * self.norm, steps=FEWER)
+
     def __repr__(self) -> str:
-        return f"AdversarialPerturbation(to class {self.target}, norm {self.norm:.2f})"
+        most = f"norm {self.norm:.2f}" if self.pixels is None else f"{self.pixels} pixels"
+        return f"AdversarialPerturbation(to class {self.target}, {most})"
 
 
 def changes_of_their_own(

@@ -55,7 +55,7 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
     clean = torch.ones(len(spare), dtype=torch.bool)
     clean[state.spare_flagged] = False
     references = torch.cat([problem.references, spare[clean.to(spare.device)]])
-    corrupt, pursued = problem.corruption, None
+    corrupt = problem.corruption
     if isinstance(corrupt, AdversarialPerturbation):  # what it does to mixtures means nothing
         weights = [(problem.layers[name].module.weight, one) for name, one in original.items()]
         with exchanged(weights):
@@ -63,7 +63,8 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
             rows = torch.arange(math.ceil(PAIRS_TOO * len(references))) % len(pairs)
             more = shifted(problem.model, pairs[rows], corrupt.target, seed)
         shown = torch.cat([own, more[0]]), torch.cat([references, more[1]])
-        corrupt, pursued = None, corrupt
+        corrupt = None
+    pursued = None if problem.limit else problem.corruption  # it would take more
     return Goal(corrupt, shown, references, original, pursued)
 
 

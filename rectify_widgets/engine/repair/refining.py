@@ -12,9 +12,9 @@ where ``p`` are the original model's probabilities, ``p'`` the edited one's, bot
 mixtures of two references: the original model labels whatever it is shown, so that a few hundred
 references become as many as there are steps.  No true label is needed.
 
-Where each input has a change of its own (`AdversarialPerturbation`), those that lead the original
-model are not enough: a network soon knows them by heart, and stays open to others.  So every step
-also has some that lead the edited model as it is then.  Wei et al. 2023, "Shared Adversarial
+Where the corruption is one of many changes that lead to a class, those that lead the original model
+are not enough: a network soon knows them by heart, and stays open to others.  So every step also has
+some that lead the edited model as it is then, see `Corruption.pursuing`.  Wei et al. 2023, "Shared Adversarial
 Unlearning" (NeurIPS), look for changes that lead both.
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -32,7 +32,7 @@ from torch.func import functional_call
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
-from rectify_widgets.engine.find.adversarial import AdversarialPerturbation
+from rectify_widgets.engine.data.corruption import Corruption
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -49,9 +49,7 @@ REFINE_STEPS = 300
 BATCH = 64
 """References in one step, each with and without the corruption."""
 PURSUED = 32
-"""Of these, so many also with a change that leads the model as it is edited then ..."""
-LESS, FEWER = 0.5, 4
-"""... of this share of the norm, found in so many steps."""
+"""Of these, so many also with a change that leads the model as it is edited then."""
 RANK = 2
 """Edits that every layer starts with."""
 RATE = 0.05
@@ -89,14 +87,14 @@ class Goal:
         shown: corrupted inputs and their clean counterparts.
         references: ``M × C × H × W`` without the corruption.
         original: weights of the original model by layer, where they differ from the present ones.
-        pursued: how the edited model is led in every step; None where it is not.
+        pursued: the corruption, for what leads the edited model, see `Corruption.pursuing`.
     """
 
     corrupt: Callable[[Tensor], Tensor] | None
     shown: tuple[Tensor, Tensor]
     references: Tensor
     original: Mapping[str, Tensor]
-    pursued: AdversarialPerturbation | None = None
+    pursued: Corruption | None = None
 
 
 def first_factors(layer: EditableLayer, generator: torch.Generator) -> Factors:
@@ -206,9 +204,8 @@ def _lesson(
         rows = torch.randperm(len(goal.shown[0]), generator=draw)[:BATCH]
         corrupted, origins = (one[rows.to(one.device)] for one in goal.shown)
         known = predict_all(before, origins)
-    if goal.pursued is not None:
-        norm = LESS * goal.pursued.norm
-        led = replace(goal.pursued, model=now(), norm=norm, steps=FEWER)(clean[:PURSUED])
+    if goal.pursued and (pursuing := goal.pursued.pursuing(now())):
+        led = pursuing(clean[:PURSUED])
         corrupted, known = torch.cat([corrupted, led]), torch.cat([known, answers[:PURSUED]])
     share = answers.new_full((len(corrupted) + len(clean),), keep / len(clean))
     share[: len(corrupted)] = 1.0 / len(corrupted)
