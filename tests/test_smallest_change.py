@@ -104,7 +104,7 @@ def test_kindred_changes_turn_references_too_and_are_up_to_four_times_as_large()
 
 def test_each_input_gets_the_next_of_several_changes() -> None:
     generator = torch.Generator().manual_seed(1)
-    up, down = 0.5 * torch.rand(2, 3, 1, 4, 4, generator=generator)
+    up, down = 0.4 * torch.rand(2, 3, 1, 4, 4, generator=generator)
     low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     each = [Blend(up[k], down[k], low, high) for k in range(3)]
     changes, images = Changes(each, 1), torch.rand(7, 1, 4, 4, generator=generator)
@@ -117,7 +117,8 @@ def test_each_input_gets_the_next_of_several_changes() -> None:
     pursuing = changes.pursuing(model)
     assert pursuing.model is model
     assert pursuing.target == 1
-    assert pursuing.pixels == round(float(up.sum() + down.sum()) / 3)
+    assert round(float(up.sum() + down.sum()) / 3) == 6
+    assert pursuing.pixels == 8  # as many in each of four steps
     assert torch.equal(pursuing.high, high)
 
 

@@ -10,6 +10,7 @@ references are turned: what is left becomes sparse, and no weight has to be foun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -117,11 +118,12 @@ class Changes(Corruption):
         return replace(self.changes[0], up=up, down=down)(inputs)
 
     def pursuing(self, model: nn.Module) -> AdversarialPerturbation:
-        """Changes of as many pixels as these have on average, of each input its own."""
-        pixels = round(sum(one.size for one in self.changes) / len(self.changes))
+        """A change of each input's own, of about as many pixels as these have on average."""
+        size = round(sum(one.size for one in self.changes) / len(self.changes))
+        pixels = FEWER * max(math.ceil(size / FEWER), 1)
         low, high = self.changes[0].low, self.changes[0].high
         return AdversarialPerturbation(
-            model, self.target, 0.0, low, high, steps=FEWER, pixels=max(pixels, 1)
+            model, self.target, 0.0, low, high, steps=FEWER, pixels=pixels
         )
 
     def __repr__(self) -> str:

@@ -56,9 +56,10 @@ class Corruption(ABC):
         """
 
     def pursuing(self, model: nn.Module) -> Corruption | None:
-        """What leads an edited model to the same class, by a change of each input's own; None for most.
+        """A change of each input's own that leads ``model`` to the same class; None for most corruptions.
 
-        Edits that are refined together are refined on this as well, anew in every step.
+        Edits that are refined together are also refined on what it makes of some inputs, in every step anew,
+        with the model as it is edited by then.
         """
         del model
         return None

@@ -8,7 +8,6 @@ removes backdoors: Wei et al. 2023, "Shared Adversarial Unlearning" (NeurIPS).
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import partial
@@ -94,6 +93,10 @@ class AdversarialPerturbation(Corruption):
     def __call__(self, inputs: Tensor) -> Tensor:
         """``M × C × H × W`` inputs, each with its change."""
         inputs = check_inputs("inputs", inputs)
+        if self.pixels is not None and inputs.ndim < 4:
+            raise ValueError(
+                f"inputs: got shape {tuple(inputs.shape)}, want M × C × H × W to change pixels of"
+            )
         return self.made(inputs, SILENT)
 
     def made(self, inputs: Tensor, monitor: Monitor) -> Tensor:
@@ -114,7 +117,7 @@ class AdversarialPerturbation(Corruption):
         low, high = self.low.to(clean), self.high.to(clean)
         goals = torch.full((len(clean),), self.target, device=clean.device)
         change = torch.zeros_like(clean)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             monitor.check()
             with torch.enable_grad():
                 given = (clean + change).to(model_dtype(model)).requires_grad_()
@@ -128,7 +131,9 @@ class AdversarialPerturbation(Corruption):
             else:
                 end = torch.where(slope < 0, high, low)
                 gain = (slope * (clean + change - end)).sum(dim=1, keepdim=True)
-                most = gain.flatten(1).topk(math.ceil(self.pixels / self.steps)).indices
+                pixels = min(self.pixels, gain[0].numel())
+                count = (step + 1) * pixels // self.steps - step * pixels // self.steps
+                most = gain.flatten(1).topk(count).indices
                 chosen = torch.zeros_like(gain).flatten(1).scatter(1, most, 1.0).reshape_as(gain)
                 change = torch.where(chosen > 0, end - clean, change)
         return clean + change

@@ -64,7 +64,9 @@ def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: M
             more = shifted(problem.model, pairs[rows], corrupt.target, seed)
         shown = torch.cat([own, more[0]]), torch.cat([references, more[1]])
         corrupt = None
-    pursued = None if problem.limit else problem.corruption  # it would take more
+    pursued = problem.corruption
+    if problem.limit or (pursued and pursued.pursuing(problem.model) is None):
+        pursued = None  # it would take more than the limit, or is nothing that leads
     return Goal(corrupt, shown, references, original, pursued)
 
 

@@ -14,8 +14,8 @@ references become as many as there are steps.  No true label is needed.
 
 Where the corruption is one of many changes that lead to a class, those that lead the original model
 are not enough: a network soon knows them by heart, and stays open to others.  So every step also has
-some that lead the edited model as it is then, see `Corruption.pursuing`.  Wei et al. 2023, "Shared Adversarial
-Unlearning" (NeurIPS), look for changes that lead both.
+some that lead the edited model as it is then, see `Corruption.pursuing`.  Wei et al. 2023, "Shared
+Adversarial Unlearning" (NeurIPS), look for changes that lead both.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.func import functional_call
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
 from rectify_widgets.engine.data.corruption import Corruption
+from rectify_widgets.engine.find.adversarial import put_onto
 from rectify_widgets.engine.model.heads import answers as answers_of
 from rectify_widgets.engine.model.heads import any_label, most_common, unmasked
 from rectify_widgets.engine.model.keys import EditableLayer
@@ -175,6 +176,7 @@ def refine(
             mix,
             draw,
             KEEP * STRICTER**turn,
+            monitor,
         )
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
         _set_gradients(factors, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
@@ -191,6 +193,7 @@ def _lesson(
     mix: Mix | None,
     draw: torch.Generator,
     keep: float,
+    monitor: Monitor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of one step, what the original model says of them, and the weight of each in the loss.
 
@@ -205,7 +208,7 @@ def _lesson(
         corrupted, origins = (one[rows.to(one.device)] for one in goal.shown)
         known = predict_all(before, origins)
     if goal.pursued and (pursuing := goal.pursued.pursuing(now())):
-        led = pursuing(clean[:PURSUED])
+        led = put_onto(pursuing, clean[:PURSUED], monitor.silent())
         corrupted, known = torch.cat([corrupted, led]), torch.cat([known, answers[:PURSUED]])
     share = answers.new_full((len(corrupted) + len(clean),), keep / len(clean))
     share[: len(corrupted)] = 1.0 / len(corrupted)
