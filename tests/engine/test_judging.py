@@ -162,6 +162,46 @@ def test_validation_counts_accuracy() -> None:
     assert found.sufferer == 1
 
 
+@pytest.mark.parametrize("size", [20, 28, 60])
+def test_a_flip_costs_what_shifted_images_say(size: int) -> None:
+    """From 28 pixels on they are shifted by one, from 56 on by two, to each of four sides."""
+    draw = torch.Generator().manual_seed(size)
+    images = torch.rand(30, 2, size, size, generator=draw)
+    before, after = (Linear(2 * size * size, draw) for _ in range(2))
+    found = Judge(before, images, images, images, steady=True).measure(after)
+    step, plain = size // 28, images.numpy()
+    moved = [np.roll(plain, way * step, axis) for axis in (2, 3) for way in (-1, 1)]
+    chances = np.mean([softmax(before(torch.from_numpy(one))) for one in (plain, *moved)], axis=0)
+    own, now = (model(images).argmax(dim=1).numpy() for model in (before, after))
+    rows = np.arange(30)
+    costs = chances[rows, own] - chances[rows, now]
+    assert found.degradation == pytest.approx(costs.mean(), abs=1e-6)
+    alone = Judge(before, images, images, images).measure(after)
+    assert (alone.degradation == pytest.approx(found.degradation)) == (step == 0)
+    assert (alone.gap, alone.disturbance) == (found.gap, found.disturbance)
+
+
+class Linear(nn.Module):
+    def __init__(self, count: int, draw: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, count, generator=draw), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T / 9
+
+
+def test_what_is_no_image_is_not_shifted() -> None:
+    before, after = tables(40, 2)
+    references, carriers = numbered(0, 40), numbered(40, 80)
+    model = Scores(before)
+    judge = Judge(
+        model, references, carriers, references, scores=(before[:40], before[:40]), steady=True
+    )
+    assert model.calls == 0
+    alone = Judge(Scores(before), references, carriers, references)
+    assert judge.measure(Scores(after)) == alone.measure(Scores(after))
+
+
 def test_small_classes_are_not_judged_by_themselves() -> None:
     labels = [0] * 30 + [1] * (CLASS_SIZE - 1)
     before = 9 * nn.functional.one_hot(torch.tensor(labels), 2).float()

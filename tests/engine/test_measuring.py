@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from rectify_widgets.engine.base.progress import Cancelled
+from rectify_widgets.engine.measure import judge
 from rectify_widgets.engine.repair.measuring import EditMeasure
 from rectify_widgets.engine.repair.rectification import rectify
 from rectify_widgets.engine.repair.result import Rectification
@@ -120,6 +121,21 @@ def test_the_figures_are_those_of_the_rectification(trojan: Toy, repaired: Recti
         )
     assert ruler.count == (len(trojan.reference) - len(repaired.flagged) + 1) // 2
     assert repr(ruler) == f"EditMeasure({ruler.count} references)"
+
+
+def test_shifted_images_count_in_both(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of the other tests are too small to be shifted."""
+    costs = []
+    for step in (judge.STEP, 4):
+        monkeypatch.setattr(judge, "STEP", step)
+        result = rectify(
+            trojan.model, trojan.pairs[0], reference=trojan.reference, strategy="static",
+            layer="head", max_degradation=1.0,
+        )  # fmt: skip
+        ruler = EditMeasure(trojan.model, trojan.pairs[0], trojan.reference, exclude=result.flagged)
+        costs.append(ruler.measure(result.model).degradation)
+        assert costs[-1] == pytest.approx(result.degradation, abs=1e-6)
+    assert costs[0] != pytest.approx(costs[1], abs=1e-5)
 
 
 def test_with_labelled_data_too(trojan: Toy) -> None:

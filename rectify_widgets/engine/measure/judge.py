@@ -9,8 +9,9 @@ label is needed:
 - *disturbance*: the same distance on references without the corruption;
 - *degradation*: expected loss of accuracy on references without the corruption.  Where a prediction
   flips from ``a`` to ``b``, the original model's own probabilities say what that costs,
-  ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  With labelled
-  validation data it is the measured loss of accuracy instead;
+  ``p(a) − p(b)``: next to nothing on the boundary, a whole error where it was sure.  Networks are
+  too sure, so that these may be averages over slightly shifted inputs, see `steady_probabilities`.
+  With labelled validation data it is the measured loss of accuracy instead;
 - *worst class*: the same degradation within the class that suffers most.
 
 Where a model tells several labels, disturbance and degradation are those of the label for which they
@@ -47,6 +48,8 @@ CLASS_FACTOR = 5.0
 """The worst class may lose this many times the budget of the mean."""
 CLASS_SIZE = 10
 """Classes with fewer references are too small to judge by themselves."""
+STEP = 28
+"""Images are shifted by one pixel for each so many of their side."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Judge:
         monitor: checked between batches.
         room: bytes that `sharing` may keep for each kind of inputs.
         scores: of the original model on references and origins, where they are known.
+        steady: whether the cost of a flip is taken from `steady_probabilities`.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Judge:
         *,
         room: int = ROOM,
         scores: tuple[Tensor, Tensor] | None = None,
+        steady: bool = False,
     ) -> None:
         self._room = min(room, ROOM)
         self._inputs = {"corrupted": carriers, "clean": references}
@@ -110,6 +115,9 @@ class Judge:
             same = origins is references
             scores = plain, plain if same else predict_all(model, origins, monitor=monitor)
         self._original, self._wanted = map(probabilities, scores)
+        self._steady = self._original
+        if steady and validation is None:
+            self._steady = steady_probabilities(model, references, scores[0], monitor)
         self._answers = answers(scores[0])
         self._validation = validation
         if validation is None:
@@ -226,8 +234,7 @@ class Judge:
         if self._validation is not None:
             given = answers(torch.cat([*self._batches(model, "validation", monitor, edited)]))
             return -(given == self._validation[1]).float()
-        kept = chosen(self._original, answers(scores))
-        return chosen(self._original, self._answers) - kept
+        return chosen(self._steady, self._answers) - chosen(self._steady, answers(scores))
 
     def _worst(self, losses: Tensor) -> tuple[float, int | None]:
         """Loss of the class or label that suffers most, and its number (None if none loses)."""
@@ -241,6 +248,26 @@ class Judge:
                 if share > worst:
                     worst, sufferer = share, number
         return worst, sufferer
+
+
+def steady_probabilities(
+    model: nn.Module, images: Tensor, scores: Tensor, monitor: Monitor = SILENT
+) -> Tensor:
+    """Class probabilities, the mean over images as they are and shifted a little to each of four sides.
+
+    They are better calibrated than those of the images alone (test-time augmentation; Ashukha et al.
+    2020, "Pitfalls of In-Domain Uncertainty Estimation", ICLR).  ``scores`` are those of the images as
+    they are; these alone count where images are smaller than `STEP`, or no images.
+    """
+    steps = [size // STEP for size in images.shape[2:]]
+    moves = [
+        (sign * step, axis)
+        for axis, step in enumerate(steps, start=2)
+        for sign in (-1, 1)
+        if step and len(steps) == 2
+    ]
+    shifted = (predict_all(model, images.roll(*move), monitor=monitor) for move in moves)
+    return torch.stack([probabilities(one) for one in (scores, *shifted)]).mean(dim=0)
 
 
 def _finite(distance: float) -> float:

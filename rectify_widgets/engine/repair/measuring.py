@@ -96,7 +96,9 @@ class EditMeasure:
                 None if validation is None else check_validation(headed, validation, references)
             )
             monitor.report(0.5, "measuring the original model")
-            self._judge = Judge(headed, references, carriers, origins, labelled, monitor)
+            self._judge = Judge(
+                headed, references, carriers, origins, labelled, monitor, steady=True
+            )
             self._sample = references[:1]
             self._classes = predict(headed, self._sample).shape[1:]
             self._head = (

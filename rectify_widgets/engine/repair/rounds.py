@@ -163,7 +163,7 @@ class Rounds:
             self.solving, None, None, self._options.seed, self.problem.room
         )
         with self._clock("evaluation"):
-            self._judge = judge_of(self.judging, monitor, self._validation)
+            self._judge = judge_of(self.judging, monitor, self._validation, steady=True)
         start = self._judge.original(self.judging.before.carriers)
         self._measuring = self._judge.inputs * self.judging.before.seconds
         self._trying = SHARE * TRIALS * self._measuring
@@ -433,11 +433,15 @@ class Rounds:
 
 
 def judge_of(
-    problem: Problem, monitor: Monitor, validation: tuple[Tensor, Tensor] | None = None
+    problem: Problem,
+    monitor: Monitor,
+    validation: tuple[Tensor, Tensor] | None = None,
+    *,
+    steady: bool = False,
 ) -> Judge:
     """A judge of what is left of the problem, against the model that it was posed for."""
     before = problem.before
     return Judge(
         problem.model, problem.references, problem.carriers, problem.origins, validation, monitor,
-        room=problem.room, scores=(before.references, before.origins),
+        room=problem.room, scores=(before.references, before.origins), steady=steady,
     )  # fmt: skip
