@@ -138,7 +138,6 @@ def refine(
         turn: how often the factors have been refined already, see `STRICTER`.
         chunk: samples whose gradients are taken at one time; None for as many as a pass may have.
     """
-    steps = math.ceil(steps / STRICTER**turn)
     weights = {name: layer.module.weight.detach() for name, layer in layers.items()}
     units = {name: weight.float().square().mean().sqrt() for name, weight in weights.items()}
     free = [
@@ -148,15 +147,9 @@ def refine(
     ]
     if not free:
         return {}
-    factors = [factor for _, *pair in free for factor in pair]
-    optimizer = torch.optim.Adam(factors, lr=RATE / STRICTER**turn)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     names = {id(one): name for name, one in model.named_parameters()}
     own = {name: names[id(layer.module.weight)] for name, layer in layers.items()}
-    draw = torch.Generator().manual_seed(seed + turn)
-    before = _Overridden(model, {own[name]: weight for name, weight in goal.original.items()})
-    scores = predict_all(before, goal.references, monitor=monitor)
-    mix = suitable_mix(before, goal.references, seed, monitor)
+    before = Overridden(model, {own[name]: weight for name, weight in goal.original.items()})
 
     def edited() -> dict[str, Tensor]:
         return {
@@ -166,23 +159,60 @@ def refine(
             for name, left, right in free
         }
 
+    factors = [factor for _, *pair in free for factor in pair]
+    descend(
+        before, factors, edited, goal, RATE,
+        steps=steps, seed=seed, monitor=monitor, turn=turn, chunk=chunk,
+    )  # fmt: skip
+    return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
+
+
+def descend(
+    before: Overridden,
+    free: Sequence[Tensor],
+    edited: Callable[[], dict[str, Tensor]],
+    goal: Goal,
+    rate: float,
+    *,
+    steps: int,
+    seed: int,
+    monitor: Monitor,
+    turn: int = 0,
+    chunk: int | None = None,
+) -> None:
+    """Take gradient steps on tensors, in place.
+
+    Args:
+        before: the original model.
+        free: tensors that require a gradient.
+        edited: makes the edited model's weights from them, by name.
+        goal, steps, seed, monitor, turn, chunk: see `refine`.
+        rate: first learning rate of Adam; it falls to 0 (cosine).
+    """
+    stricter = STRICTER**turn
+    steps = math.ceil(steps / stricter)
+    model, what = before.model, f"refining {len(edited())} layers together"
+    optimizer = torch.optim.Adam(free, lr=rate / stricter)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = torch.Generator().manual_seed(seed + turn)
+    scores = predict_all(before, goal.references, monitor=monitor)
+    mix = suitable_mix(before, goal.references, seed, monitor)
     for step in range(steps):
-        monitor.report(step / steps, f"refining {len(free)} layers together")
+        monitor.report(step / steps, what)
         inputs, wanted, share = _lesson(
             before,
-            lambda: _Overridden(model, edited()),
+            lambda: Overridden(model, edited()),
             goal,
             scores,
             mix,
             draw,
-            KEEP * STRICTER**turn,
+            KEEP * stricter,
             monitor,
         )
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
-        _set_gradients(factors, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
+        _set_gradients(free, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
         optimizer.step()
         schedule.step()
-    return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
 
 
 def _lesson(
@@ -215,7 +245,7 @@ def _lesson(
     return torch.cat([corrupted, clean]), torch.cat([known, answers]), share
 
 
-class _Overridden(nn.Module):
+class Overridden(nn.Module):
     """A model with some other weights, for the length of a call."""
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -30,15 +30,17 @@ from tests.benchmarks.peaks import peak_memory
 from tests.benchmarks.plan import Record
 from tests.benchmarks.tables import Table, spread
 from tests.benchmarks.training import default_cache
+from tests.benchmarks.zoo.all_weights import free_all_weights
 from tests.benchmarks.zoo.attacks import ATTACKS
 from tests.benchmarks.zoo.training import NETWORKS, train_zoo
 
-DYNAMIC = "dynamic"
-ZOO_METHODS = (DYNAMIC, *(
+DYNAMIC, ALL_WEIGHTS = "dynamic", "all_weights"
+ZOO_METHODS = (DYNAMIC, ALL_WEIGHTS, *(
     name for name in BASELINES
     if name in {"fine_tuning", "fine_pruning", "p_clarc", "rr_clarc", "neuron_pruning",
                 "sharpness_aware"}
 ))  # fmt: skip
+"""Ours, the bound that `free_all_weights` gives, and others."""
 SHOWN = {"1": 1, "10": 10, "function": 1}
 """What a method is given: so many pairs, or one pair with the attack as a function."""
 OTHER_NETWORK = 4.0, 1.0, 100.0
@@ -151,6 +153,9 @@ def _repaired(case: Case, run: ZooRun) -> tuple[nn.Module, Record]:
             "corruption": "" if evidence is None else evidence.corruption,
             "transferred": evidence is not None and evidence.transferred,
         }
+    if run.method == ALL_WEIGHTS:
+        model, rate = free_all_weights(case.model, pairs, case.reference, run.seed)
+        return model, {"options": {"rate": str(rate)}}
     baseline = baselines.run(
         run.method, case.model, pairs, reference=case.reference, validation=case.validation,
         augmented=run.shown == "function", seed=run.seed,

@@ -85,8 +85,8 @@ def options(folder: Path, **changed: Any) -> Namespace:
 
 def test_our_own_method_and_the_residual_network_come_first(tmp_path: Path) -> None:
     runs = plan_zoo(options(tmp_path, methods=None, networks=None, attacks=None))
-    assert len(set(runs)) == len(runs) == 7 * 3 * 3 * 2 * 11
-    assert {run.method for run in runs[: len(runs) // 7]} == {"dynamic"}
+    assert len(set(runs)) == len(runs) == 8 * 3 * 3 * 2 * 11
+    assert {run.method for run in runs[: len(runs) // 8]} == {"dynamic"}
     assert runs[0] == ZooRun(
         "residual", runs[0].attack, colour=False, method="dynamic", shown="1", seed=0
     )
