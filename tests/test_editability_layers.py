@@ -20,7 +20,6 @@ from rectify_widgets.widgets.editability.data import (
     group_names,
     interleave,
     list_entries,
-    share_text,
     tree_entries,
 )
 from rectify_widgets.widgets.editability.html import layer_table, legend
@@ -210,7 +209,7 @@ def test_shares_in_per_cent_and_other_scores_to_three_digits() -> None:
     assert share.text(0.8) == "80.0 %"
     assert share.text(-0.1) == "−10.0 %"
     assert share.text(None) == "–"
-    assert share_text(-0.0001) == "0.0 %"
+    assert share.text(-0.0001) == "0.0 %"
     assert [paper.text(score) for score in PAPER.values()] == ["25 200", "0.0123", "7"]
     assert paper.text(2.5e7) == "2.5e+07"
 

@@ -177,8 +177,9 @@ def test_bars_are_pictures_of_the_right_length() -> None:
 
 
 def test_percent_and_duration_read_well() -> None:
-    assert [markup.percent(x) for x in (0.0, 1.0, 0.004, 0.9994, float("nan"))] == [
+    assert [markup.percent(x) for x in (-4e-4, -4e-3, 1.0, 0.004, 0.9994, float("nan"))] == [
         "0.0 %",
+        "−0.4 %",
         "100.0 %",
         "0.4 %",
         "99.9 %",

@@ -25,8 +25,10 @@ def class_name(classes: Sequence[str] | None, number: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 0..1 for people, "0.4 %"; a dash where there is none."""
-    return "–" if share is None or not math.isfinite(share) else f"{100.0 * share:.1f} %"
+    """A share for people, "0.4 %", with a real minus sign; a dash where there is none."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    return f"{round(100.0 * share, 1) + 0.0:.1f} %".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

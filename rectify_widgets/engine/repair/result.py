@@ -126,7 +126,7 @@ class Step:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _folded(steps: Sequence[Step]) -> list[list[Step]]:
@@ -249,7 +249,7 @@ class Rectification:
             ]
         lines.append(
             f"stopped: {self.stopped}; gap {self.gap_before:.3f} → {self.gap_after:.3f}, "
-            f"degradation {self.degradation:.3f}, {len(self.edits)} edits kept, "
+            f"degradation {_figure(self.degradation)}, {len(self.edits)} edits kept, "
             f"{len(self.flagged)} references found corrupted"
         )
         return "\n".join([*lines, *(f"- {sentence}" for sentence in self.diagnosis)])
@@ -281,7 +281,7 @@ class Rectification:
             html_table(rows, ("round", "layer", "edit", "gap", "objective", "degradation", "kept"))
             + tables
             + f"<p>Stopped: {escape(self.stopped)}; gap {self.gap_before:.3f} → "
-            f"{self.gap_after:.3f}, degradation {self.degradation:.3f}.</p>"
+            f"{self.gap_after:.3f}, degradation {_figure(self.degradation)}.</p>"
             + (f"<ul>{why}</ul>" if why else "")
         )
 

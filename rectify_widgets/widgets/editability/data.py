@@ -354,7 +354,7 @@ class Scores:
         if score is None:
             return "–"
         if self.is_share:
-            return share_text(score)
+            return markup.percent(score)
         if 100.0 <= abs(score) < 1e6:
             return f"{float(f'{score:.3g}'):,.0f}".replace(",", " ").replace("-", "−")
         return f"{score:.3g}".replace("-", "−")
@@ -394,7 +394,7 @@ class Knowledge:
     def measured_of(self, entry: Entry) -> str:
         """What was measured of a layer, for people; empty where nothing was."""
         share = self.measured.get(entry.name) if entry.is_layer else None
-        return "" if share is None else share_text(share)
+        return "" if share is None else markup.percent(share)
 
     def describe(self, entry: Entry) -> str:
         """All that is known about an entry, in words."""
@@ -414,9 +414,3 @@ class Knowledge:
         words += [f"measured after the edit {measured}"] * bool(measured)
         words += ["best"] * ("★" in signs) + ["edited"] * ("●" in signs)
         return " · ".join(words + ending)
-
-
-def share_text(share: float) -> str:
-    """A share of the gap in per cent, with a real minus sign."""
-    text = markup.percent(share)
-    return "0.0 %" if text == "-0.0 %" else text.replace("-", "−")
