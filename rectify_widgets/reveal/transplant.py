@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.gradients import margin
+from rectify_widgets.engine.model.gradients import margin, quick_steps
 from rectify_widgets.engine.model.heads import runner_up
 from rectify_widgets.engine.model.running import chunk_size, predict_all
 from rectify_widgets.explain import attribute
@@ -20,8 +20,6 @@ from rectify_widgets.explain import attribute
 SIZES = (3, 5, 8)
 """Sides of the squares on an input of `SIDE` pixels."""
 SIDE = 28
-STEPS = 8
-"""Points of the path of integrated gradients."""
 PROPOSED = 4
 """Squares of one size that are covered on each reference."""
 FEW, MANY = 8, 32
@@ -75,7 +73,7 @@ class TransplantTest:
         Of the time, gradients take a half, covering squares a quarter, and transplants the rest.
         """
         maps = attribute(
-            self.model, self.images, steps=STEPS, batch_size=self.chunk,
+            self.model, self.images, steps=quick_steps(self.images), batch_size=self.chunk,
             progress=monitor.part(0.0, 0.48).report, cancel=monitor.cancelled,
         ).to(self.images).sum(dim=1)  # fmt: skip
         proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
