@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.gradients import margin, quick_steps
+from rectify_widgets.engine.model.gradients import large, margin, quick_steps
 from rectify_widgets.engine.model.heads import runner_up
 from rectify_widgets.engine.model.running import chunk_size, predict_all
 from rectify_widgets.explain import attribute
@@ -20,8 +20,8 @@ from rectify_widgets.explain import attribute
 SIZES = (3, 5, 8)
 """Sides of the squares on an input of `SIDE` pixels."""
 SIDE = 28
-PROPOSED = 4
-"""Squares of one size that are covered on each reference."""
+PROPOSED, QUICK_PROPOSED = 4, 2
+"""Squares of one size that are covered on each reference, and on a large one: there a pass takes long."""
 FEW, MANY = 8, 32
 """Other references in the first and in the second round of transplants."""
 SPARED = 0.25
@@ -96,7 +96,8 @@ class TransplantTest:
         xs = torch.arange(width, device=maps.device)[None, None, :]
         near = max(1, size // 2)
         found = []
-        for _ in range(PROPOSED):
+        count = QUICK_PROPOSED if large(self.images) else PROPOSED
+        for _ in range(count):
             best = sums.flatten(1).argmax(dim=1)
             top, left = best // width, best % width
             found.append(torch.stack([top, left], dim=1))
@@ -104,7 +105,7 @@ class TransplantTest:
             close = close & ((xs - left[:, None, None]).abs() <= near)
             sums = sums.masked_fill(close, -torch.inf)
         places = torch.stack(found, dim=1).flatten(0, 1)
-        rows = torch.arange(len(maps), device=maps.device).repeat_interleave(PROPOSED)
+        rows = torch.arange(len(maps), device=maps.device).repeat_interleave(count)
         return torch.cat([rows[:, None], places, torch.full_like(rows, size)[:, None]], dim=1)
 
     def _decisive(self, places: Tensor, monitor: Monitor) -> Tensor:
