@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
+from rectify_widgets.engine.model import gradients
 from rectify_widgets.reveal.reveal import _grouped
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, Square, TransplantTest
@@ -183,6 +184,23 @@ def test_the_search_takes_those_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert test.run(Monitor()) == []
     assert asked[0].shape[1] == FEW
     assert len(asked[0].unique(dim=0)) > len(test.predicted.unique())  # more than one a class
+
+
+def test_large_inputs_take_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One gradient instead of eight, two squares of a size instead of four."""
+    model, images = Quarters(40.0).eval(), references()
+    seen: list[int] = []
+    model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    passes = []
+    for size in (gradients.LARGE, images[0].numel() - 1):
+        monkeypatch.setattr(gradients, "LARGE", size)
+        seen.clear()
+        found = rw.reveal(model, images, search="regions")
+        passes.append(sum(seen))
+        assert found[0].target == 0
+        assert found[0].inputs.tolist() == [*CARRIERS]
+    fewer = (8 - 1) * len(images) + (4 - 2) * 3 * len(images)
+    assert passes[1] <= passes[0] - fewer
 
 
 def test_one_carrier_alone_accuses_nothing() -> None:

@@ -6,13 +6,14 @@ A part of an object seldom makes other objects its class; a trigger or a shortcu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from rectify_widgets.engine.base.progress import Monitor
-from rectify_widgets.engine.model.gradients import large, margin, quick_steps
+from rectify_widgets.engine.model.gradients import large, margin
 from rectify_widgets.engine.model.heads import runner_up
 from rectify_widgets.engine.model.running import chunk_size, predict_all
 from rectify_widgets.explain import attribute
@@ -20,8 +21,11 @@ from rectify_widgets.explain import attribute
 SIZES = (3, 5, 8)
 """Sides of the squares on an input of `SIDE` pixels."""
 SIDE = 28
+STEPS = 8
+"""Points of the path of integrated gradients.  On large inputs, where a pass takes long, the gradient at
+the input alone says what is covered; a few points would miss what decides only at full strength."""
 PROPOSED, QUICK_PROPOSED = 4, 2
-"""Squares of one size that are covered on each reference, and on a large one: there a pass takes long."""
+"""Squares of one size that are covered on each reference, and on a large one."""
 FEW, MANY = 8, 32
 """Other references in the first and in the second round of transplants."""
 SPARED = 0.25
@@ -72,8 +76,10 @@ class TransplantTest:
 
         Of the time, gradients take a half, covering squares a quarter, and transplants the rest.
         """
+        quick = large(self.images)
+        how: dict[str, Any] = {"method": "input-x-gradient"} if quick else {"steps": STEPS}
         maps = attribute(
-            self.model, self.images, steps=quick_steps(self.images), batch_size=self.chunk,
+            self.model, self.images, batch_size=self.chunk, **how,
             progress=monitor.part(0.0, 0.48).report, cancel=monitor.cancelled,
         ).to(self.images).sum(dim=1)  # fmt: skip
         proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
