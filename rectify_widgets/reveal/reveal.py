@@ -211,10 +211,10 @@ class _Region:
 def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> list[_Region]:
     """The strongest square, its copies on all references; then the strongest of the others."""
     regions: list[_Region] = []
-    count = len(squares)
+    start = len(squares)
     while squares and len(regions) < MOST:
         monitor.report(
-            0.5 * (len(regions) / MOST + 1.0 - len(squares) / count), "looking for copies"
+            0.5 * (len(regions) / MOST + 1.0 - len(squares) / start), "looking for copies"
         )
         first = squares[0]
         own = [one for one in squares if (one.row, one.target) == (first.row, first.target)]

@@ -193,7 +193,7 @@ class TransplantTest:
         places, distances = [], []
         for part in self.images.split(self.chunk):
             monitor.check()
-            energy = F.conv2d(part.square(), torch.ones_like(template)[None])[:, 0]
+            energy = size**2 * F.avg_pool2d(part.square().sum(dim=1), size, stride=1)
             cross = F.conv2d(part, template[None])[:, 0]
             apart = (energy - 2 * cross + template.square().sum()).flatten(1)
             least, best = apart.min(dim=1)
