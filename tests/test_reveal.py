@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import rectify_widgets as rw
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model import gradients
-from rectify_widgets.reveal.reveal import _grouped
+from rectify_widgets.reveal.reveal import MOST, _grouped
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
 from rectify_widgets.reveal.transplant import FEW, MANY, Square, TransplantTest
 
@@ -114,8 +114,12 @@ def test_a_class_that_turns_little_takes_no_place_of_others() -> None:
     many = [Square(row, 0, 0, 3, 0, 0.3) for row in range(9)]
     strong = [Square(row, 0, 0, 3, 2, 1.0) for row in (20, 21)]
     squares = [*strong, *many, Square(9, 0, 0, 3, 1, 0.2)]
-    found = _grouped(Weak(), squares, Monitor())  # type: ignore[arg-type]
+    done: list[float] = []
+    monitor = Monitor(lambda fraction, _: done.append(fraction))
+    found = _grouped(Weak(), squares, monitor)  # type: ignore[arg-type]
     assert [one.square.target for one in found] == [2, 2, 0, 1]
+    assert done == sorted(done)
+    assert done[:2] == pytest.approx([0.0, 0.5 * (1 / MOST + 1 / len(squares))])
 
 
 def test_pairs_are_carriers_without_the_region_that_decided() -> None:

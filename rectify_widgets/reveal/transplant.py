@@ -67,7 +67,7 @@ class TransplantTest:
         self.margins = _margins(scores, self.predicted)
         self.order = torch.randperm(len(images), generator=generator).to(images.device)
         self.mean = images.mean(dim=0)
-        self.chunk = chunk_size(images, images.device)
+        self.chunk, self.quick = chunk_size(images, images.device), large(images)
         side = min(images.shape[-2:])
         self.sizes = sorted({max(2, round(size * side / SIDE)) for size in SIZES})
 
@@ -76,8 +76,7 @@ class TransplantTest:
 
         Of the time, gradients take a half, covering squares a quarter, and transplants the rest.
         """
-        quick = large(self.images)
-        how: dict[str, Any] = {"method": "input-x-gradient"} if quick else {"steps": STEPS}
+        how: dict[str, Any] = {"method": "input-x-gradient"} if self.quick else {"steps": STEPS}
         maps = attribute(
             self.model, self.images, batch_size=self.chunk, **how,
             progress=monitor.part(0.0, 0.48).report, cancel=monitor.cancelled,
@@ -102,7 +101,7 @@ class TransplantTest:
         xs = torch.arange(width, device=maps.device)[None, None, :]
         near = max(1, size // 2)
         found = []
-        count = QUICK_PROPOSED if large(self.images) else PROPOSED
+        count = QUICK_PROPOSED if self.quick else PROPOSED
         for _ in range(count):
             best = sums.flatten(1).argmax(dim=1)
             top, left = best // width, best % width
