@@ -81,8 +81,10 @@ class InvertedResidual(nn.Module):
             self.expand = nn.Conv2d(channels_in, wide, 1, bias=False)
             self.expand_norm = nn.BatchNorm2d(wide, eps=EPSILON)
             self.expand_relu = nn.ReLU6(inplace=True)
-        self.pad = SamePadding(kernel, stride)
-        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, groups=wide, bias=False)
+        even = stride == 1  # the convolution itself can pad evenly, and copies nothing for that
+        self.pad = nn.Identity() if even else SamePadding(kernel, stride)
+        around = kernel // 2 if even else 0
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, around, groups=wide, bias=False)
         self.depthwise_norm = nn.BatchNorm2d(wide, eps=EPSILON)
         self.relu = nn.ReLU6(inplace=True)
         self.project = nn.Conv2d(wide, channels_out, 1, bias=False)
