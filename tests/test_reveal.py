@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.model import gradients
 from rectify_widgets.reveal.reveal import MOST, _grouped
 from rectify_widgets.reveal.suspicions import Suspicion, Suspicions
-from rectify_widgets.reveal.transplant import FEW, MANY, Square, TransplantTest
+from rectify_widgets.reveal.transplant import FEW, MANY, QUICK_FEW, Square, TransplantTest
 
 SIDE = 28
 CARRIERS = (3, 11, 40)
@@ -191,20 +192,32 @@ def test_the_search_takes_those_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_inputs_take_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One gradient instead of eight, two squares of a size instead of four."""
+    """One gradient instead of eight, two squares of a size instead of four, three others first."""
     model, images = Quarters(40.0).eval(), references()
     seen: list[int] = []
     model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    asked: list[tuple[int, ...]] = []
+    turned = TransplantTest.turned
+
+    def noted(test: TransplantTest, places: Tensor, others: Tensor, *more: Any) -> Tensor:
+        asked.append(tuple(others.shape))
+        return turned(test, places, others, *more)
+
+    monkeypatch.setattr(TransplantTest, "turned", noted)
     passes = []
     for size in (gradients.LARGE, images[0].numel() - 1):
         monkeypatch.setattr(gradients, "LARGE", size)
         seen.clear()
+        asked.clear()
         found = rw.reveal(model, images, search="regions")
         passes.append(sum(seen))
         assert found[0].target == 0
         assert found[0].inputs.tolist() == [*CARRIERS]
     fewer = (8 - 1) * len(images) + (4 - 2) * 3 * len(images)
     assert passes[1] <= passes[0] - fewer
+    (first, few), (second, more) = asked[:2]
+    assert (few, more) == (QUICK_FEW, FEW)
+    assert second < first, "those that turned none of the few are asked no more"
 
 
 def test_one_carrier_alone_accuses_nothing() -> None:

@@ -28,6 +28,8 @@ PROPOSED, QUICK_PROPOSED = 4, 2
 """Squares of one size that are covered on each reference, and on a large one."""
 FEW, MANY = 8, 32
 """Other references in the first and in the second round of transplants."""
+QUICK_FEW = 3
+"""Of the first ones, so many are asked first on large inputs; a square that turns none is dropped."""
 SPARED = 0.25
 """Squares for each reference, whose covering leaves the class and costs most of its margin, that are
 transplanted as well."""
@@ -83,7 +85,11 @@ class TransplantTest:
         ).to(self.images).sum(dim=1)  # fmt: skip
         proposed = torch.cat([self._propose(maps, size) for size in self.sizes])
         decisive = self._decisive(proposed, monitor.part(0.48, 0.77))
-        first = self.turned(decisive, self._some_others(decisive), monitor.part(0.77, 0.91))
+        others = self._some_others(decisive)
+        if self.quick:
+            some = self.turned(decisive, others[:, :QUICK_FEW], monitor.part(0.77, 0.82)) > 0.0
+            decisive, others = decisive[some], others[some]
+        first = self.turned(decisive, others, monitor.part(0.82 if self.quick else 0.77, 0.91))
         kept = first >= LEAST
         left = decisive[kept]
         second = self.turned(left, self._others(left, FEW, MANY), monitor.part(0.91, 1.0))

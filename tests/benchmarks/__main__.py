@@ -24,6 +24,7 @@ from tests.benchmarks.plan import COUNTS, GROUPS, LAYER_PAIRS, LAYERS, METHODS, 
 from tests.benchmarks.records import read
 from tests.benchmarks.report import write
 from tests.benchmarks.reveal import measure_reveal
+from tests.benchmarks.reveal_large import measure_reveal_large
 from tests.benchmarks.reveal_peers import measure_reveal_peers
 from tests.benchmarks.scale import calculate
 from tests.benchmarks.several import measure_several
@@ -80,6 +81,8 @@ BENCHMARKS: dict[str, tuple[int, str, Benchmark]] = {
                measure_reveal),
     "reveal-peers": (3, "the same beside what others use (needs --data; draws, not pairs; --networks)",
                      measure_reveal_peers),
+    "reveal-large": (1, "carriers among photographs of 224 × 224 pixels, time and memory (draws, not pairs)",
+                     measure_reveal_large),
     "widgets": (5, "time to the new view, payloads and memory of the widgets (repeats, not pairs)",
                 lambda options, monitor: measure_widgets(options.pairs, monitor)),
     "pace": (1, "times that progress bars promise, over those that it took (--cases)", measure_pace),
