@@ -101,14 +101,20 @@ def test_carriers_that_keep_their_class_when_covered_are_found() -> None:
 class Weak:
     """A transplant test in which the squares of class 0 and 1 turn little, those of class 2 all."""
 
+    images = torch.zeros(1)
+
+    def __init__(self, least: float = 0.1) -> None:
+        self.least, self.copied = least, list[int]()
+
     def copies(self, square: Square, _: object) -> tuple[Tensor, Tensor]:
+        self.copied.append(square.row)
         return torch.tensor([[square.row, 0, 0, 3]]), torch.zeros(1)
 
     def others(self, targets: Tensor, _: int, count: int) -> Tensor:
         return torch.zeros(len(targets), count)
 
     def turned(self, places: Tensor, *_: object) -> Tensor:
-        return (places[:, 0] >= 20).float().clamp_min(0.1)
+        return (places[:, 0] >= 20).float().clamp_min(self.least)
 
 
 def test_a_class_that_turns_little_takes_no_place_of_others() -> None:
@@ -121,6 +127,15 @@ def test_a_class_that_turns_little_takes_no_place_of_others() -> None:
     assert [one.square.target for one in found] == [2, 2, 0, 1]
     assert done == sorted(done)
     assert done[:2] == pytest.approx([0.0, 0.5 * (1 / MOST + 1 / len(squares))])
+
+
+def test_what_turns_next_to_nothing_is_not_looked_for_elsewhere() -> None:
+    squares = [Square(20, 0, 0, 3, 2, 1.0), Square(0, 0, 0, 3, 0, 0.3)]
+    for least, copied in ((0.1, [20, 0]), (0.04, [20])):
+        test = Weak(least)
+        found = _grouped(test, squares, Monitor())  # type: ignore[arg-type]
+        assert test.copied == copied
+        assert [one.places[:, 0].tolist() for one in found] == [[20], [0]]
 
 
 def test_pairs_are_carriers_without_the_region_that_decided() -> None:

@@ -52,6 +52,8 @@ NEARLY = 0.9
 """Pull, relative to the same reference's strongest square, for which a smaller one is taken."""
 HOPELESS = 0.5
 """Pull, relative to that of an accusation, of a class' strongest square below which no other is tried."""
+FAINT = 0.05
+"""Pull below which nothing is looked for that resembles the square: it may resemble very much."""
 FEWEST_CARRIERS = 2
 """Carriers without which nothing is accused: one odd picture may be an odd object."""
 FILL = "texture"
@@ -221,15 +223,16 @@ def _grouped(test: TransplantTest, squares: list[Square], monitor: Monitor) -> l
         best = min(
             (one for one in own if one.pull >= NEARLY * first.pull), key=lambda one: one.size
         )
-        places = _copies(test, best, monitor.silent())
-        rows = set(places[:, 0].tolist())
-        squares = [one for one in squares if one.row not in rows or one.target != best.target]
-        goal = torch.tensor([best.target], device=places.device)
+        goal = torch.tensor([best.target], device=test.images.device)
         others = test.others(goal, FEW + MANY, CHECKED)
         if int((others >= 0).sum()) < FEW + MANY:  # few references: those that chose it as well
             others = test.others(goal, 0, FEW + MANY + CHECKED)
-        place = torch.tensor([[best.row, best.top, best.left, best.size]], device=places.device)
-        share = float(test.turned(place, others, monitor.silent()))
+        places = torch.tensor([[best.row, best.top, best.left, best.size]], device=goal.device)
+        share = float(test.turned(places, others, monitor.silent()))
+        if share >= FAINT:
+            places = _copies(test, best, monitor.silent())
+        rows = set(places[:, 0].tolist())
+        squares = [one for one in squares if one.row not in rows or one.target != best.target]
         count = int((others >= 0).sum())
         regions.append(_Region(best, places, round(share * count), count))
         if regions[-1].interval[0] < HOPELESS * ACCUSING:

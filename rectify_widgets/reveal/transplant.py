@@ -101,7 +101,7 @@ class TransplantTest:
 
     def _propose(self, maps: Tensor, size: int) -> Tensor:
         """Rows ``(reference, top, left, size)`` of the squares with the largest attribution."""
-        sums = F.avg_pool2d(maps[:, None], size, stride=1)[:, 0]
+        sums = _means(maps, size)
         height, width = sums.shape[1:]
         ys = torch.arange(height, device=maps.device)[None, :, None]
         xs = torch.arange(width, device=maps.device)[None, None, :]
@@ -192,14 +192,17 @@ class TransplantTest:
         The distance is squared and relative to the square's own contrast to the references' mean.
         """
         size, top, left = square.size, square.top, square.left
-        template = self.images[square.row, :, top : top + size, left : left + size]
-        contrast = template - self.mean[:, top : top + size, left : left + size]
-        width = self.images.shape[-1] - size + 1
+        template = self.images[square.row, :, top : top + size, left : left + size].float()
+        contrast = template - self.mean[:, top : top + size, left : left + size].float()
+        height, width = (side - size + 1 for side in self.images.shape[-2:])
+        spectrum = torch.fft.rfft2(template, self.images.shape[-2:]).conj()
         places, distances = [], []
         for part in self.images.split(self.chunk):
             monitor.check()
-            energy = size**2 * F.avg_pool2d(part.square().sum(dim=1), size, stride=1)
-            cross = F.conv2d(part, template[None])[:, 0]
+            values = part.float()
+            energy = size**2 * _means(values.square().sum(dim=1), size)
+            product = (torch.fft.rfft2(values) * spectrum).sum(dim=1)
+            cross = torch.fft.irfft2(product, part.shape[-2:])[:, :height, :width]
             apart = (energy - 2 * cross + template.square().sum()).flatten(1)
             least, best = apart.min(dim=1)
             places.append(torch.stack([best // width, best % width], dim=1))
@@ -207,6 +210,12 @@ class TransplantTest:
         corner = torch.cat(places)
         rows = torch.arange(len(corner), device=corner.device)[:, None]
         return torch.cat([rows, corner, torch.full_like(rows, size)], dim=1), torch.cat(distances)
+
+
+def _means(maps: Tensor, size: int) -> Tensor:
+    """Means of ``N × H × W`` over every square of that size, along one axis after the other."""
+    columns = F.avg_pool2d(maps[:, None], (size, 1), stride=1)
+    return F.avg_pool2d(columns, (1, size), stride=1)[:, 0]
 
 
 def _margins(scores: Tensor, classes: Tensor) -> Tensor:
