@@ -32,7 +32,7 @@ from rectify_widgets.widgets.prediction.viewer import PredictionViewer
 from rectify_widgets.widgets.suspicion.viewer import SuspicionViewer
 from tests.widget_fakes import LAYERS, SCORES, network, pairs
 
-COUNT = 40
+COUNT = 20
 BATCHES = 4
 STATM = Path("/proc/self/statm")
 PAGE = 4096

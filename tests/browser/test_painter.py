@@ -112,7 +112,6 @@ NOTHING = np.zeros((SIDE, SIDE), bool)
 RECTANGLE = block(slice(20, 26), slice(19, 27))
 
 
-@pytest.mark.every_frontend
 def test_a_rectangle_and_a_stroke_undone_and_done_again(painter: pages.Watched) -> None:
     page = painter.page
     page.locator(parts.TOOL.format("rectangle")).click()
@@ -238,7 +237,6 @@ def test_each_sample_has_its_own_mask_and_its_own_steps(painter: pages.Watched) 
     expect(painter, NOTHING)  # what Python put there can be undone too
 
 
-@pytest.mark.every_frontend
 def test_the_model_answers_for_what_is_painted(painter: pages.Watched) -> None:
     put(painter, RECTANGLE)
     painter.page.wait_for_function(

@@ -129,7 +129,9 @@ def mixture(before: nn.Module, clean: Tensor, mix: Any, draw: torch.Generator) -
     )
 
 
-def by_hand(stage: Stage, steps: int, seed: int, turn: int, mix: Any) -> dict[str, Factors]:
+def by_hand(
+    stage: Stage, steps: int, seed: int, turn: int, mix: Any, keep: float = KEEP
+) -> dict[str, Factors]:
     """Adam with a cosine rate, written out; left factors in units of the layer's weights."""
     model, goal = stage.model, stage.goal
     units = {
@@ -162,7 +164,7 @@ def by_hand(stage: Stage, steps: int, seed: int, turn: int, mix: Any) -> dict[st
             known = torch.cat([known, wanted[:32]])
         with torch.enable_grad():
             loss = divergence(twin, corrupted, known)
-            loss = loss + KEEP * STRICTER**turn * divergence(twin, clean, wanted)
+            loss = loss + keep * divergence(twin, clean, wanted)
             loss.backward()
         rate = RATE / STRICTER**turn * (1 + math.cos(math.pi * step / steps)) / 2
         for name, (left, right) in factors.items():

@@ -44,12 +44,16 @@ from tests.engine.traces import untouched
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("steps", "count", "turn"), [(1, 12, 0), (7, 12, 2), (3, 80, 0)])
-def test_steps_are_those_of_the_formula(network: str, steps: int, count: int, turn: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "count", "turn", "keep"), [(1, 12, 0, 9.0), (7, 12, 2, 36.0), (3, 80, 0, 4.5)]
+)
+def test_steps_are_those_of_the_formula(
+    network: str, steps: int, count: int, turn: int, keep: float
+) -> None:
     stage = Stage(network, count, turn=turn)
-    found = stage.refined(steps=steps, seed=5, turn=turn)
+    found = stage.refined(steps=steps, seed=5, turn=turn, keep=keep)
     mix = suitable_mix(stage.model, stage.clean, 5)
-    close(found, by_hand(stage, steps, 5, turn, mix), 1e-5)
+    close(found, by_hand(stage, steps, 5, turn, mix, keep), 1e-5)
     assert found.keys() == stage.layers.keys()
     for name, (left, right) in found.items():
         assert not torch.allclose(left, stage.start[name][0], atol=1e-5)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectify_widgets.engine.base.progress import Cancelled
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -194,6 +194,44 @@ def test_over_the_budget_they_are_refined_again(
         assert not edit.refined
 
 
+@pytest.mark.parametrize(
+    ("left", "room", "keeps"),
+    [(0.0, 1e9, [9.0, 4.5, 2.25]), (0.0, 0.0, [9.0]), (1.0, 1e9, [9.0])],
+    ids=["far below the budget", "near it", "little is left"],
+)
+def test_far_below_the_budget_they_are_refined_more_boldly(
+    trojan: Toy, monkeypatch: pytest.MonkeyPatch, left: float, room: float, keeps: list[float]
+) -> None:
+    """And the last that did better is kept, on cancel too."""
+    objection, judged = Rounds._objection, list[Verdict]()
+
+    def objecting(loop: Rounds, verdict: Verdict | None, bar: float) -> str | None:
+        if verdict is None or not seen or not seen[0].options:  # of a closed form
+            return objection(loop, verdict, bar)
+        judged.append(verdict)
+        assert bar > verdict.objective or len(judged) > 1
+        return "worse" if len(judged) == TURNS else None
+
+    seen: list[Seen] = []
+    monkeypatch.setattr(Rounds, "_objection", objecting)
+    monkeypatch.setattr(Seen, "__init__", _remembered(seen))
+    monkeypatch.setattr(rounds, "LEFT", left)
+    monkeypatch.setattr(rounds, "ROOM", room)
+    options: dict[str, Any] = {"max_rounds": 1, "refine_steps": 5}
+    result, spy = run(trojan, 1.0, **options)
+    assert [rest["keep"] for rest in spy.options] == keeps
+    assert [rest["turn"] for rest in spy.options] == list(range(len(keeps)))
+    best = judged[min(len(keeps), TURNS - 1) - 1]
+    assert (result.gap_after, result.degradation) == (best.gap, best.degradation)
+    refused = [step.reason for step in result.steps if step.refined and not step.accepted]
+    assert refused == (["worse"] if len(keeps) == TURNS else [])
+
+    seen.clear(), judged.clear()
+    result, spy = run(trojan, 1.0, **options, cancel=lambda: len(judged) == len(keeps) - 1 > 0)
+    assert (result.stopped == "cancelled") == (len(keeps) > 1)
+    assert (result.gap_after, result.degradation) == (best.gap, best.degradation)
+
+
 def _remembered(seen: list[Seen]) -> Any:
     first = Seen.__init__
 
@@ -271,7 +309,7 @@ def test_the_call_of_the_other_tests_refines() -> None:
 
 
 @pytest.mark.parametrize(
-    "when", ["refining", "leaving out an edit of stem", "measuring block2.conv2", "measuring stem"]
+    "when", ["refining", "leaving out an edit of stem", "measuring block2.conv1", "measuring stem"]
 )
 def test_cancelled_in_the_joint_stage(trojan: Toy, when: str) -> None:
     reported: list[tuple[float, str]] = []
@@ -320,13 +358,13 @@ def test_a_trial_that_was_broken_off_has_the_figures_that_are_known(trojan: Toy)
 def test_refining_keeps_to_the_limit(trojan: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of fewer samples at a time, with the same result; and none where not one fits."""
     sizes: list[int] = []
-    whole = refining._set_gradients
+    whole = refining._gradients
 
-    def spied(factors: Any, loss: Any, count: int, size: int) -> None:
+    def spied(factors: Any, loss: Any, count: int, size: int) -> list[Tensor]:
         sizes.append(size)
-        whole(factors, loss, count, size)
+        return whole(factors, loss, count, size)
 
-    monkeypatch.setattr(refining, "_set_gradients", spied)
+    monkeypatch.setattr(refining, "_gradients", spied)
     monkeypatch.setattr(rounds, "ENOUGH", 1.0)  # always refined
     monkeypatch.setattr(memory, "LESSON", 400)  # so that nothing else takes as much
     about: dict[str, Any] = {"reference": trojan.reference, "target_gap": 0.0, "max_rounds": 1}

@@ -24,6 +24,7 @@ from rectify_widgets.engine.edit.statistics import KeyStatistics
 from rectify_widgets.engine.find.adversarial import put_onto
 from rectify_widgets.engine.find.candidates import Probe
 from rectify_widgets.engine.find.transfer import Transfer, choose_corruption
+from rectify_widgets.engine.measure.judge import Judge
 from rectify_widgets.engine.model import memory
 from rectify_widgets.engine.model.catalog import LayerCatalog, editable_layers
 from rectify_widgets.engine.model.flow import following
@@ -182,6 +183,20 @@ class Problem:
             return some
         before = replace(before, carriers=before.carriers[rows], origins=before.references)
         return replace(some, carriers=self.carriers[rows], origins=some.references, before=before)
+
+    def judge(
+        self,
+        monitor: Monitor,
+        validation: tuple[Tensor, Tensor] | None = None,
+        *,
+        steady: bool = False,
+    ) -> Judge:
+        """A judge of what is left of it, against the model that it was posed for."""
+        before = self.before
+        return Judge(
+            self.model, self.references, self.carriers, self.origins, validation, monitor,
+            room=self.room, scores=(before.references, before.origins), steady=steady,
+        )  # fmt: skip
 
     def halves(self, rows: Tensor, seed: int) -> tuple[Problem, Problem]:
         """Problems to solve and to judge with: disjoint halves of these references, if enough."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ PAIRS_TOO = 1 / 3
 the corruption itself."""
 SHIFT = 1 / 8
 """Such pairs are shifted by up to this share of their height and width, or a large network knows them by heart."""
+
+Refined: TypeAlias = tuple[list[Candidate], Verdict]
+"""Edits that were refined together, and how they were judged."""
 
 
 def goal_of(problem: Problem, spare: Tensor, state: State, seed: int, monitor: Monitor) -> Goal:

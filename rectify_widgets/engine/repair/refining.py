@@ -29,6 +29,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.adam import adam
 
 from rectify_widgets.engine.base.progress import SILENT, Monitor
 from rectify_widgets.engine.base.randomness import preserving_rng
@@ -70,8 +71,10 @@ SAMPLED = 256
 KEEP = 9.0
 """Weight of clean inputs relative to corrupted ones."""
 STRICTER = 2.0
-"""Edits that are over the budget are refined on, with the weight multiplied, and the number of steps
-and the learning rate divided by this."""
+"""Edits that are over the budget are refined on, with the weight multiplied by this, those far below it
+with the weight divided by it; the number of steps and the learning rate are divided by it either way."""
+LEFT, ROOM = 0.05, 0.5
+"""The latter where more of the gap than this is left, within this share of the budget."""
 
 Mix: TypeAlias = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 """Inputs, as many others, and the share of each other one, to mixtures."""
@@ -123,6 +126,7 @@ def refine(
     seed: int,
     monitor: Monitor,
     turn: int = 0,
+    keep: float = KEEP,
     chunk: int | None = None,
 ) -> dict[str, Factors]:
     """The factors after gradient steps; the model, its flags and gradients stay as they are.
@@ -136,6 +140,7 @@ def refine(
         seed: draws the inputs of each step.
         monitor: progress and cancellation.
         turn: how often the factors have been refined already, see `STRICTER`.
+        keep: weight of clean inputs relative to corrupted ones.
         chunk: samples whose gradients are taken at one time; None for as many as a pass may have.
     """
     weights = {name: layer.module.weight.detach() for name, layer in layers.items()}
@@ -162,7 +167,7 @@ def refine(
     factors = [factor for _, *pair in free for factor in pair]
     descend(
         before, factors, edited, goal, RATE,
-        steps=steps, seed=seed, monitor=monitor, turn=turn, chunk=chunk,
+        steps=steps, seed=seed, monitor=monitor, turn=turn, keep=keep, chunk=chunk,
     )  # fmt: skip
     return {name: (left.detach() * units[name], right.detach()) for name, left, right in free}
 
@@ -178,6 +183,7 @@ def descend(
     seed: int,
     monitor: Monitor,
     turn: int = 0,
+    keep: float = KEEP,
     chunk: int | None = None,
 ) -> None:
     """Take gradient steps on tensors, in place.
@@ -186,14 +192,13 @@ def descend(
         before: the original model.
         free: tensors that require a gradient.
         edited: makes the edited model's weights from them, by name.
-        goal, steps, seed, monitor, turn, chunk: see `refine`.
+        goal, steps, seed, monitor, turn, keep, chunk: see `refine`.
         rate: first learning rate of Adam; it falls to 0 (cosine).
     """
-    stricter = STRICTER**turn
-    steps = math.ceil(steps / stricter)
+    less = STRICTER**-turn
+    steps, rate = math.ceil(steps * less), rate * less
     model, what = before.model, f"refining {len(edited())} layers together"
-    optimizer = torch.optim.Adam(free, lr=rate / stricter)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimizer = _Adam(free)
     draw = torch.Generator().manual_seed(seed + turn)
     scores = predict_all(before, goal.references, monitor=monitor)
     mix = suitable_mix(before, goal.references, seed, monitor)
@@ -206,13 +211,34 @@ def descend(
             scores,
             mix,
             draw,
-            KEEP * stricter,
+            keep,
             monitor,
         )
         loss = partial(_loss, model, edited, inputs, wanted, share, monitor)
-        _set_gradients(free, loss, len(inputs), chunk or chunk_size(inputs, inputs.device))
-        optimizer.step()
-        schedule.step()
+        parts = chunk or chunk_size(inputs, inputs.device)
+        falling = (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.step(_gradients(free, loss, len(inputs), parts), falling * rate)
+
+
+class _Adam:
+    """`torch.optim.Adam`, whose first object in a process takes two seconds and 100 MB.
+
+    Every `torch.optim.Optimizer` imports torch's compiler; the function that it calls does not.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.means, self.squares = ([torch.zeros_like(one) for one in tensors] for _ in range(2))
+        self.steps = [torch.zeros(()) for _ in tensors]
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], rate: float) -> None:
+        """Change the tensors in place."""
+        adam(
+            self.tensors, gradients, self.means, self.squares, [], self.steps,
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=0.0, eps=1e-8,
+            maximize=False,
+        )  # fmt: skip
 
 
 def _lesson(
@@ -345,15 +371,15 @@ def _loss(
     return loss
 
 
-def _set_gradients(
+def _gradients(
     factors: Sequence[Tensor], loss: Callable[[slice], Tensor], count: int, size: int
-) -> None:
+) -> list[Tensor]:
     """The gradient of a loss that adds up over ``count`` rows, ``size`` of them at a time."""
-    for factor in factors:
-        factor.grad = None
+    sums = [torch.zeros_like(factor) for factor in factors]
     for parts in in_chunks(count, size, lambda rows: torch.autograd.grad(loss(rows), factors)):
-        for factor, part in zip(factors, parts, strict=True):
-            factor.grad = part if factor.grad is None else factor.grad.add_(part)
+        for one, part in zip(sums, parts, strict=True):
+            one.add_(part)
+    return sums
 
 
 def rank_one_parts(factors: Factors) -> list[Factors]:

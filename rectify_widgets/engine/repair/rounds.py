@@ -34,6 +34,7 @@ from rectify_widgets.engine.repair.checkpoint import State
 from rectify_widgets.engine.repair.diagnosis import OVER_BUDGET
 from rectify_widgets.engine.repair.joint import (
     JOINT,
+    Refined,
     as_candidates,
     by_use,
     fewest,
@@ -43,7 +44,7 @@ from rectify_widgets.engine.repair.joint import (
     together,
 )
 from rectify_widgets.engine.repair.options import RectifyOptions
-from rectify_widgets.engine.repair.refining import STRICTER, first_factors, refine
+from rectify_widgets.engine.repair.refining import KEEP, LEFT, ROOM, STRICTER, first_factors, refine
 from rectify_widgets.engine.repair.shortlist import TRIALS, shortlist
 from rectify_widgets.engine.repair.trials import SHARE, Trials, rounds_to_come
 
@@ -58,7 +59,7 @@ REHEARSED = 192
 REPEATS = 2
 """Rounds at most that try edits of all layers together."""
 TURNS = 3
-"""Most times that edits of many layers are refined, more strictly each time."""
+"""Most times that edits of many layers are refined, each time more strictly or more boldly."""
 EACH = 1.2
 """Measurements that choosing and keeping a refined edit takes; a few are dropped, the others take two."""
 LEAST_GAIN = 1e-3
@@ -163,7 +164,7 @@ class Rounds:
             self.solving, None, None, self._options.seed, self.problem.room
         )
         with self._clock("evaluation"):
-            self._judge = judge_of(self.judging, monitor, self._validation, steady=True)
+            self._judge = self.judging.judge(monitor, self._validation, steady=True)
         start = self._judge.original(self.judging.before.carriers)
         self._measuring = self._judge.inputs * self.judging.before.seconds
         self._trying = SHARE * TRIALS * self._measuring
@@ -171,7 +172,7 @@ class Rounds:
         self._rehearsal: Judge | None = None
         if self._refine_steps and not self.shared:  # otherwise overfitting would go unnoticed
             with self._clock("refining"):
-                self._rehearsal = judge_of(self.solving.only(slice(0, REHEARSED)), monitor)
+                self._rehearsal = self.solving.only(slice(0, REHEARSED)).judge(monitor)
 
     def _round(self, number: int) -> bool:
         """One round; returns whether an edit was kept."""
@@ -301,10 +302,21 @@ class Rounds:
         self._collected.forget(self.problem.catalog.after(candidate.layer.name))
 
     def _refine(self, rehearsal: Judge, trials: Trials) -> bool:
-        """Refine edits of all layers together; returns whether they were kept.
+        """Refine edits of all layers together; returns whether they were kept."""
+        found: Refined | None = None
+        try:
+            for better in self._refinements(rehearsal, trials):
+                found = better
+        except Cancelled:
+            if found:
+                self._keep_all(*found, trials)
+            raise
+        if found:
+            self._keep_all(*found, trials)
+        return found is not None
 
-        Over the budget they are refined again, more strictly.
-        """
+    def _refinements(self, rehearsal: Judge, trials: Trials) -> Iterator[Refined]:
+        """Edits to keep, ever better: over the budget refined on more strictly, far below more boldly."""
         model, seed = self.problem.model, self._options.seed + trials.number
         began = time.perf_counter()
         draw = torch.Generator().manual_seed(seed)
@@ -312,8 +324,9 @@ class Rounds:
         factors = {name: first_factors(layer, draw) for name, layer in layers.items()}
         monitor = self._pace.stage("preparing", lambda _: None)
         goal = goal_of(self.solving, self.problem.spare, self.state, seed, monitor)
-        cached = not self.problem.limit
         pieces = EACH * self._measuring * sum(right.shape[1] for _, right in factors.values())
+        bar = (trials.best[1] if trials.best else self.state.now).objective
+        keep = KEEP
         for turn in range(TURNS):
             took = self._pace.took.get("refining") if turn else None
             part = self._pace.stage("refining", lambda _: pieces, took and took / STRICTER)
@@ -321,28 +334,31 @@ class Rounds:
             with self._clock("refining"):
                 factors = refine(
                     model, layers, factors, goal, steps=self._refine_steps, seed=seed, turn=turn,
-                    monitor=part, chunk=self.problem.lesson,
+                    keep=keep, monitor=part, chunk=self.problem.lesson,
                 )  # fmt: skip
                 edits = as_candidates(layers, factors)
                 if not edits:
-                    return False
+                    return
                 part = self._pace.stage("dropping", lambda cost: 2.0 * cost, pieces / 3.0)
-                some = by_use(model, edits, rehearsal, part, cached=cached)
+                some = by_use(model, edits, rehearsal, part, cached=not self.problem.limit)
                 edits = fewest(model, some, rehearsal, self._options.target_gap, part)
             with together(edits):
                 verdict = self._judge.measure(model, part.silent())
-            bar = (trials.best[1] if trials.best else self.state.now).objective
+            far_below = verdict.within(ROOM * self._options.max_degradation)
             reason = self._objection(verdict, bar)
+            if reason is None and keep < KEEP and not far_below:
+                reason = "more than half of the budget for what is left"
             if reason is None:
-                self._keep_all(edits, verdict, trials)
-                return True
-            name = some_layers(edits)
-            self.state.steps.append(
-                trials.step(edits[0], verdict, self.state.now, reason, began, layer=name)
-            )
-            if reason != OVER_BUDGET:
-                return False
-        return False
+                yield edits, verdict
+                bar, keep = verdict.objective, keep / STRICTER
+                if verdict.gap <= LEFT or not far_below:
+                    return
+            else:
+                about, name = (edits[0], verdict, self.state.now, reason, began), some_layers(edits)
+                self.state.steps.append(trials.step(*about, layer=name))
+                if keep < KEEP or reason != OVER_BUDGET:
+                    return
+                keep *= STRICTER
 
     def _keep_all(self, edits: list[Candidate], final: Verdict, trials: Trials) -> None:
         """Keep edits of many layers, each with what they do up to there and without it alone.
@@ -430,18 +446,3 @@ class Rounds:
             took = time.perf_counter() - began
             self._seconds[stage] += took - self._nested
             self._nested = around + took
-
-
-def judge_of(
-    problem: Problem,
-    monitor: Monitor,
-    validation: tuple[Tensor, Tensor] | None = None,
-    *,
-    steady: bool = False,
-) -> Judge:
-    """A judge of what is left of the problem, against the model that it was posed for."""
-    before = problem.before
-    return Judge(
-        problem.model, problem.references, problem.carriers, problem.origins, validation, monitor,
-        room=problem.room, scores=(before.references, before.origins), steady=steady,
-    )  # fmt: skip

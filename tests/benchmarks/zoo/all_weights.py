@@ -18,7 +18,7 @@ from rectify_widgets.engine.model.running import copied, eval_mode
 from rectify_widgets.engine.repair.joint import goal_of
 from rectify_widgets.engine.repair.options import RectifyOptions
 from rectify_widgets.engine.repair.refining import Overridden, descend
-from rectify_widgets.engine.repair.rounds import Rounds, judge_of
+from rectify_widgets.engine.repair.rounds import Rounds
 
 RATES = 1e-3, 3e-3
 STEPS = 600
@@ -40,7 +40,7 @@ def free_all_weights(
         options = RectifyOptions(seed=seed)
         loop = Rounds(problem, None, options, Pace(Monitor()))
         goal = goal_of(loop.solving, problem.spare, loop.state, seed, Monitor())
-        judge = judge_of(loop.judging, Monitor(), steady=True)
+        judge = loop.judging.judge(Monitor(), steady=True)
         for rate in RATES:
             free = {
                 name: weight.detach().clone().requires_grad_()
