@@ -125,6 +125,16 @@ class Watched:
         output = cell.locator(".jp-OutputArea-output")
         return str(output.first.inner_text()).strip() if output.count() else ""
 
+    def run_again(self, number: int, seconds: float = 60) -> None:
+        """Run one cell, with the keyboard, and wait for its end."""
+        before = self.prompts()[number]
+        self.page.locator(CELL).nth(number).locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
+        limit = time.monotonic() + seconds
+        while "*" in self.prompts()[number] or self.prompts()[number] == before:
+            assert time.monotonic() < limit, f"cell {number} does not end"
+            self.page.wait_for_timeout(50)
+
     def save(self) -> None:
         """Save the notebook, and wait until it is written."""
         path = self.server.folder / self.notebook

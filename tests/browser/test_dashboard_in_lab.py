@@ -79,6 +79,56 @@ def assert_fits(page: Any) -> None:
     assert overflow == []
 
 
+# --- pages of their own; one that stays open for other tests comes after them, as Playwright asks for
+
+
+def test_a_snapshot_outlives_the_kernel(server: Server) -> None:
+    with pages.open_page(server, "saved.ipynb") as watched:
+        watched.run_all()
+        watched.run_cell("dashboard.locate().wait(); dashboard.snapshot()")
+        watched.page.wait_for_selector(f"{parts.STATIC} {parts.MAP}")
+        watched.save()
+        size = (server.folder / "saved.ipynb").stat().st_size
+        print(f"the saved notebook: {size / 1e6:.2f} MB")
+        assert size < 1_500_000
+        watched.assert_quiet()
+    server.end_kernels()
+    with pages.open_page(server, "saved.ipynb") as again:
+        static = again.page.wait_for_selector(parts.STATIC)
+        assert "Editability of the layers" in static.inner_text()
+        assert "★" in static.inner_text()
+        image = again.page.locator(f"{parts.STATIC} img").first
+        assert image.evaluate("i => i.naturalWidth") > 0
+        again.page.locator(parts.STATIC).first.scroll_into_view_if_needed()
+        again.picture("12-reopened")
+        assert again.foreign == []
+    server.end_kernels()
+
+
+def test_the_first_tutorial_runs_and_its_dashboard_answers(server: Server) -> None:
+    with pages.open_page(server, TUTORIAL.name) as watched:
+        page = watched.page
+        page.wait_for_selector(parts.STATIC)  # as it was committed
+        page.evaluate(KEEP, ["setup", "dashboard"])
+        watched.run_all(seconds=240)
+        page.locator(parts.RECTIFY).scroll_into_view_if_needed()
+        watched.picture("13-tutorial")
+        assert page.locator(parts.MAP).count() > 0
+        if page.locator(parts.UNDO).is_enabled():
+            page.click(parts.UNDO)
+            watched.wait_for_status("Took an edit back")
+        page.click(parts.RECTIFY)
+        watched.wait_for_status("Rectify: ")
+        page.wait_for_selector(f"{parts.CANCEL}:enabled")
+        page.click(parts.CANCEL)
+        watched.wait_for_status("ancelled")
+        watched.assert_quiet()
+    server.end_kernels()
+
+
+# --- one page, each time with a new dashboard
+
+
 def test_the_page_answers_while_a_rectification_runs(own: pages.Watched) -> None:
     page = own.page
     assert own.run_cell("print(dashboard.status)").startswith("Ready")
@@ -107,13 +157,7 @@ def test_a_cell_that_is_run_again_leaves_one_dashboard(own: pages.Watched) -> No
     count = "import ipywidgets; dashboard.settle(); print(len(ipywidgets.widget._instances))"
     once = own.ask(count)
     for _ in range(3):
-        prompt = own.prompts()[1]
-        page.locator(pages.CELL).nth(1).locator(".cm-content").click()
-        page.keyboard.press("Shift+Enter")
-        limit = time.monotonic() + 60
-        while "*" in own.prompts()[1] or own.prompts()[1] == prompt:
-            assert time.monotonic() < limit
-            page.wait_for_timeout(50)
+        own.run_again(1)
         page.wait_for_selector(parts.MAP)
     assert own.ask(count) == once
     page.click(parts.LOCATE)
@@ -197,47 +241,3 @@ def test_methods_and_errors_in_place(own: pages.Watched) -> None:
     assert "no such thing" in page.locator(parts.ERROR).first.inner_text()
     own.picture("11-error")
     own.assert_quiet()
-
-
-def test_a_snapshot_outlives_the_kernel(server: Server) -> None:
-    with pages.open_page(server, "saved.ipynb") as watched:
-        watched.run_all()
-        watched.run_cell("dashboard.locate().wait(); dashboard.snapshot()")
-        watched.page.wait_for_selector(f"{parts.STATIC} {parts.MAP}")
-        watched.save()
-        size = (server.folder / "saved.ipynb").stat().st_size
-        print(f"the saved notebook: {size / 1e6:.2f} MB")
-        assert size < 1_500_000
-        watched.assert_quiet()
-    server.end_kernels()
-    with pages.open_page(server, "saved.ipynb") as again:
-        static = again.page.wait_for_selector(parts.STATIC)
-        assert "Editability of the layers" in static.inner_text()
-        assert "★" in static.inner_text()
-        image = again.page.locator(f"{parts.STATIC} img").first
-        assert image.evaluate("i => i.naturalWidth") > 0
-        again.page.locator(parts.STATIC).first.scroll_into_view_if_needed()
-        again.picture("12-reopened")
-        assert again.foreign == []
-    server.end_kernels()
-
-
-def test_the_first_tutorial_runs_and_its_dashboard_answers(server: Server) -> None:
-    with pages.open_page(server, TUTORIAL.name) as watched:
-        page = watched.page
-        page.wait_for_selector(parts.STATIC)  # as it was committed
-        page.evaluate(KEEP, ["setup", "dashboard"])
-        watched.run_all(seconds=240)
-        page.locator(parts.RECTIFY).scroll_into_view_if_needed()
-        watched.picture("13-tutorial")
-        assert page.locator(parts.MAP).count() > 0
-        if page.locator(parts.UNDO).is_enabled():
-            page.click(parts.UNDO)
-            watched.wait_for_status("Took an edit back")
-        page.click(parts.RECTIFY)
-        watched.wait_for_status("Rectify: ")
-        page.wait_for_selector(f"{parts.CANCEL}:enabled")
-        page.click(parts.CANCEL)
-        watched.wait_for_status("ancelled")
-        watched.assert_quiet()
-    server.end_kernels()
