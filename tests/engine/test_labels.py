@@ -159,7 +159,7 @@ def test_a_label_is_explained_by_its_log_odds(trojan: Toy) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["trojan", "leakage"])
 def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> None:
-    """On the whole test set no label loses more than 0.2 points."""
+    """On 2,500 test images no label loses more than 0.2 points."""
     case: Case = rw.cases.load(name)
     shown = [c for c in range(len(case.classes)) if c != case.target]
     model = rw.adapt(
@@ -170,7 +170,7 @@ def test_shipped_networks_in_labels_lose_what_their_twins_lose(name: str) -> Non
     twin, result = rw.rectify(case.model, pairs, **given), rw.rectify(model, pairs, **given)
     assert twin.edits
     assert result.edits
-    (x, y), bad = case.clean, case.corrupted[0]
+    (x, y), bad = (one[:2500] for one in case.clean), case.corrupted[0][:2500]
     truth = one_hot(y, len(case.classes))[:, shown]
 
     def right(one: nn.Module, inputs: Tensor) -> float:
