@@ -195,12 +195,22 @@ def test_over_the_budget_they_are_refined_again(
 
 
 @pytest.mark.parametrize(
-    ("left", "room", "keeps"),
-    [(0.0, 1e9, [9.0, 4.5, 2.25]), (0.0, 0.0, [9.0]), (1.0, 1e9, [9.0])],
-    ids=["far below the budget", "near it", "little is left"],
+    ("left", "below", "keeps", "refused"),
+    [
+        (0.0, [True, True, True], [9.0, 4.5, 2.25], "worse"),
+        (0.0, [True, False], [9.0, 4.5], "more than half of the budget for what is left"),
+        (0.0, [False], [9.0], None),
+        (1.0, [True], [9.0], None),
+    ],
+    ids=["far below the budget", "near it then", "near it at once", "little is left"],
 )
 def test_far_below_the_budget_they_are_refined_more_boldly(
-    trojan: Toy, monkeypatch: pytest.MonkeyPatch, left: float, room: float, keeps: list[float]
+    trojan: Toy,
+    monkeypatch: pytest.MonkeyPatch,
+    left: float,
+    below: list[bool],
+    keeps: list[float],
+    refused: str | None,
 ) -> None:
     """And the last that did better is kept, on cancel too."""
     objection, judged = Rounds._objection, list[Verdict]()
@@ -208,23 +218,27 @@ def test_far_below_the_budget_they_are_refined_more_boldly(
     def objecting(loop: Rounds, verdict: Verdict | None, bar: float) -> str | None:
         if verdict is None or not seen or not seen[0].options:  # of a closed form
             return objection(loop, verdict, bar)
+        assert not judged or bar == judged[-1].objective
         judged.append(verdict)
-        assert bar > verdict.objective or len(judged) > 1
         return "worse" if len(judged) == TURNS else None
 
+    def within(verdict: Verdict, budget: float) -> bool:
+        return below[judged.index(verdict)] if budget == 0.005 else inside(verdict, budget)
+
     seen: list[Seen] = []
+    inside = Verdict.within
     monkeypatch.setattr(Rounds, "_objection", objecting)
     monkeypatch.setattr(Seen, "__init__", _remembered(seen))
+    monkeypatch.setattr(Verdict, "within", within)
     monkeypatch.setattr(rounds, "LEFT", left)
-    monkeypatch.setattr(rounds, "ROOM", room)
     options: dict[str, Any] = {"max_rounds": 1, "refine_steps": 5}
     result, spy = run(trojan, 1.0, **options)
     assert [rest["keep"] for rest in spy.options] == keeps
     assert [rest["turn"] for rest in spy.options] == list(range(len(keeps)))
-    best = judged[min(len(keeps), TURNS - 1) - 1]
+    best = judged[len(keeps) - 1 - bool(refused)]
     assert (result.gap_after, result.degradation) == (best.gap, best.degradation)
-    refused = [step.reason for step in result.steps if step.refined and not step.accepted]
-    assert refused == (["worse"] if len(keeps) == TURNS else [])
+    lost = [step.reason for step in result.steps if step.refined and not step.accepted]
+    assert lost == [refused] * bool(refused)
 
     seen.clear(), judged.clear()
     result, spy = run(trojan, 1.0, **options, cancel=lambda: len(judged) == len(keeps) - 1 > 0)

@@ -344,8 +344,8 @@ class Rounds:
                 edits = fewest(model, some, rehearsal, self._options.target_gap, part)
             with together(edits):
                 verdict = self._judge.measure(model, part.silent())
-            far_below = verdict.within(ROOM * self._options.max_degradation)
             reason = self._objection(verdict, bar)
+            far_below = verdict.within(ROOM * self._options.max_degradation)
             if reason is None and keep < KEEP and not far_below:
                 reason = "more than half of the budget for what is left"
             if reason is None:
