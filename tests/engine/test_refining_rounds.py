@@ -240,7 +240,8 @@ def test_far_below_the_budget_they_are_refined_more_boldly(
     lost = [step.reason for step in result.steps if step.refined and not step.accepted]
     assert lost == [refused] * bool(refused)
 
-    seen.clear(), judged.clear()
+    seen.clear()
+    judged.clear()
     result, spy = run(trojan, 1.0, **options, cancel=lambda: len(judged) == len(keeps) - 1 > 0)
     assert (result.stopped == "cancelled") == (len(keeps) > 1)
     assert (result.gap_after, result.degradation) == (best.gap, best.degradation)
