@@ -37,7 +37,7 @@ def blocks(readme: str, language: str) -> list[str]:
 def test_two_commands_set_up_everything(readme: str) -> None:
     assert readme.count("\n") <= 100
     start, test, whole = blocks(readme, "bash")
-    assert whole == test.split(" && ")[-1].replace("-n 2", "-n 3 -m ''")
+    assert whole == test.split(" && ")[-1].replace("-n 2", "-n 2 -m ''")
     commands = [start, test]
     for command in commands:
         assert command.count("\n") == 1, "one line to copy"

@@ -109,6 +109,9 @@ def discs(places: Sequence[tuple[int, int]], size: int) -> Mask:
 
 
 NOTHING = np.zeros((SIDE, SIDE), bool)
+AT_ONCE = """(canvas, keys) => keys.forEach(key => canvas.dispatchEvent(
+    new KeyboardEvent("keydown", { key, ctrlKey: key === "z", bubbles: true })))"""
+"""Keys that come faster than the page is drawn."""
 RECTANGLE = block(slice(20, 26), slice(19, 27))
 
 
@@ -172,6 +175,8 @@ def test_fill_paints_up_to_the_paint_around(painter: pages.Watched) -> None:
 def test_painting_by_keyboard_alone(painter: pages.Watched) -> None:
     """From a button to the canvas with Tab, and every tool with keys."""
     page = painter.page
+    page.locator(parts.STAGE).evaluate(AT_ONCE, [" ", " ", "z"])  # undone before the page is drawn
+    expect(painter, NOTHING)
     drag(painter, [(14, 14)])  # from here on no mouse
     keys(painter, "Control+z", "r", "Shift+ArrowUp", *["ArrowLeft"] * 4)  # row 6, column 10
     keys(painter, " ", *["ArrowDown"] * 3, "Shift+ArrowRight", " ")

@@ -113,13 +113,13 @@ def test_what_is_refined_and_for_what(
     trojan: Toy, always: tuple[Rectification, Seen, float]
 ) -> None:
     result, seen, _ = always
-    assert len(seen.goals) == 1
+    assert all(goal is seen.goals[0] for goal in seen.goals)
     goal, loop = seen.goals[0], seen.loops[0]
     layers = {layer.name for layer in editable_layers(trojan.model, trojan.reference)}
     assert seen.starts[0].keys() == seen.found[0].keys() == layers
     assert all(float(left.abs().max()) == 0 for left, _ in seen.starts[0].values())
-    (rest,) = seen.options
-    assert (rest["steps"], rest["seed"], rest["turn"]) == (60, 1, 0)
+    about = [(rest["steps"], rest["seed"], rest["turn"]) for rest in seen.options]
+    assert about == [(60, 1, turn) for turn in range(len(about))]
     # On the half that does not judge, and on that it is decided which edits are idle.
     judged, rehearsed = (one._inputs for one in (loop._judge, cast("Judge", loop._rehearsal)))
     unflagged = [i for i in range(len(trojan.reference)) if i not in result.flagged.tolist()]

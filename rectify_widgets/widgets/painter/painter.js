@@ -224,9 +224,11 @@ function render(sheet, model, el) {
     return made;
   });
   tools.append(...buttons);
-  const undo = button("Undo", "Z", "Take the last stroke back", () => stop() || sheet.undo());
-  const redo = button("Redo", "Y", "Do it again", () => stop() || sheet.redo());
-  const clear = button("Clear", "Del", "Take all paint away", () => stop() || sheet.clear());
+  // Keys call these, since a button may still be disabled from before the last stroke.
+  const [back, again, nothing] = ["undo", "redo", "clear"].map((name) => () => stop() || sheet[name]());
+  const undo = button("Undo", "Z", "Take the last stroke back", back);
+  const redo = button("Redo", "Y", "Do it again", again);
+  const clear = button("Clear", "Del", "Take all paint away", nothing);
   const out = button("Out", "−", "Show the picture smaller", () => magnify(1 / 1.5));
   const whole = button("1×", "0", "Show the whole picture", () => magnify(0));
   const into = button("In", "+", "Show the picture larger", () => magnify(1.5));
@@ -387,8 +389,8 @@ function render(sheet, model, el) {
     const { key, target } = event, low = key.toLowerCase(), arrow = target === canvas && ARROWS[key];
     const chosen = Object.keys(TOOLS).find((name) => TOOLS[name][1].toLowerCase() === low);
     const command = event.ctrlKey || event.metaKey;
-    if (low === "z" && !event.altKey) (event.shiftKey ? redo : undo).click();
-    else if (low === "y" && !event.altKey) redo.click();
+    if (low === "z" && !event.altKey) (event.shiftKey ? again : back)();
+    else if (low === "y" && !event.altKey) again();
     else if (command) return;
     else if (arrow) {
       const far = event.shiftKey ? 8 : 1;
@@ -402,7 +404,7 @@ function render(sheet, model, el) {
       }));
     } else if (target === canvas && key === " ") { if (drag) up(); else if (tool() !== "move") down(event.altKey); }
     else if (key === "Escape") { if (!stop()) return; }
-    else if (key === "Delete" || key === "Backspace") clear.click();
+    else if (key === "Delete" || key === "Backspace") nothing();
     else if (chosen && !drag) set("tool", chosen);
     else if (",[".includes(key)) resize(-1);
     else if (".]".includes(key)) resize(1);

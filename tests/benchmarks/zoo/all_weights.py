@@ -1,15 +1,19 @@
 """A bound on what edits can do: every weight free, on the same references, towards the same goal.
 
-Imports the engine.  Where rank-one edits of all layers are refined, all parameters of the network are
-optimised instead; everything else is as in `rectify`.
+Imports the engine and the cases.  Where rank-one edits of all layers are refined, all parameters of the
+network are optimised instead; everything else is as in `rectify`.  Of a shipped case, from one pair:
+
+    python -m tests.benchmarks.zoo.all_weights leakage
 """
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 from torch import Tensor, nn
 
+import rectify_widgets as rw
 from rectify_widgets.engine.base.pace import Pace
 from rectify_widgets.engine.base.progress import Monitor
 from rectify_widgets.engine.data.pairs import SamplePairs
@@ -57,3 +61,17 @@ def free_all_weights(
         _, _, rate, weights = min(found, key=lambda one: one[:2])
         problem.model.load_state_dict(weights, strict=False)
     return work, rate
+
+
+def main(name: str, pairs: int = 3) -> None:
+    """Print the figures of a shipped case, as it is and from each of the first pairs."""
+    case = rw.cases.load(name)
+    print("before", case.figures())
+    for seed in range(pairs):
+        pair = case.pairs[seed : seed + 1]
+        model, rate = free_all_weights(case.model, pair, case.reference, seed)
+        print(f"pair {seed}, rate {rate}", case.figures(model))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
