@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_fresh_environment_from_exactly_these_files(repository: Path, tmp_path: 
         for name, value in os.environ.items()
         if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_QUIET"}
     } | {"PATH": path}
+    run = partial(
+        subprocess.run, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
     own, to = [sys.executable, "-m"], ["--python", str(python)]
     torch = f"torch=={pins(repository / 'binder/requirements.txt')['torch']}"
     for command in (
@@ -68,38 +72,16 @@ def test_fresh_environment_from_exactly_these_files(repository: Path, tmp_path: 
         [*own, "uv", "pip", "install", "-q", *to, "-r", "binder/requirements.txt"],
         [*own, "uv", "pip", "check", "-q", *to],
     ):
-        done = subprocess.run(
-            command,
-            cwd=repository,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
+        done = run(command, cwd=repository)
         if done.returncode and OFFLINE.search(done.stderr):
             pytest.skip(f"offline: {done.stderr.strip().splitlines()[-1]}")
         assert done.returncode == 0, done.stdout + done.stderr
 
     # From another folder, so that the installed copy is imported and not the checkout.
-    build = subprocess.run(
-        [repository / "binder" / "postBuild"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    build = run([repository / "binder" / "postBuild"], cwd=tmp_path)
     assert build.returncode == 0, build.stderr
     assert re.search(r"^rectify_widgets \d+\.\d+\.\d+ on torch 2\.", build.stdout, re.MULTILINE)
 
-    where = subprocess.run(
-        [python, "-c", "import rectify_widgets as rw; rw.cases.load('trojan'); print(rw.__file__)"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert where.stdout.startswith(str(place)), where.stderr
+    where = "import rectify_widgets as rw; rw.cases.load('trojan'); print(rw.__file__)"
+    found = run([python, "-c", where], cwd=tmp_path)
+    assert found.stdout.startswith(str(place)), found.stderr
