@@ -194,19 +194,24 @@ def test_over_the_budget_they_are_refined_again(
         assert not edit.refined
 
 
+ROOMY = "more than half of the budget for what is left"
+
+
 @pytest.mark.parametrize(
-    ("left", "below", "keeps", "refused"),
+    ("first", "left", "below", "keeps", "refused"),
     [
-        (0.0, [True, True, True], [9.0, 4.5, 2.25], "worse"),
-        (0.0, [True, False], [9.0, 4.5], "more than half of the budget for what is left"),
-        (0.0, [False], [9.0], None),
-        (1.0, [True], [9.0], None),
+        (None, 0.0, [True, True, True], [9.0, 4.5, 2.25], "worse"),
+        (None, 0.0, [True, False], [9.0, 4.5], ROOMY),
+        (None, 0.0, [False], [9.0], None),
+        (None, 1.0, [True], [9.0], None),
+        (OVER_BUDGET, 0.0, [False, True, False], [9.0, 18.0, 9.0], ROOMY),
     ],
-    ids=["far below the budget", "near it then", "near it at once", "little is left"],
+    ids=["far below", "near it then", "near it at once", "little is left", "over it at first"],
 )
 def test_far_below_the_budget_they_are_refined_more_boldly(
     trojan: Toy,
     monkeypatch: pytest.MonkeyPatch,
+    first: str | None,
     left: float,
     below: list[bool],
     keeps: list[float],
@@ -218,9 +223,9 @@ def test_far_below_the_budget_they_are_refined_more_boldly(
     def objecting(loop: Rounds, verdict: Verdict | None, bar: float) -> str | None:
         if verdict is None or not seen or not seen[0].options:  # of a closed form
             return objection(loop, verdict, bar)
-        assert not judged or bar == judged[-1].objective
+        assert not judged or first or bar == judged[-1].objective
         judged.append(verdict)
-        return "worse" if len(judged) == TURNS else None
+        return {1: first, TURNS: refused if refused == "worse" else None}.get(len(judged))
 
     def within(verdict: Verdict, budget: float) -> bool:
         return below[judged.index(verdict)] if budget == 0.005 else inside(verdict, budget)
@@ -238,7 +243,7 @@ def test_far_below_the_budget_they_are_refined_more_boldly(
     best = judged[len(keeps) - 1 - bool(refused)]
     assert (result.gap_after, result.degradation) == (best.gap, best.degradation)
     lost = [step.reason for step in result.steps if step.refined and not step.accepted]
-    assert lost == [refused] * bool(refused)
+    assert lost == [one for one in (first, refused) if one]
 
     seen.clear()
     judged.clear()

@@ -221,7 +221,7 @@ def descend(
 
 
 class _Adam:
-    """`torch.optim.Adam`, whose first object in a process takes two seconds and 100 MB.
+    """`torch.optim.Adam`, whose first object in a process takes a second or two and up to 100 MB.
 
     Every `torch.optim.Optimizer` imports torch's compiler; the function that it calls does not.
     """

@@ -326,7 +326,7 @@ class Rounds:
         goal = goal_of(self.solving, self.problem.spare, self.state, seed, monitor)
         pieces = EACH * self._measuring * sum(right.shape[1] for _, right in factors.values())
         bar = (trials.best[1] if trials.best else self.state.now).objective
-        keep = KEEP
+        keep, bold = KEEP, False
         for turn in range(TURNS):
             took = self._pace.took.get("refining") if turn else None
             part = self._pace.stage("refining", lambda _: pieces, took and took / STRICTER)
@@ -346,17 +346,17 @@ class Rounds:
                 verdict = self._judge.measure(model, part.silent())
             reason = self._objection(verdict, bar)
             far_below = verdict.within(ROOM * self._options.max_degradation)
-            if reason is None and keep < KEEP and not far_below:
+            if reason is None and bold and not far_below:
                 reason = "more than half of the budget for what is left"
             if reason is None:
                 yield edits, verdict
-                bar, keep = verdict.objective, keep / STRICTER
+                bar, keep, bold = verdict.objective, keep / STRICTER, True
                 if verdict.gap <= LEFT or not far_below:
                     return
             else:
                 about, name = (edits[0], verdict, self.state.now, reason, began), some_layers(edits)
                 self.state.steps.append(trials.step(*about, layer=name))
-                if keep < KEEP or reason != OVER_BUDGET:
+                if bold or reason != OVER_BUDGET:
                     return
                 keep *= STRICTER
 
