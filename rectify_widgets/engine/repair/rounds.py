@@ -2,7 +2,7 @@
 
 Imports torch only.  Each round collects the statistics that are stale, scores all layers on the
 references whose prediction is still wrong, tries the best few edits, and keeps the one with the least
-gap plus weighted disturbance within the budget.  Where the best closed form leaves much of the gap,
+gap plus weighted disturbance within the budget.  Where the best closed form leaves much or costs much,
 edits of all layers are refined together, and if they do better they are kept and end the loop.
 Edits are solved and refined on one half of the references and judged on the other.  A round draws
 from the seed and its own number alone, so that a restored loop goes on as it would have.
@@ -51,7 +51,7 @@ from rectify_widgets.engine.repair.trials import SHARE, Trials, rounds_to_come
 STAGES = ("statistics", "sweep", "solving", "refining", "evaluation")
 """Stages whose time is recorded."""
 ENOUGH = 0.5
-"""A closed form that closes this share of the gap that is left is not refined."""
+"""A closed form that closes this share of the gap that is left, within `ROOM` of the budget, is not refined."""
 NEAR = 2.0
 """Nor is one within this many times the target.  Both were chosen with test figures in view."""
 REHEARSED = 192
@@ -263,7 +263,7 @@ class Rounds:
     def _keep_best(self, trials: Trials, chosen: list[Candidate]) -> bool:
         """Try the chosen edits on the judging references; returns whether an edit was kept.
 
-        Where none closes much of the gap, edits of all layers are refined together and tried.
+        Where none closes much of the gap at little cost, edits of all layers are refined together and tried.
         """
         model, number = self.problem.model, trials.number
         monitor = self._pace.stage("trying", self._after_trying, self._trying)
@@ -398,9 +398,11 @@ class Rounds:
             raise cancelled
 
     def _falls_short(self, best: tuple[Candidate, Verdict, int] | None) -> bool:
-        """Whether the best closed form of a round leaves much of the gap, relatively and absolutely."""
-        left = self.state.now.gap if best is None else best[1].gap
-        return left > NEAR * self._options.target_gap and left > (1.0 - ENOUGH) * self.state.now.gap
+        """Whether the best closed form of a round leaves much of the gap, or costs much for what it does."""
+        verdict = best[1] if best else self.state.now
+        much = verdict.gap > (1.0 - ENOUGH) * self.state.now.gap
+        costly = not verdict.within(ROOM * self._options.max_degradation)
+        return verdict.gap > NEAR * self._options.target_gap and (much or costly)
 
     def _try(self, candidate: Candidate, trials: Trials, monitor: Monitor) -> bool:
         """Measure an edit, record the step, and remember the edit if it is the best so far.
