@@ -80,26 +80,30 @@ def test_stages_within_stages_count_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("gap", "target", "short"),
+    ("gap", "cost", "target", "short"),
     [
-        (0.41, 0.02, True),
-        (0.39, 0.02, False),
-        (0.40, 0.02, False),
-        (0.79, 0.0, True),
-        (0.0, 0.0, False),
-        (0.45, 0.5, False),  # the target is reached
-        (0.51, 0.25, True),
-        (0.51, 0.26, False),  # near it
-        (None, 0.02, True),
-        (None, 0.39, True),
-        (None, 0.41, False),
+        (0.41, 0.0, 0.02, True),
+        (0.39, 0.0, 0.02, False),
+        (0.40, 0.0, 0.02, False),
+        (0.79, 0.0, 0.0, True),
+        (0.0, 0.0, 0.0, False),
+        (0.45, 0.0, 0.5, False),  # the target is reached
+        (0.51, 0.0, 0.25, True),
+        (0.51, 0.0, 0.26, False),  # near it
+        (0.39, 0.005, 0.02, False),  # within half of the budget
+        (0.39, 0.006, 0.02, True),
+        (0.03, 0.006, 0.02, False),  # costly, but near the target
+        (None, 0.0, 0.02, True),
+        (None, 0.0, 0.39, True),
+        (None, 0.0, 0.41, False),
     ],
 )
-def test_falls_short(gap: float | None, target: float, short: bool) -> None:
+def test_falls_short(gap: float | None, cost: float, target: float, short: bool) -> None:
     loop = Rounds.__new__(Rounds)
     start = Verdict(0.8, 0.0, 0.0, 0.0)
-    loop.state, loop._options = State(start, start, {}), RectifyOptions(target_gap=target)
-    verdict = None if gap is None else Verdict(gap, 0.0, 0.0, 0.0)
+    options = RectifyOptions(target_gap=target, max_degradation=0.01)
+    loop.state, loop._options = State(start, start, {}), options
+    verdict = None if gap is None else Verdict(gap, 0.0, cost, 0.0)
     best = None if verdict is None else (cast("Candidate", None), verdict, 0)
     assert loop._falls_short(best) is short
 
@@ -228,7 +232,8 @@ def test_far_below_the_budget_they_are_refined_more_boldly(
         return {1: first, TURNS: refused if refused == "worse" else None}.get(len(judged))
 
     def within(verdict: Verdict, budget: float) -> bool:
-        return below[judged.index(verdict)] if budget == 0.005 else inside(verdict, budget)
+        number = judged.index(verdict) if verdict in judged else None
+        return inside(verdict, budget) if number is None or budget > 0.005 else below[number]
 
     seen: list[Seen] = []
     inside = Verdict.within
